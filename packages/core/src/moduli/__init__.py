@@ -1,0 +1,97 @@
+"""moduli: neural networks for JAX from a small core and plugins.
+
+``import moduli as nnx`` gives Module, Variable, the graph functions and the transforms, and every
+name that an installed extension package declares: ``nnx.Linear`` from moduli-layers,
+``nnx.Optimizer`` from moduli-train, and so on.
+"""
+
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from moduli import errors as errors
+from moduli import filterlib as filterlib
+from moduli._containers import Dict as Dict
+from moduli._containers import List as List
+from moduli._filters import All as All
+from moduli._filters import Any as Any
+from moduli._filters import Everything as Everything
+from moduli._filters import Not as Not
+from moduli._filters import Nothing as Nothing
+from moduli._filters import OfType as OfType
+from moduli._filters import PathContains as PathContains
+from moduli._filters import PathIn as PathIn
+from moduli._filters import WithTag as WithTag
+from moduli._graph.graphdef import GraphDef as GraphDef
+from moduli._graph.nodes import is_data as is_data
+from moduli._graph.nodes import register_data_type as register_data_type
+from moduli._graph.split import clone as clone
+from moduli._graph.split import flatten as flatten
+from moduli._graph.split import graphdef as graphdef
+from moduli._graph.split import map_graph as map
+from moduli._graph.split import merge as merge
+from moduli._graph.split import pop as pop
+from moduli._graph.split import split as split
+from moduli._graph.split import state as state
+from moduli._graph.split import unflatten as unflatten
+from moduli._graph.split import update as update
+from moduli._graph.walk import find_duplicates as find_duplicates
+from moduli._graph.walk import iter_graph as iter_graph
+from moduli._graph.walk import set_metadata as set_metadata
+from moduli._module import Module as Module
+from moduli._module import iter_children as iter_children
+from moduli._module import iter_modules as iter_modules
+from moduli._module import view as view
+from moduli._plugins import hookimpl as hookimpl
+from moduli._plugins import using as using
+from moduli._pytree import Pytree as Pytree
+from moduli._pytree import data as data
+from moduli._pytree import static as static
+from moduli._rngs import Rngs as Rngs
+from moduli._rngs import RngStream as RngStream
+from moduli._state import FlatState as FlatState
+from moduli._state import State as State
+from moduli._state import filter_state as filter_state
+from moduli._state import from_flat_state as from_flat_state
+from moduli._state import map_state as map_state
+from moduli._state import merge_state as merge_state
+from moduli._state import replace_by_pure_dict as replace_by_pure_dict
+from moduli._state import restore_int_paths as restore_int_paths
+from moduli._state import split_state as split_state
+from moduli._state import to_flat_state as to_flat_state
+from moduli._state import to_pure_dict as to_pure_dict
+from moduli._transforms.grad import DiffState as DiffState
+from moduli._transforms.grad import grad as grad
+from moduli._transforms.grad import value_and_grad as value_and_grad
+from moduli._transforms.jit import jit as jit
+from moduli._variable import BatchStat as BatchStat
+from moduli._variable import Cache as Cache
+from moduli._variable import Intermediate as Intermediate
+from moduli._variable import Param as Param
+from moduli._variable import Perturbation as Perturbation
+from moduli._variable import RngCount as RngCount
+from moduli._variable import RngKey as RngKey
+from moduli._variable import RngState as RngState
+from moduli._variable import Variable as Variable
+from moduli._variable_names import register_variable_name as register_variable_name
+from moduli._variable_names import variable_name_from_type as variable_name_from_type
+from moduli._variable_names import variable_type_from_name as variable_type_from_name
+
+__version__ = "0.1.0"
+
+Object = Pytree
+
+if not _TYPE_CHECKING:
+
+    def __getattr__(name: str) -> _Any:
+        """Finds a name that an installed extension package declares, and remembers it."""
+        if name.startswith("__"):
+            raise AttributeError(f"module 'moduli' has no attribute {name!r}")
+        from moduli import _facade
+
+        value = globals()[name] = _facade.resolve(name)
+        return value
+
+    def __dir__() -> list[str]:
+        from moduli import _facade
+
+        return sorted({*globals(), *_facade.names()} - {"_TYPE_CHECKING", "_Any"})

@@ -1,0 +1,13 @@
+"""The structure epoch: one number that moves when the structure of a cached graph may have changed.
+
+Lifted functions compare it with the number they saw last. While it stands still, nothing that
+they have flattened can have another structure, and the whole check of a call is one comparison.
+Writing *values* never moves it, nor does building objects that no cached flatten has met.
+"""
+
+from __future__ import annotations
+
+__all__ = ["EPOCH"]
+
+EPOCH: list[int] = [0]
+"""A cell (not a module global) so that readers may bind the list once and index it."""

@@ -1,0 +1,241 @@
+"""Flatten: from live objects to a GraphDef and the holders of its values.
+
+A *holder* is anything with a ``_value``: a Variable, or a :class:`Slot` for a bare array that
+stands directly in an attribute. Holders come in the order of the GraphDef's leaves, so a call of a
+compiled program reads ``[h._value for h in holders]`` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._epoch import EPOCH
+from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
+from moduli._graph.nodes import (
+    Bookkeeping,
+    Node,
+    is_array,
+    is_data,
+    is_graph_leaf,
+    plain_key,
+)
+from moduli._static import UnhashableStatic, metadata_key, static_key
+from moduli._variable import Variable
+
+__all__ = ["Flat", "Slot", "flatten_roots"]
+
+
+class Slot:
+    """A bare array in an attribute, read and written in place like a Variable's value."""
+
+    __slots__ = ("node", "key", "position")
+
+    def __init__(self, node: Node, key: Any, position: int | None):
+        self.node, self.key, self.position = node, key, position
+
+    @property
+    def _value(self) -> Any:
+        value = self.node._read(self.key)
+        if self.position is None:
+            return value
+        return jax.tree.leaves(value, is_leaf=is_graph_leaf)[self.position]
+
+    @_value.setter
+    def _value(self, new: Any) -> None:
+        if self.position is not None:
+            leaves, treedef = jax.tree.flatten(self.node._read(self.key), is_leaf=is_graph_leaf)
+            leaves[self.position] = new
+            new = jax.tree.unflatten(treedef, leaves)
+        self.node._write(self.key, new)
+
+
+class Flat:
+    """A flattened graph: structure, holders of values, and what tells whether it still holds.
+
+    Attributes:
+      graphdef: the interned structure.
+      holders: Variables and Slots, in the order of the leaves.
+      objects: nodes and Variables, in the order of the GraphDef's table.
+      partners: with which other graphs this one is known to share objects, or not.
+    """
+
+    __slots__ = (
+        "graphdef",
+        "holders",
+        "objects",
+        "_epoch",
+        "_books",
+        "_versions",
+        "_variables",
+        "_metadatas",
+        "_watched",
+        "partners",
+        "__weakref__",
+    )
+
+    def __init__(self, graphdef: GraphDef, holders: list[Any], objects: list[Any], epoch: int):
+        self.graphdef, self.holders, self.objects = graphdef, holders, objects
+        self._epoch = epoch
+        self.partners: dict[Any, Any] = {}
+        self._books: list[Bookkeeping] = [o._moduli for o in objects if isinstance(o, Node)]
+        self._versions = [book.version for book in self._books]
+        self._variables = [o for o in objects if not isinstance(o, Node)]
+        self._metadatas = [variable._metadata for variable in self._variables]
+        self._watched = [
+            o for o in objects if isinstance(o, Node) and o._moduli.source is not None
+        ]
+
+    def is_current(self) -> bool:
+        """Says whether the structure is still the one that was flattened."""
+        if self._watched:
+            for node in self._watched:
+                node._check_source()
+            self._watched = [node for node in self._watched if node._moduli.source is not None]
+        epoch = EPOCH[0]
+        if self._epoch == epoch:
+            return True
+        for book, version in zip(self._books, self._versions, strict=True):
+            if book.version != version:
+                return False
+        for variable, metadata in zip(self._variables, self._metadatas, strict=True):
+            if variable._metadata is not metadata:
+                return False
+        self._epoch = epoch
+        return True
+
+    def values(self) -> list[Any]:
+        """Returns the current values, in the order of the leaves."""
+        return [holder._value for holder in self.holders]
+
+
+def flatten_roots(roots: Sequence[Any]) -> Flat:
+    """Flattens nodes and Variables together, so that sharing between them is kept.
+
+    Args:
+      roots: nodes and Variables.
+
+    Returns:
+      One Flat whose GraphDef has as many roots.
+
+    Raises:
+      StructureError: if a static attribute is not hashable, or a plain list or dict behind a
+        container was changed through another reference.
+    """
+    epoch = EPOCH[0]
+    flattener = _Flattener()
+    codes = tuple(
+        flattener.value(root, None, (number,) if len(roots) > 1 else ())
+        for number, root in enumerate(roots)
+    )
+    graphdef = GraphDef(
+        tuple(flattener.table), codes, len(flattener.holders), flattener.metadatas
+    )
+    return Flat(graphdef, flattener.holders, flattener.objects, epoch)
+
+
+class _Flattener:
+    def __init__(self) -> None:
+        self.table: list[Any] = []
+        self.objects: list[Any] = []
+        self.holders: list[Any] = []
+        self.metadatas: dict[int, Any] = {}
+        self.index: dict[int, int] = {}
+
+    def value(self, value: Any, slot: Slot | None, path: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Encodes one attribute value; ``slot`` is where a bare array would stand."""
+        if isinstance(value, Variable):
+            return self.variable(value, path)
+        if isinstance(value, Node):
+            return self.node(value, path)
+        if is_array(value):
+            self.holders.append(slot)
+            return (LEAF, len(self.holders) - 1)
+        if is_data(value):
+            return self.tree(value, slot, path, as_data=False)
+        return (STATIC, _static_key(value, path))
+
+    def variable(self, variable: Variable[Any], path: tuple[Any, ...]) -> tuple[int, int]:
+        known = self.index.get(id(variable))
+        if known is not None:
+            return (OBJECT, known)
+        position = self.index[id(variable)] = len(self.table)
+        metadata = variable._metadata
+        key: Any = ()
+        if metadata:
+            try:
+                key = metadata_key({name: metadata[name] for name in sorted(metadata)})
+            except UnhashableStatic as error:
+                raise errors.StructureError(
+                    f"the metadata of the {type(variable).__name__} at "
+                    f"`{errors.format_path(path)}` holds a {type(error.value).__name__}, which "
+                    "cannot be hashed; metadata is static: use a tuple, a string or a number"
+                ) from None
+            self.metadatas[position] = metadata
+        self.table.append((VARIABLE, variable.__class__, key, len(self.holders)))
+        self.objects.append(variable)
+        self.holders.append(variable)
+        return (OBJECT, position)
+
+    def node(self, node: Node, path: tuple[Any, ...]) -> tuple[int, int]:
+        known = self.index.get(id(node))
+        if known is not None:
+            return (OBJECT, known)
+        position = self.index[id(node)] = len(self.table)
+        self.table.append(None)
+        self.objects.append(node)
+        book = node._moduli
+        if book.source is not None:
+            node._check_source()
+        book.tracked = True
+        annotations = book.annotations
+        items = []
+        for key, value in node._items():
+            status = annotations.get(key) if annotations else None
+            child = (*path, key)
+            slot = Slot(node, key, None)
+            if status is None or is_graph_leaf(value):
+                code = self.value(value, slot, child)
+            elif status == "static":
+                code = (STATIC, _static_key(value, child))
+            else:
+                code = self.tree(value, slot, child, as_data=True)
+            items.append((key, code))
+        noted = tuple(sorted(annotations.items())) if annotations else ()
+        self.table[position] = (NODE, node.__class__, tuple(items), noted)
+        return (OBJECT, position)
+
+    def tree(
+        self, value: Any, slot: Slot | None, path: tuple[Any, ...], *, as_data: bool
+    ) -> tuple[Any, ...]:
+        """Encodes a tuple or another pytree; with ``as_data`` every plain leaf is data too."""
+        pairs, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_graph_leaf)
+        codes, names = [], []
+        for position, (key_path, leaf) in enumerate(pairs):
+            name = tuple(map(plain_key, key_path))
+            names.append(name)
+            if is_graph_leaf(leaf):
+                codes.append(self.value(leaf, None, path + name))
+            elif as_data or is_data(leaf):
+                assert slot is not None
+                self.holders.append(Slot(slot.node, slot.key, position))
+                codes.append((LEAF, len(self.holders) - 1))
+            else:
+                codes.append((STATIC, _static_key(leaf, path + name)))
+        return (TREE, treedef, tuple(names), tuple(codes))
+
+
+def _static_key(value: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
+    try:
+        return static_key(value)
+    except UnhashableStatic as error:
+        got = type(error.value).__name__
+        raise errors.StructureError(
+            f"the attribute `{errors.format_path(path)}` holds a {got}, which is static (it is "
+            "neither an array, a Variable nor a module) and cannot be hashed, so JAX could not "
+            "tell when to compile again. Use a hashable value (a tuple, a frozenset, a dataclass "
+            "with frozen=True), or `moduli.data(...)` if it is a pytree of arrays."
+        ) from None

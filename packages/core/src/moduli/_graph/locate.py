@@ -1,0 +1,66 @@
+"""Finds where in a model an object stands, for error messages only.
+
+An object does not know its owner. When an error is about to be raised, the garbage collector's
+referrers tell who holds it; that costs milliseconds, which no successful call ever pays.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from moduli import errors
+
+__all__ = ["describe_owner", "locate"]
+
+_DEPTH = 32
+
+
+def locate(target: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Returns the topmost node above ``target`` and the path from it down to ``target``."""
+    path: list[Any] = []
+    seen = {id(target)}
+    current = target
+    for _ in range(_DEPTH):
+        owner = _owner(current, seen)
+        if owner is None:
+            break
+        current, key = owner
+        seen.add(id(current))
+        path.append(key)
+    return current, tuple(reversed(path))
+
+
+def _owner(target: Any, seen: set[int]) -> tuple[Any, Any] | None:
+    from moduli._graph.nodes import Node
+
+    for referrer in gc.get_referrers(target):
+        candidates: list[Any] = []
+        if isinstance(referrer, Node):
+            candidates = [referrer]
+        elif type(referrer) is dict and "_moduli" in referrer:
+            candidates = [r for r in gc.get_referrers(referrer) if isinstance(r, Node)]
+            if not candidates:  # Python 3.11+ keeps attributes inline until asked for
+                candidates = [r for r in gc.get_objects() if _has_dict(r, referrer)]
+        for node in candidates:
+            if id(node) in seen:
+                continue
+            for key, value in node._items():
+                if value is target:
+                    return node, key
+    return None
+
+
+def _has_dict(candidate: Any, attributes: dict[str, Any]) -> bool:
+    from moduli._graph.nodes import Node
+
+    return isinstance(candidate, Node) and candidate.__dict__ is attributes
+
+
+def describe_owner(target: Any) -> str:
+    """Writes a Variable or node and its place: ``BatchStat at `mean` of BatchNorm```."""
+    root, path = locate(target)
+    name = type(target).__name__
+    if not path:
+        return f"this {name}"
+    return f"the {name} at `{errors.format_path(path)}` of {type(root).__name__}"

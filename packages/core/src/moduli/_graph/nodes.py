@@ -1,0 +1,294 @@
+"""What a graph is made of: nodes, their bookkeeping, and which attribute values are data.
+
+A *node* is a Module, another Pytree, a List or a Dict. Each node carries one ``Bookkeeping``
+object under ``node._moduli``: the trace it belongs to, a version that moves with every structural
+change, and the cached flatten of the graph below it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from moduli import errors
+from moduli._compat import trace_state
+from moduli._epoch import EPOCH
+from moduli._variable import Variable
+
+__all__ = [
+    "Annotated",
+    "Bookkeeping",
+    "Node",
+    "adopt",
+    "child_of",
+    "contains_data",
+    "is_array",
+    "is_data",
+    "is_graph_leaf",
+    "register_data_type",
+]
+
+T = TypeVar("T")
+_MISSING: Any = object()
+
+
+class Bookkeeping:
+    """What the graph code keeps about one node; never part of the node's state.
+
+    Attributes:
+      trace: the JAX trace in which the node was made.
+      version: counts structural changes of this node.
+      tracked: whether some cached flatten includes the node.
+      annotations: attribute name -> "data" or "static", where the user said so; and the flag
+        ``""`` -> "frozen" for a node whose mode ``train()``/``eval()`` leave alone.
+      flat: the cached flatten of the graph whose root is this node.
+      tree_epoch: the epoch at which the graph below was last known to be a tree.
+      source: for a List or Dict made from a plain one: that one, and what it held.
+    """
+
+    __slots__ = ("trace", "version", "tracked", "annotations", "flat", "tree_epoch", "source")
+
+    def __init__(self, trace: Any):
+        self.trace = trace
+        self.version = 0
+        self.tracked = False
+        self.annotations: dict[str, str] | None = None
+        self.flat: Any = None
+        self.tree_epoch = -1
+        self.source: tuple[Any, tuple[Any, ...]] | None = None
+
+    def changed(self) -> None:
+        """Records a structural change of the node."""
+        self.version += 1
+        if self.tracked:
+            EPOCH[0] += 1
+
+    def annotate(self, name: str, status: str | None) -> None:
+        """Writes (or with None removes) the status of one attribute."""
+        annotations = dict(self.annotations or {})
+        if status is None:
+            annotations.pop(name, None)
+        else:
+            annotations[name] = status
+        self.annotations = annotations or None
+
+
+class Node:
+    """Base of all graph nodes. Subclasses say how their items are read and written."""
+
+    _moduli: Bookkeeping
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        self.__dict__["_moduli"] = Bookkeeping(trace_state())
+        return self
+
+    @classmethod
+    def _make_empty(cls, trace: Any) -> Any:
+        """Builds an object without items and without running ``__init__``."""
+        self = super().__new__(cls)
+        self.__dict__["_moduli"] = Bookkeeping(trace)
+        return self
+
+    def _items(self) -> list[tuple[Any, Any]]:
+        """Returns (key, value) of every attribute or element, in canonical order."""
+        raise NotImplementedError
+
+    def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
+        """Replaces all items, without checks and without moving the version."""
+        raise NotImplementedError
+
+    def _read(self, key: Any) -> Any:
+        """Returns the raw item of one key."""
+        raise NotImplementedError
+
+    def _write(self, key: Any, value: Any) -> None:
+        """Writes the raw item of one key, without checks and without moving the version."""
+        raise NotImplementedError
+
+    def _remove(self, key: Any) -> None:
+        """Removes one item, without checks and without moving the version."""
+        raise NotImplementedError
+
+    def _check_source(self) -> None:
+        """Raises if the plain list or dict from which this node was made changed since."""
+
+
+def check_mutable(node: Node, what: str) -> None:
+    """Raises a TraceError if the node belongs to another JAX trace than the current one."""
+    if node._moduli.trace != trace_state():
+        from moduli._graph.locate import describe_owner
+
+        raise errors.TraceError(
+            f"cannot {what} of {describe_owner(node)} here: it was made outside of the JAX "
+            "transform (jit, grad, vmap, scan, ...) that is running, so the change would leak a "
+            "tracer or be lost. Pass the module as an argument of the transformed function and "
+            "use moduli's transform (`moduli.jit`, `moduli.grad`) instead of JAX's own."
+        )
+
+
+# -- which values are data ---------------------------------------------------------------------
+
+_data_types: tuple[type, ...] = ()
+_ARRAY_TYPES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+
+
+def is_array(value: object) -> bool:
+    """Says whether a bare attribute value is an array (or the shape and dtype of one)."""
+    return isinstance(value, _ARRAY_TYPES)
+
+
+def is_graph_leaf(value: object) -> bool:
+    """Says whether pytree traversal has to stop at ``value`` because the graph code owns it."""
+    return isinstance(value, (Node, Variable))
+
+
+def register_data_type(type_: type[T], /) -> type[T]:
+    """Makes attributes that hold a value of this type data instead of static.
+
+    Args:
+      type_: any class; JAX pytrees are flattened, other values are one leaf. Usable as a
+        decorator.
+
+    Returns:
+      The class.
+
+    Example:
+      >>> import moduli as nnx
+      >>> @nnx.register_data_type
+      ... class Frame:
+      ...     pass
+      >>> nnx.is_data(Frame())
+      True
+    """
+    global _data_types
+    if type_ not in _data_types:
+        _data_types = (*_data_types, type_)
+    return type_
+
+
+def contains_data(value: Any) -> bool:
+    """Says whether a tuple or another JAX pytree holds data somewhere inside."""
+    for leaf in jax.tree.leaves(value, is_leaf=is_graph_leaf):
+        if is_graph_leaf(leaf) or is_array(leaf) or isinstance(leaf, _data_types):
+            return True
+    return False
+
+
+_PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None), type))
+
+
+def is_data(value: Any, /) -> bool:
+    """Says whether an attribute with this value is data (traversed, traced) or static.
+
+    Args:
+      value: a candidate attribute value.
+
+    Returns:
+      True for Variables, arrays, Modules and other nodes, lists and dicts, registered data types,
+      and tuples or mappings that contain one of these.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> [nnx.is_data(v) for v in (jnp.ones(2), nnx.Param(1.0), [], (1, 2), "relu")]
+      [True, True, True, False, False]
+    """
+    if value.__class__ in _PLAIN:
+        return False
+    if isinstance(value, (Node, Variable, list, dict, *_ARRAY_TYPES, *_data_types)):
+        return True
+    if isinstance(value, Annotated):
+        return value.status == "data"
+    return (isinstance(value, tuple) or is_mapping_pytree(value)) and contains_data(value)
+
+
+def is_mapping_pytree(value: Any) -> bool:
+    """Says whether ``value`` is a State (a mapping that JAX flattens)."""
+    return getattr(type(value), "_is_moduli_state", False)
+
+
+class Annotated:
+    """A value with the status that the user chose for its attribute; lives until assignment."""
+
+    __slots__ = ("value", "status")
+
+    def __init__(self, value: Any, status: str):
+        self.value, self.status = value, status
+
+    def __repr__(self) -> str:
+        return f"moduli.{self.status}({self.value!r})"
+
+
+# -- plain containers --------------------------------------------------------------------------
+
+containers: dict[type, Callable[[Any], Node]] = {}
+"""``list`` and ``dict`` -> the functions that turn one into a node; filled by ``_containers``."""
+
+
+def adopt(value: Any) -> Any:
+    """Turns plain lists and dicts into nodes, inside tuples too; returns anything else as is."""
+    convert = containers.get(value.__class__)
+    if convert is not None:
+        return convert(value)
+    if isinstance(value, tuple) and value:
+        items = [adopt(item) for item in value]
+        if any(new is not old for new, old in zip(items, value, strict=True)):
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def check_source(node: Node, items: Callable[[Any], tuple[Any, ...]], kind: str, hint: str) -> None:
+    """Raises if the plain container behind ``node`` was changed through another reference.
+
+    The plain container is watched only while something else refers to it.
+    """
+    source = node._moduli.source
+    if source is None:
+        return
+    original, snapshot = source
+    current = items(original)
+    if len(current) != len(snapshot) or any(
+        new is not old for new, old in zip(current, snapshot, strict=True)
+    ):
+        from moduli._graph.locate import describe_owner
+
+        raise errors.StructureError(
+            f"the plain {kind} that was assigned to {describe_owner(node)} has been changed "
+            f"through another reference since (it held {len(snapshot)} items, now "
+            f"{len(current)}); the module keeps its own copy, so the change would be lost. Change "
+            f"it through the module, {hint}."
+        )
+    if sys.getrefcount(original) <= 3:  # the tuple, this frame, the call: nobody else
+        node._moduli.source = None
+
+
+def child_of(node: Node, key: Any) -> Any:
+    """Returns one item of a node or of a pytree attribute by its path key, or raises KeyError."""
+    try:
+        return node._read(key)
+    except (KeyError, IndexError, TypeError):
+        raise KeyError(key) from None
+
+
+def sort_key(key: Any) -> tuple[str, Any]:
+    """Orders keys of mixed types: by type name, then by value."""
+    return (type(key).__name__, key)
+
+
+def iter_pytree(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields (path, leaf) of a tuple or another JAX pytree, stopping at nodes and Variables."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_graph_leaf)
+    for path, leaf in pairs:
+        yield tuple(map(plain_key, path)), leaf
+
+
+def plain_key(entry: Any) -> Any:
+    """Turns a JAX key path entry into a plain path part."""
+    for name in ("key", "idx", "name"):
+        if hasattr(entry, name):
+            return getattr(entry, name)
+    return str(entry)

@@ -1,0 +1,410 @@
+"""The functional view of a graph: split, merge, state, update, pop, clone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from moduli import errors
+from moduli._filters import partition
+from moduli._graph.cache import flat_of
+from moduli._graph.flatten import Flat, Slot, flatten_roots
+from moduli._graph.graphdef import OBJECT, GraphDef
+from moduli._graph.nodes import Node, check_mutable, child_of, is_graph_leaf
+from moduli._graph.unflatten import build, decode
+from moduli._graph.walk import node_children
+from moduli._state import (
+    FlatState,
+    State,
+    _flat_items,
+    check_exhaustive,
+    from_flat_state,
+    map_state,
+)
+from moduli._variable import Variable
+
+__all__ = [
+    "clone",
+    "flatten",
+    "graphdef",
+    "map_graph",
+    "merge",
+    "pop",
+    "split",
+    "state",
+    "unflatten",
+    "update",
+]
+
+A = TypeVar("A")
+Path = tuple[Any, ...]
+
+
+def _flat(node: Any, caller: str) -> Flat:
+    if is_graph_leaf(node):
+        return flat_of(node)
+    raise errors.StructureError(
+        f"{caller} needs a Module, another graph node or a Variable; got a "
+        f"{type(node).__name__}. Wrap lists and dicts: `moduli.List([...])`, `moduli.Dict({{...}})`"
+    )
+
+
+def _leaves(flat: Flat) -> list[tuple[Path, Any]]:
+    """Pairs each leaf path with its Variable, or with the bare array itself."""
+    return [
+        (path, holder._value if isinstance(holder, Slot) else holder)
+        for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True)
+    ]
+
+
+def _groups(flat: Flat, filters: tuple[Any, ...], caller: str) -> list[State]:
+    if not filters:
+        return [from_flat_state(_leaves(flat))]
+    *groups, rest = partition(_leaves(flat), filters)
+    if caller == "split":
+        check_exhaustive(rest, filters, caller)
+    return list(map(from_flat_state, groups))
+
+
+def split(node: Any, /, *filters: Any) -> Any:
+    """Takes a graph apart into its structure and its values.
+
+    Args:
+      node: a Module or another node.
+      *filters: without any, all values come in one State. Otherwise each value goes to the State
+        of the first filter that selects it, and every value must be selected.
+
+    Returns:
+      A tuple (GraphDef, State, ...), one State for each filter. The States hold the graph's own
+      Variables, not copies; :func:`merge` makes new ones.
+
+    Raises:
+      StructureError: if a value is selected by no filter; add ``...`` as the last one.
+
+    Example:
+      >>> import moduli as nnx
+      >>> class Norm(nnx.Module):
+      ...     def __init__(self):
+      ...         self.scale, self.mean = nnx.Param(1.0), nnx.BatchStat(0.0)
+      >>> graphdef, params, rest = nnx.split(Norm(), nnx.Param, ...)
+      >>> list(params), list(rest)
+      (['scale'], ['mean'])
+      >>> nnx.merge(graphdef, params, rest).scale.value
+      1.0
+    """
+    flat = _flat(node, "split")
+    return (flat.graphdef, *_groups(flat, filters, "split"))
+
+
+def state(node: Any, /, *filters: Any) -> Any:
+    """Returns the values of a graph.
+
+    Args:
+      node: a Module or another node.
+      *filters: select values; what none of them selects is left out.
+
+    Returns:
+      One State for at most one filter, otherwise a tuple of States. They hold the graph's own
+      Variables; ``moduli.clone(state)`` copies them.
+
+    Example:
+      >>> import moduli as nnx
+      >>> model = nnx.Dict({"scale": nnx.Param(1.0), "mean": nnx.BatchStat(0.0)})
+      >>> list(nnx.state(model, nnx.BatchStat))
+      ['mean']
+    """
+    states = _groups(_flat(node, "state"), filters, "state")
+    return tuple(states) if len(filters) > 1 else states[0]
+
+
+def graphdef(node: Any, /) -> GraphDef:
+    """Returns the structure of a graph; equal structures give the same object."""
+    return _flat(node, "graphdef").graphdef
+
+
+def merge(
+    graphdef: GraphDef, state: Any, /, *states: Any, copy: bool = False
+) -> Any:
+    """Builds a new graph from a structure and values.
+
+    Args:
+      graphdef: from :func:`split` or :func:`graphdef`.
+      state: a State, or any nested mapping of Variables or plain values.
+      *states: more of them; together they must hold every value once.
+      copy: copy the arrays too. Variables are always new.
+
+    Returns:
+      The new root object.
+
+    Raises:
+      StructureError: if a value is missing, or one does not belong to the structure.
+
+    Example:
+      >>> import moduli as nnx
+      >>> model = nnx.Dict({"scale": nnx.Param(1.0)})
+      >>> copy = nnx.merge(*nnx.split(model))
+      >>> copy["scale"].value = 2.0
+      >>> model["scale"].value
+      1.0
+    """
+    if not isinstance(graphdef, GraphDef):
+        raise errors.StructureError(
+            f"merge needs the GraphDef first, then the States; got a {type(graphdef).__name__}"
+        )
+    flat: dict[Path, Any] = {}
+    for one in (state, *states):
+        flat.update(_flat_items(one))
+    paths = graphdef.leaf_paths
+    values = []
+    for path in paths:
+        if path not in flat:
+            raise errors.StructureError(
+                f"merge: the States have no value for `{errors.format_path(path)}`; pass every "
+                "State that split gave" + _near(path, flat)
+            )
+        values.append(flat.pop(path))
+    if flat:
+        path = next(iter(flat))
+        raise errors.StructureError(
+            f"merge: the structure has no place for the value at `{errors.format_path(path)}`"
+            + _near(path, paths)
+        )
+    return _build(graphdef, values, copy)
+
+
+def _build(graphdef: GraphDef, values: Iterable[Any], copy: bool = False) -> Any:
+    """Builds the root from leaves that may be Variables; their metadata wins."""
+    leaves = list(values)
+    plain = [leaf._value if isinstance(leaf, Variable) else leaf for leaf in leaves]
+    if copy:
+        plain = [jax.tree.map(_copy_array, value) for value in plain]
+    objects = build(graphdef, plain)
+    for leaf, owner in zip(leaves, graphdef.leaf_objects, strict=True):
+        if isinstance(leaf, Variable) and owner is not None:
+            if leaf._metadata is not objects[owner]._metadata:
+                object.__setattr__(objects[owner], "_metadata", leaf._metadata)
+    return decode(graphdef.roots[0], objects, plain)
+
+
+def _copy_array(value: Any) -> Any:
+    return jnp.copy(value) if isinstance(value, jax.Array) else value
+
+
+def _near(path: Path, known: Iterable[Path]) -> str:
+    names = list(map(errors.format_path, known))
+    near = difflib.get_close_matches(errors.format_path(path), names, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def update(node: Any, state: Any, /, *states: Any) -> None:
+    """Writes values into a graph, in place.
+
+    Args:
+      node: a Module or another node.
+      state: a State, or any nested mapping of Variables or plain values.
+      *states: more of them, written in order.
+
+    Values at known paths are written into the existing Variables. A Variable at a new path is
+    added (as a new Variable) if its parent exists.
+
+    Raises:
+      PathError: if a path does not exist in the graph. Nothing is changed then.
+
+    Example:
+      >>> import moduli as nnx
+      >>> model = nnx.Dict({"scale": nnx.Param(1.0)})
+      >>> nnx.update(model, {"scale": 3.0})
+      >>> model["scale"].value
+      3.0
+    """
+    flat = _flat(node, "update")
+    known = flat.graphdef.path_to_leaf
+    writes: list[tuple[Any, Any]] = []
+    additions: list[tuple[Node, Any, Variable[Any]]] = []
+    if isinstance(state, Node):
+        state = _groups(_flat(state, "update"), (), "state")[0]
+    if isinstance(node, Variable):
+        pairs = [((), state)]
+    else:
+        pairs = [pair for one in (state, *states) for pair in _flat_items(one)]
+    for path, value in pairs:
+        index = known.get(path)
+        if index is not None:
+            writes.append((flat.holders[index], value))
+            continue
+        parent = _parent(node, path)
+        if parent is None or not isinstance(value, Variable):
+            raise errors.PathError(
+                f"update: {type(node).__name__} has no value at `{errors.format_path(path)}`"
+                + (_near(path, known) or f"; it has {sorted(map(errors.format_path, known))}")
+            )
+        additions.append((parent, path[-1], value))
+    for holder, _ in writes:
+        if isinstance(holder, Variable):
+            holder._check_trace()
+        else:
+            check_mutable(holder.node, f"write `{holder.key}`")
+    for holder, value in writes:
+        if isinstance(value, Variable):
+            if isinstance(holder, Variable) and value._metadata is not holder._metadata:
+                if dict(value._metadata) != dict(holder._metadata):
+                    holder._set_all_metadata(value._metadata)
+            value = value._value
+        holder._value = value
+    for parent, key, value in additions:
+        _set_item(parent, key, value.copy())
+
+
+def _parent(node: Any, path: Path) -> Node | None:
+    target = node
+    for part in path[:-1]:
+        try:
+            target = child_of(target, part) if isinstance(target, Node) else target[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return target if isinstance(target, Node) else None
+
+
+def _set_item(node: Node, key: Any, value: Any) -> None:
+    if isinstance(node, (list, dict)):
+        node[key] = value  # type: ignore[index]
+    else:
+        setattr(node, key, value)
+
+
+def pop(node: Any, /, *filters: Any) -> Any:
+    """Takes Variables out of a graph: they are removed from it and returned.
+
+    Args:
+      node: a Module or another node.
+      *filters: at least one; select the Variables to remove. All references to them go.
+
+    Returns:
+      One State for one filter, otherwise a tuple of States.
+
+    Raises:
+      StructureError: if no filter is given.
+
+    Example:
+      >>> import moduli as nnx
+      >>> class Model(nnx.Module):
+      ...     def __init__(self):
+      ...         self.w, self.seen = nnx.Param(1.0), nnx.Intermediate((2.0,))
+      >>> model = Model()
+      >>> nnx.pop(model, nnx.Intermediate).seen.value
+      (2.0,)
+      >>> hasattr(model, "seen")
+      False
+    """
+    if not filters:
+        raise errors.StructureError("pop needs at least one filter: `moduli.pop(model, filter)`")
+    flat = _flat(node, "pop")
+    pairs = [(path, leaf) for path, leaf in _leaves(flat) if isinstance(leaf, Variable)]
+    groups = partition(pairs, filters)[:-1]
+    chosen = {id(variable) for group in groups for _, variable in group}
+    removals: list[tuple[Node, Any]] = []
+    for parent in flat.objects:
+        if not isinstance(parent, Node):
+            continue
+        for relative, child in node_children(parent):
+            if isinstance(child, Variable) and id(child) in chosen:
+                if len(relative) > 1:
+                    raise errors.StructureError(
+                        f"pop: the {type(child).__name__} at `{errors.format_path(relative)}` of "
+                        f"{type(parent).__name__} stands in a tuple, which cannot lose an element; "
+                        "keep it in a list or in an attribute of its own"
+                    )
+                removals.append((parent, relative[0]))
+    for parent, _ in removals:
+        check_mutable(parent, "remove an attribute")
+    for parent, key in reversed(removals):
+        parent._remove(key)
+        parent._moduli.changed()
+    states = tuple(map(from_flat_state, groups))
+    return states if len(filters) > 1 else states[0]
+
+
+def clone(node: A, variables: bool = True, *, arrays: bool = False) -> A:
+    """Copies a graph, or any pytree that holds nodes and Variables, keeping what is shared.
+
+    Args:
+      node: a Module, another node, a State, or a pytree of these.
+      variables: make new Variables; with False the copy shares them with the original.
+      arrays: copy the arrays too. They are immutable, so this is only for donation.
+
+    Returns:
+      The copy.
+    """
+    leaves, treedef = jax.tree.flatten(node, is_leaf=is_graph_leaf)
+    roots = [leaf for leaf in leaves if is_graph_leaf(leaf)]
+    flat = flat_of(roots[0]) if len(roots) == 1 else flatten_roots(roots)
+    values = flat.values()
+    if arrays:
+        values = [jax.tree.map(_copy_array, value) for value in values]
+    shared = None
+    if not variables:
+        shared = {i: o for i, o in enumerate(flat.objects) if isinstance(o, Variable)}
+    objects = build(flat.graphdef, values, shared)
+    copies = iter([objects[code[1]] for code in flat.graphdef.roots])
+    assert all(code[0] == OBJECT for code in flat.graphdef.roots)
+    new = [
+        next(copies) if is_graph_leaf(leaf) else _copy_array(leaf) if arrays else leaf
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(treedef, new)
+
+
+def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
+    """Takes a graph apart into its structure and a flat list of its leaves.
+
+    Args:
+      node: a Module or another node.
+      with_paths: return a FlatState (paths and leaves); otherwise a plain list of leaves.
+
+    Returns:
+      A pair (GraphDef, FlatState or list). Leaves are Variables and bare arrays.
+    """
+    flat = _flat(node, "flatten")
+    pairs = _leaves(flat)
+    return flat.graphdef, FlatState(pairs) if with_paths else [leaf for _, leaf in pairs]
+
+
+def unflatten(graphdef: GraphDef, state: Any, /) -> Any:
+    """Builds a graph from a structure and leaves; the inverse of :func:`flatten`.
+
+    Args:
+      graphdef: the structure.
+      state: a State, a FlatState, or a list of leaves in the order of the structure.
+
+    Raises:
+      StructureError: if there are too few or too many leaves.
+    """
+    if isinstance(state, Mapping):
+        return merge(graphdef, state)
+    leaves = list(state)
+    if len(leaves) != graphdef.num_leaves:
+        raise errors.StructureError(
+            f"unflatten: the structure has {graphdef.num_leaves} leaves; got {len(leaves)}"
+        )
+    return _build(graphdef, leaves)
+
+
+def map_graph(f: Callable[[Path, Any], Any], node: A, /) -> A:
+    """Returns a copy of a graph with ``f(path, leaf)`` in place of each leaf.
+
+    Args:
+      f: takes the path and the leaf (a Variable or a bare array) and returns the new leaf.
+      node: a Module or another node.
+
+    Example:
+      >>> import moduli as nnx
+      >>> model = nnx.Dict({"scale": nnx.Param(1.0)})
+      >>> nnx.map(lambda path, leaf: leaf.replace(leaf.value * 2), model)["scale"].value
+      2.0
+    """
+    definition, values = split(node)
+    return merge(definition, map_state(f, values))

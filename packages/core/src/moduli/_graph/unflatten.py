@@ -1,0 +1,64 @@
+"""Unflatten: from a GraphDef and values to new objects, or into existing ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from moduli._compat import trace_state
+from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, VARIABLE, GraphDef
+from moduli._static import static_value
+from moduli._variable import _EMPTY
+
+__all__ = ["build", "decode", "fill"]
+
+
+def build(
+    graphdef: GraphDef, values: Sequence[Any], existing: Mapping[int, Any] | None = None
+) -> list[Any]:
+    """Makes the objects of a GraphDef.
+
+    Args:
+      graphdef: the structure.
+      values: one value for each leaf.
+      existing: object index -> an object that stands in its place and is left as it is.
+
+    Returns:
+      The objects in the order of the GraphDef's table.
+    """
+    trace = trace_state()
+    objects: list[Any] = []
+    metadatas = graphdef.metadatas
+    for index, entry in enumerate(graphdef.objects):
+        if existing is not None and index in existing:
+            objects.append(existing[index])
+        elif entry[0] == VARIABLE:
+            metadata = metadatas.get(index, _EMPTY)
+            objects.append(entry[1]._make(values[entry[3]], metadata, trace))
+        else:
+            objects.append(entry[1]._make_empty(trace))
+    for index, entry in enumerate(graphdef.objects):
+        if entry[0] == NODE and (existing is None or index not in existing):
+            fill(objects[index], entry, objects, values)
+    return objects
+
+
+def fill(node: Any, entry: tuple[Any, ...], objects: Sequence[Any], values: Sequence[Any]) -> None:
+    """Gives a node exactly the items that its entry in the table says."""
+    node._fill([(key, decode(code, objects, values)) for key, code in entry[2]])
+    node._moduli.annotations = dict(entry[3]) or None
+
+
+def decode(code: tuple[Any, ...], objects: Sequence[Any], values: Sequence[Any]) -> Any:
+    """Turns the encoding of a value back into the value."""
+    kind = code[0]
+    if kind == OBJECT:
+        return objects[code[1]]
+    if kind == STATIC:
+        return static_value(code[1])
+    if kind == LEAF:
+        return values[code[1]]
+    leaves = [decode(child, objects, values) for child in code[3]]
+    return jax.tree.unflatten(code[1], leaves)

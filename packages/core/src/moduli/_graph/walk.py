@@ -1,0 +1,154 @@
+"""Walks over live graphs: every node once, in a fixed order, children before their parent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from moduli._filters import to_predicate
+from moduli._graph.cache import flat_of
+from moduli._graph.nodes import Node, is_data, is_graph_leaf, iter_pytree
+from moduli._variable import Variable
+
+__all__ = ["find_duplicates", "iter_graph", "iter_nodes", "node_children", "set_metadata"]
+
+Path = tuple[Any, ...]
+
+
+def node_children(node: Node) -> Iterator[tuple[Path, Any]]:
+    """Yields (relative path, value) of the items of a node, through tuples and other pytrees."""
+    annotations = node._moduli.annotations
+    for key, value in node._items():
+        status = annotations.get(key) if annotations else None
+        if is_graph_leaf(value) or status == "static" or not (status or is_data(value)):
+            yield (key,), value
+        else:
+            for inner, leaf in iter_pytree(value):
+                yield (key, *inner), leaf
+
+
+def iter_nodes(
+    root: Any, kind: type, path: Path = (), seen: set[int] | None = None
+) -> Iterator[tuple[Path, Any]]:
+    """Yields (path, node) of every node of a kind below ``root``, ``root`` last."""
+    seen = set() if seen is None else seen
+    if id(root) in seen:
+        return
+    seen.add(id(root))
+    for relative, child in node_children(root):
+        if isinstance(child, Node):
+            yield from iter_nodes(child, kind, path + relative, seen)
+    if isinstance(root, kind):
+        yield path, root
+
+
+def iter_graph(node: Any, /) -> Iterator[tuple[Path, Any]]:
+    """Walks every node, Variable, array and static attribute of a graph, each object once.
+
+    Args:
+      node: a Module, another node, or any JAX pytree that holds some.
+
+    Yields:
+      Pairs (path, value); children before their parent, attributes sorted by name, the root last
+      with the path ``()``.
+
+    Example:
+      >>> import moduli as nnx
+      >>> class Scale(nnx.Module):
+      ...     def __init__(self):
+      ...         self.size, self.scale = 3, nnx.Param(2.0)
+      >>> [(path, type(value).__name__) for path, value in nnx.iter_graph(Scale())]
+      [(('scale',), 'Param'), (('size',), 'int'), ((), 'Scale')]
+    """
+    yield from _iter_graph(node, (), set())
+
+
+def _iter_graph(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+    if is_graph_leaf(value):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Node):
+            for relative, child in node_children(value):
+                yield from _iter_graph(child, path + relative, seen)
+        yield path, value
+        return
+    if path == () and is_data(value) or isinstance(value, (list, dict, tuple)) and path == ():
+        for relative, leaf in iter_pytree(value):
+            if relative:
+                yield from _iter_graph(leaf, relative, seen)
+    yield path, value
+
+
+def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[Path]]:
+    """Finds nodes and Variables that a graph reaches by more than one path.
+
+    Args:
+      node: a Module or another node.
+      only: a filter on the shared objects.
+
+    Returns:
+      For each shared object the list of all its paths, in order of first meeting.
+
+    Example:
+      >>> import moduli as nnx
+      >>> class Tied(nnx.Module):
+      ...     def __init__(self):
+      ...         self.a = nnx.Param(1.0)
+      ...         self.b = self.a
+      >>> nnx.find_duplicates(Tied())
+      [[('a',), ('b',)]]
+    """
+    predicate = to_predicate(only)
+    flat = flat_of(node)
+    if flat.graphdef.is_tree:
+        return []
+    paths: dict[int, list[Path]] = {}
+    for path, index in _references(node):
+        paths.setdefault(index, []).append(path)
+    objects = {id(value): value for value in flat.objects}
+    return [
+        found
+        for index, found in paths.items()
+        if len(found) > 1 and predicate(found[0], objects[index])
+    ]
+
+
+def _references(root: Any) -> Iterator[tuple[Path, int]]:
+    """Yields (path, id) of every reference; the inside of a shared node is entered once."""
+    seen: set[int] = set()
+
+    def visit(value: Any, path: Path) -> Iterator[tuple[Path, int]]:
+        yield path, id(value)
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Node):
+            for relative, child in node_children(value):
+                if is_graph_leaf(child):
+                    yield from visit(child, path + relative)
+
+    yield from visit(root, ())
+
+
+def set_metadata(node: Any, /, *, only: Any = Variable, **metadata: Any) -> None:
+    """Writes metadata of the Variables of a graph, in place.
+
+    Args:
+      node: a Module or another node.
+      only: a filter on the Variables.
+      **metadata: the entries to write.
+
+    Example:
+      >>> import moduli as nnx
+      >>> model = nnx.Dict({"scale": nnx.Param(1.0), "count": nnx.Variable(0)})
+      >>> nnx.set_metadata(model, trainable=False, only=nnx.Param)
+      >>> model["scale"].get_metadata(), model["count"].get_metadata()
+      ({'trainable': False}, {})
+    """
+    predicate = to_predicate(only)
+    for path, value in iter_graph(node):
+        if isinstance(value, Variable) and predicate(path, value):
+            value.set_metadata(**metadata)
+
+

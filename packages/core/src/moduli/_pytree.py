@@ -1,0 +1,373 @@
+"""Pytree: an object whose attributes are nodes of a graph; the base of Module, Rngs, Optimizer.
+
+Setting an attribute decides what it is: Variables, arrays, modules and containers are *data*, the
+rest is *static* (part of the structure, so it must be hashable). Every Pytree is also a JAX pytree
+with key paths. JAX copies shared references when it takes a pytree apart, so a graph that is not a
+tree raises there instead.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from moduli import _plugins, errors
+from moduli._compat import trace_state
+from moduli._epoch import EPOCH
+from moduli._graph.cache import flat_of
+from moduli._graph.nodes import (
+    Annotated,
+    Bookkeeping,
+    Node,
+    adopt,
+    check_mutable,
+    containers,
+    is_array,
+    is_data,
+    is_graph_leaf,
+)
+from moduli._static import static_key
+
+__all__ = ["Pytree", "data", "static"]
+
+_SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
+_MISSING: Any = object()
+
+
+def data(value: Any = _MISSING, /, **kwargs: Any) -> Any:
+    """Marks an attribute value as data, whatever its type; assign the result to an attribute.
+
+    Args:
+      value: a pytree whose leaves JAX can trace.
+      **kwargs: without a value: arguments of ``dataclasses.field``, for use in dataclasses.
+
+    Returns:
+      A marker that the assignment turns into the value.
+
+    Example:
+      >>> import moduli as nnx, jax
+      >>> class Counter(nnx.Module):
+      ...     def __init__(self):
+      ...         self.count, self.limit = nnx.data(0), 10
+      >>> jax.tree.leaves(Counter())
+      [0]
+    """
+    return _annotated("data", value, kwargs)
+
+
+def static(value: Any = _MISSING, /, **kwargs: Any) -> Any:
+    """Marks an attribute value as static; assign the result to an attribute.
+
+    Args:
+      value: a hashable value.
+      **kwargs: without a value: arguments of ``dataclasses.field``, for use in dataclasses.
+
+    Returns:
+      A marker that the assignment turns into the value.
+    """
+    return _annotated("static", value, kwargs)
+
+
+def _annotated(status: str, value: Any, kwargs: dict[str, Any]) -> Any:
+    if value is not _MISSING:
+        return Annotated(value, status)
+    import dataclasses
+
+    metadata = {**kwargs.pop("metadata", {}), "moduli": status}
+    return dataclasses.field(metadata=metadata, **kwargs)
+
+
+class PytreeMeta(abc.ABCMeta):
+    """Tells plugins that watch it of every object that has been built."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__call__(*args, **kwargs)
+        if _plugins.watches_creation():
+            _plugins.module_created(self)
+        return self
+
+
+class Pytree(Node, metaclass=PytreeMeta):
+    """Base of objects that are nodes of a graph without being Modules.
+
+    Example:
+      >>> import moduli as nnx, jax
+      >>> class Box(nnx.Pytree):
+      ...     def __init__(self, value):
+      ...         self.value, self.name = nnx.Variable(value), "box"
+      >>> jax.tree.map(lambda x: x + 1, Box(1)).value.value
+      2
+    """
+
+    _descriptors: frozenset[str] = frozenset()
+    _field_status: dict[str, str] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._descriptors = frozenset(
+            name
+            for base in cls.__mro__
+            if base not in (object, Node)
+            for name, item in vars(base).items()
+            if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
+        )
+        _wrap_call(cls)
+        _register(cls)
+
+    # -- items, as the graph code reads and writes them -----------------------------------------
+
+    def _items(self) -> list[tuple[str, Any]]:
+        items = sorted(self.__dict__.items())
+        return [item for item in items if item[0] != "_moduli"]
+
+    def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
+        attributes = self.__dict__
+        book = attributes["_moduli"]
+        attributes.clear()
+        attributes["_moduli"] = book
+        attributes.update(items)
+
+    def _read(self, key: Any) -> Any:
+        if key == "_moduli":
+            raise KeyError(key)
+        return self.__dict__[key]
+
+    def _write(self, key: Any, value: Any) -> None:
+        self.__dict__[key] = value
+
+    def _remove(self, key: Any) -> None:
+        del self.__dict__[key]
+
+    # -- attributes ------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self)._descriptors:
+            object.__setattr__(self, name, value)
+            return
+        attributes = self.__dict__
+        book: Bookkeeping = attributes["_moduli"]
+        old = attributes.get(name, _MISSING)
+        kind = value.__class__
+        if kind in _SIMPLE:
+            if old.__class__ is kind and static_key(old) == static_key(value):
+                return
+        elif kind is Annotated:
+            self._annotate(name, value.status)
+            value = value.value
+            if value.__class__ in containers and book.annotations is not None:
+                if book.annotations.get(name) == "data":
+                    value = adopt(value)
+        elif kind in containers or isinstance(value, tuple):
+            value = adopt(value)
+        if book.trace != trace_state():
+            check_mutable(self, f"set the attribute `{name}`")
+        attributes[name] = value
+        if old is value or (book.annotations is None and is_array(old) and is_array(value)):
+            return
+        book.version += 1
+        if book.tracked:
+            EPOCH[0] += 1
+
+    def _annotate(self, name: str, status: str) -> None:
+        check_mutable(self, f"set the attribute `{name}`")
+        self._moduli.annotate(name, status)
+
+    def __delattr__(self, name: str) -> None:
+        if name in type(self)._descriptors:
+            object.__delattr__(self, name)
+            return
+        if name == "_moduli" or name not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to delete")
+        check_mutable(self, f"delete the attribute `{name}`")
+        del self.__dict__[name]
+        self._moduli.annotate(name, None)
+        self._moduli.changed()
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name != "_moduli"]
+
+    # -- copies ----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = dict(self.__dict__)
+        attributes["_moduli"] = self._moduli.annotations
+        return attributes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        book = self.__dict__.setdefault("_moduli", Bookkeeping(trace_state()))
+        self.__dict__.update(state)
+        self.__dict__["_moduli"] = book
+        book.annotations = state.get("_moduli")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new, (type(self),), self.__getstate__()
+
+    def __copy__(self) -> Any:
+        new = type(self)._make_empty(trace_state())
+        new._fill(self._items())
+        new._moduli.annotations = self._moduli.annotations
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = type(self)._make_empty(trace_state())
+        memo[id(self)] = new
+        new._fill([(key, _deepcopy(value, memo)) for key, value in self._items_in_order()])
+        new._moduli.annotations = self._moduli.annotations
+        return new
+
+    def _items_in_order(self) -> list[tuple[Any, Any]]:
+        """The items in the order in which they were set, for people to read."""
+        return [item for item in self.__dict__.items() if item[0] != "_moduli"]
+
+    def __repr__(self) -> str:
+        from moduli._repr import node_repr
+
+        return node_repr(self)
+
+
+def _deepcopy(value: Any, memo: dict[int, Any]) -> Any:
+    return value if isinstance(value, jax.Array) else copy.deepcopy(value, memo)
+
+
+def _new(cls: type[Node]) -> Any:
+    return cls._make_empty(trace_state())
+
+
+def _wrap_call(cls: type[Pytree]) -> None:
+    """Gives plugins a door into ``__call__`` of every class, at its definition."""
+    call = cls.__dict__.get("__call__")
+    if call is None or not callable(call) or hasattr(call, "_moduli_function"):
+        return
+    if isinstance(call, (staticmethod, classmethod)):
+        return
+    instrumented = _plugins.instrumented
+    call_module = _plugins.call_module
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if instrumented():
+            return call_module(self, call, args, kwargs)
+        return call(self, *args, **kwargs)
+
+    __call__._moduli_function = call  # type: ignore[attr-defined]
+    cls.__call__ = __call__  # type: ignore[method-assign,assignment]
+
+
+# -- as a JAX pytree -----------------------------------------------------------------------------
+
+
+class Structure:
+    """The static half of one node for JAX: class, attribute names, static values, annotations."""
+
+    __slots__ = ("names", "static", "annotations", "key", "hash")
+
+    def __init__(
+        self, names: tuple[Any, ...], static: tuple[Any, ...], annotations: dict[str, str] | None
+    ):
+        self.names, self.static, self.annotations = names, static, annotations
+        noted = tuple(sorted(annotations.items())) if annotations else ()
+        self.key = (names, tuple((name, static_key(value)) for name, value in static), noted)
+        self.hash = hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Structure) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.static)
+
+
+def check_tree(node: Node) -> None:
+    """Raises if JAX would copy a shared reference, or never end in a cycle, below ``node``."""
+    book = node._moduli
+    if book.tree_epoch == EPOCH[0]:
+        return
+    flat = flat_of(node)
+    if not flat.graphdef.is_tree or len(flat.graphdef.roots) != 1:
+        _raise_shared(node)
+    epoch = EPOCH[0]
+    for item in flat.objects:
+        if isinstance(item, Node):
+            item._moduli.tree_epoch = epoch
+
+
+def _raise_shared(node: Node) -> None:
+    from moduli._graph.walk import find_duplicates
+
+    paths = find_duplicates(node)[0]
+    first, second = errors.format_path(paths[0]), errors.format_path(paths[1])
+    raise errors.StructureError(
+        f"{type(node).__name__} cannot be taken as a plain JAX pytree: `{first}` and `{second}` "
+        "are the same object, and JAX would copy it (or never end, if it is a cycle). Use "
+        "moduli's transforms (`moduli.jit`, `moduli.grad`, ...), which keep shared references, or "
+        "`graphdef, state = moduli.split(model)` and pass the state."
+    )
+
+
+def node_structure(node: Node) -> tuple[list[Any], list[Any], Structure]:
+    """Sorts the items of one node into data keys, data values and the static rest."""
+    check_tree(node)
+    annotations = node._moduli.annotations
+    keys: list[Any] = []
+    children: list[Any] = []
+    rest: list[tuple[Any, Any]] = []
+    for key, value in node._items():
+        status = annotations.get(key) if annotations else None
+        if status == "data" or (
+            status is None and (is_graph_leaf(value) or is_array(value) or is_data(value))
+        ):
+            keys.append(key)
+            children.append(value)
+        else:
+            rest.append((key, value))
+    return keys, children, Structure(tuple(keys), tuple(rest), annotations)
+
+
+def register_node(cls: type[Node], entry: Any) -> None:
+    """Registers a node class with JAX.
+
+    Args:
+      cls: the class.
+      entry: turns an item's key into JAX's key path entry.
+    """
+
+    def flatten(node: Node) -> tuple[list[Any], Structure]:
+        _, children, structure = node_structure(node)
+        return children, structure
+
+    def flatten_with_keys(node: Node) -> tuple[list[Any], Structure]:
+        keys, children, structure = node_structure(node)
+        return list(zip(map(entry, keys), children, strict=True)), structure
+
+    def unflatten(structure: Structure, children: Iterable[Any]) -> Node:
+        node = cls._make_empty(trace_state())
+        items = dict(zip(structure.names, children, strict=True))
+        items.update(structure.static)
+        node._fill(sorted(items.items()) if entry is not _dict_entry else items.items())
+        node._moduli.annotations = structure.annotations
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+_dict_entry = jax.tree_util.DictKey
+
+
+def _register(cls: type[Node]) -> None:
+    if issubclass(cls, list):
+        register_node(cls, jax.tree_util.SequenceKey)
+    elif issubclass(cls, dict):
+        register_node(cls, _dict_entry)
+    else:
+        register_node(cls, jax.tree_util.GetAttrKey)
+
+
+_wrap_call(Pytree)
+_register(Pytree)

@@ -1,0 +1,351 @@
+"""jit: compile a function of modules once for each structure, and call it at the price of JAX."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, overload
+
+import jax
+
+from moduli import _plugins, errors
+from moduli._graph.nodes import Node
+from moduli._static import UnhashableStatic, static_key
+from moduli._transforms.lift import Binding, Frame, Packed, Signature, bind
+
+__all__ = ["JitWrapped", "jit"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class JitWrapped:
+    """A jitted function of modules; made by :func:`jit`.
+
+    Call it like the function. Methods of classes may be decorated: the wrapper binds like a
+    function.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        *,
+        static_argnums: tuple[int, ...] = (),
+        static_argnames: frozenset[str] = frozenset(),
+        donate_argnums: frozenset[int] = frozenset(),
+        donate_argnames: frozenset[str] = frozenset(),
+        **options: Any,
+    ):
+        functools.update_wrapper(self, fun)
+        self._fun = fun
+        self._static_argnums = static_argnums
+        self._static_argnames = static_argnames
+        self._donate_argnums = donate_argnums
+        self._donate_argnames = donate_argnames
+        self._plain = not (static_argnums or static_argnames)
+        self._donates = bool(donate_argnums or donate_argnames)
+        self._options = options
+        self._programs: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the compiled function; compiles it first for a new structure."""
+        if not self._plain:
+            return self._call_static(args, kwargs)
+        binding = bind(args, kwargs)
+        key = (binding.signature, _plugins.active().token)
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = self._compile(binding, len(args), (), {})
+        return self._run(program, binding)
+
+    def _run(self, program: Any, binding: Binding) -> Any:
+        values = [[holder._value for holder in flat.holders] for flat in binding.flats]
+        if self._donates:
+            packed = program.donating(values, binding.plain)
+        else:
+            packed = program.call(values, binding.plain)
+        return packed.effects.apply(binding.flats, values, *packed.parts)
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Binding]:
+        """Returns the program for these arguments and how they are bound."""
+        count = len(args)
+        numbers = {n + count if n < 0 else n for n in self._static_argnums}
+        fixed = {n: args[n] for n in numbers if n < count}
+        fixed_names = {n: kwargs[n] for n in self._static_argnames if n in kwargs}
+        for name, value in (*fixed.items(), *fixed_names.items()):
+            _check_static(name, value, self._fun)
+        args = tuple([arg for n, arg in enumerate(args) if n not in fixed])
+        kwargs = {n: v for n, v in kwargs.items() if n not in fixed_names}
+        binding = bind(args, kwargs)
+        static = (
+            tuple((n, static_key(v)) for n, v in sorted(fixed.items())),
+            tuple((n, static_key(v)) for n, v in sorted(fixed_names.items())),
+        )
+        key = (binding.signature, _plugins.active().token, *(static if fixed or fixed_names else ()))
+        program = self._programs.get(key)
+        if program is None:
+            program = self._compile(binding, count, tuple(sorted(fixed.items())), fixed_names)
+            self._programs[key] = program
+        return program, binding
+
+    def _call_static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._run(*self._prepare(args, kwargs))
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """Lowers the function for these arguments, without running it.
+
+        Returns:
+          A ``jax.stages.Lowered`` of the pure function behind the call, for looking at its text,
+          cost and memory analysis.
+        """
+        program, binding = self._prepare(args, kwargs)
+        return program.lower(binding.values(), binding.plain)
+
+    def clear_cache(self) -> None:
+        """Forgets all compiled programs."""
+        self._programs.clear()
+
+    def _compile(
+        self,
+        binding: Binding,
+        count: int,
+        fixed: tuple[tuple[int, Any], ...],
+        fixed_names: dict[str, Any],
+    ) -> Any:
+        numbers = {n for n, _ in fixed}
+        positions = [n for n in range(count) if n not in numbers]
+        marks = _donated_marks(
+            binding,
+            [n in self._donate_argnums or n - count in self._donate_argnums for n in positions]
+            + [name in self._donate_argnames for name in binding.names],
+        )
+        return _Program(self._fun, Signature(binding), fixed, fixed_names, marks, self._options)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> JitWrapped: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> types.MethodType: ...
+    def __get__(self, instance: object | None, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<moduli.jit of {getattr(self._fun, '__qualname__', self._fun)!r}>"
+
+
+class _Program:
+    """One jitted pure function: for one structure, set of static arguments and plugins."""
+
+    __slots__ = ("call", "groups", "plain", "jitted")
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        signature: Signature,
+        fixed: tuple[tuple[int, Any], ...],
+        fixed_names: dict[str, Any],
+        donated: tuple[frozenset[int], frozenset[int]],
+        options: dict[str, Any],
+    ):
+        self.groups, self.plain = donated
+
+        def run(values: Any, plain: Any) -> Packed:
+            frame = Frame(signature, values, plain)
+            args = list(frame.args)
+            for position, value in fixed:
+                args.insert(position, value)
+            out = fun(*args, **frame.kwargs, **fixed_names)
+            effects, outputs = frame.finish(out, self.groups.__contains__)
+            return Packed(effects, outputs)
+
+        run.__name__ = run.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
+        if self.groups or self.plain:
+
+            def split_run(values: Any, plain: Any, gone_values: Any, gone_plain: Any) -> Packed:
+                values = [v if w is None else w for v, w in zip(values, gone_values, strict=True)]
+                plain = [v if w is None else w[0] for v, w in zip(plain, gone_plain, strict=True)]
+                return run(values, plain)
+
+            split_run.__name__ = split_run.__qualname__ = run.__name__
+            self.jitted = jax.jit(split_run, donate_argnums=(2, 3), **options)
+        else:
+            self.jitted = jax.jit(run, **options)
+        self.call = self.jitted
+
+    def _split(self, values: list[Any], plain: list[Any]) -> tuple[Any, Any, Any, Any]:
+        return (
+            [None if n in self.groups else v for n, v in enumerate(values)],
+            [None if n in self.plain else v for n, v in enumerate(plain)],
+            [v if n in self.groups else None for n, v in enumerate(values)],
+            [(v,) if n in self.plain else None for n, v in enumerate(plain)],
+        )
+
+    def donating(self, values: list[Any], plain: list[Any]) -> Any:
+        if self.groups or self.plain:
+            return self.jitted(*self._split(values, plain))
+        return self.jitted(values, plain)
+
+    def lower(self, values: list[Any], plain: list[Any]) -> Any:
+        if self.groups or self.plain:
+            return self.jitted.lower(*self._split(values, plain))
+        return self.jitted.lower(values, plain)
+
+
+def _donated_marks(
+    binding: Binding, donated: list[bool]
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Finds which graphs and plain arguments are donated, from flags for the arguments."""
+    roots: list[bool] = []
+    plain: list[bool] = []
+    for mark, flag in zip(binding.template, donated, strict=True):
+        if isinstance(mark, tuple):
+            for is_root in mark[1]:
+                (roots if is_root else plain).append(flag)
+        else:
+            (roots if mark else plain).append(flag)
+    groups: set[int] = set()
+    start = 0
+    for number, flat in enumerate(binding.flats):
+        stop = start + len(flat.graphdef.roots)
+        if all(roots[start:stop]):
+            groups.add(number)
+        start = stop
+    return frozenset(groups), frozenset(n for n, flag in enumerate(plain) if flag)
+
+
+def _check_static(name: int | str, value: Any, fun: Callable[..., Any]) -> None:
+    where = f"argument {name!r} of {getattr(fun, '__qualname__', fun)}"
+    if isinstance(value, Node):
+        raise errors.StructureError(
+            f"jit: {where} is a {type(value).__name__} and marked static; modules carry arrays, so "
+            "leave it out of static_argnums / static_argnames"
+        )
+    try:
+        static_key(value)
+    except UnhashableStatic:
+        raise errors.StructureError(
+            f"jit: the static {where} is a {type(value).__name__}, which cannot be hashed; use a "
+            "hashable value such as a tuple, or do not mark it static"
+        ) from None
+
+
+def _names(value: str | Iterable[str] | None) -> frozenset[str]:
+    if value is None:
+        return frozenset()
+    return frozenset((value,) if isinstance(value, str) else value)
+
+
+def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _match(
+    fun: Callable[..., Any], numbers: tuple[int, ...], names: frozenset[str]
+) -> tuple[tuple[int, ...], frozenset[str]]:
+    """Completes numbers by names and names by numbers, as JAX does, from the signature."""
+    try:
+        parameters = list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        return numbers, names
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p.name for p in parameters if p.kind in kinds]
+    known = {p.name for p in parameters}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    unknown = sorted(names - known)
+    if unknown and not takes_any:
+        raise errors.StructureError(
+            f"jit: {getattr(fun, '__qualname__', fun)} has no argument {unknown[0]!r}; it has "
+            f"{[p.name for p in parameters]}"
+        )
+    more_names = {positional[n] for n in numbers if -len(positional) <= n < len(positional)}
+    more_numbers = {positional.index(name) for name in names if name in positional}
+    return tuple(sorted({*numbers, *more_numbers})), frozenset(names | more_names)
+
+
+def jit(
+    fun: Callable[..., Any] | None = None,
+    *,
+    static_argnums: int | Sequence[int] | None = None,
+    static_argnames: str | Iterable[str] | None = None,
+    donate_argnums: int | Sequence[int] | None = None,
+    donate_argnames: str | Iterable[str] | None = None,
+    keep_unused: bool = False,
+    inline: bool = False,
+) -> Any:
+    """``jax.jit`` for functions that take modules, with all their updates.
+
+    What the function does to its modules happens to the caller's own objects: values written to
+    Variables, attributes and submodules added, changed or removed, also on later calls that run a
+    compiled program. An exception leaves them as they were.
+
+    The function is compiled once for each structure of its modules and shapes of their values. A
+    call on a known structure costs what ``jax.jit`` costs.
+
+    Args:
+      fun: a function, a method, or a module. Without it a decorator is returned.
+      static_argnums: positions of hashable arguments for whose values to compile.
+      static_argnames: names of such arguments.
+      donate_argnums: positions of arguments whose buffers the result may use. The Variables of a
+        donated module hold new buffers after the call, never deleted ones.
+      donate_argnames: names of such arguments.
+      keep_unused: as of ``jax.jit``.
+      inline: as of ``jax.jit``.
+
+    Returns:
+      The jitted function, or a decorator.
+
+    Raises:
+      StructureError: if a name is not an argument, or a static argument is a module or unhashable.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> class Counter(nnx.Module):
+      ...     def __init__(self):
+      ...         self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+      >>> @nnx.jit
+      ... def step(counter, by):
+      ...     counter.count += by
+      ...     return counter.count * 10
+      >>> counter = Counter()
+      >>> int(step(counter, 2)), int(counter.count)
+      (20, 2)
+    """
+    if fun is None:
+        return functools.partial(
+            jit,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            donate_argnums=donate_argnums,
+            donate_argnames=donate_argnames,
+            keep_unused=keep_unused,
+            inline=inline,
+        )
+    if not callable(fun):
+        raise errors.StructureError(
+            f"jit needs a callable; got a {type(fun).__name__}. As a decorator with options write "
+            "`@moduli.jit(static_argnames=...)`"
+        )
+    bound: Any = None
+    if isinstance(fun, types.MethodType) and isinstance(fun.__self__, Node):
+        bound, fun = fun.__self__, fun.__func__
+    elif isinstance(fun, Node):
+        bound, fun = fun, type(fun).__call__
+    shift = 0 if bound is None else 1
+    static = _match(
+        fun, tuple(n + shift for n in _numbers(static_argnums)), _names(static_argnames)
+    )
+    donated = _match(
+        fun, tuple(n + shift for n in _numbers(donate_argnums)), _names(donate_argnames)
+    )
+    wrapped = JitWrapped(
+        fun,
+        static_argnums=static[0],
+        static_argnames=static[1],
+        donate_argnums=frozenset(donated[0]),
+        donate_argnames=donated[1],
+        keep_unused=keep_unused,
+        inline=inline,
+    )
+    return wrapped if bound is None else types.MethodType(wrapped, bound)

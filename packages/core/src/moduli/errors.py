@@ -1,0 +1,93 @@
+"""Every error that moduli raises on purpose.
+
+Each class derives from :class:`ModuliError` and from the builtin exception that a Python
+programmer would expect, so ``except ValueError`` and ``except ModuliError`` both work. A message
+says what was got, where (the path in the model) and what to write instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ModuliError",
+    "MissingPluginError",
+    "MissingStreamError",
+    "NameClashError",
+    "PathError",
+    "PluginError",
+    "RngError",
+    "ShapeError",
+    "StructureError",
+    "TraceError",
+    "VariableError",
+]
+
+
+class ModuliError(Exception):
+    """Base of all errors that moduli raises on purpose."""
+
+
+class StructureError(ModuliError, ValueError):
+    """A model, a GraphDef or a State does not have the structure that was asked for."""
+
+
+class PathError(ModuliError, LookupError):
+    """A path, a name or an attribute does not exist in the model."""
+
+
+class TraceError(ModuliError, RuntimeError):
+    """A Variable or a Module was changed from a JAX trace to which it does not belong."""
+
+
+class VariableError(ModuliError, TypeError):
+    """A Variable was used in a way that its kind or its value does not allow."""
+
+
+class ShapeError(ModuliError, ValueError):
+    """An input or a stored array has another shape than the model expects."""
+
+
+class RngError(ModuliError, ValueError):
+    """A random stream is missing, or a seed is not one."""
+
+
+class PluginError(ModuliError, RuntimeError):
+    """A plugin could not be loaded, or failed in a hook."""
+
+
+class NameClashError(PluginError):
+    """Two plugins claim the same public name."""
+
+
+class MissingStreamError(RngError, AttributeError):
+    """Rngs have no stream of this name and no default stream."""
+
+
+class MissingPluginError(ModuliError, AttributeError):
+    """A feature belongs to a package that is not installed; the text is the pip command."""
+
+
+def format_path(path: Iterable[object]) -> str:
+    """Writes a path of attribute names and indices as a person would: ``blocks[0].kernel``.
+
+    Args:
+      path: attribute names (str) and indices (int) from the root to the place.
+
+    Returns:
+      The path as text; ``"<root>"`` for the empty path.
+
+    Example:
+      >>> from moduli.errors import format_path
+      >>> format_path(("blocks", 0, "linear", "kernel"))
+      'blocks[0].linear.kernel'
+      >>> format_path(())
+      '<root>'
+    """
+    text = ""
+    for part in path:
+        if isinstance(part, str) and part.isidentifier():
+            text += f".{part}" if text else part
+        else:
+            text += f"[{part!r}]"
+    return text or "<root>"
