@@ -1,0 +1,44 @@
+"""Layers for moduli: what each name is, and the file that holds it."""
+
+from moduli_layers import errors as errors
+from moduli_layers import initializers as initializers
+from moduli_layers._activations import celu as celu
+from moduli_layers._activations import elu as elu
+from moduli_layers._activations import gelu as gelu
+from moduli_layers._activations import glu as glu
+from moduli_layers._activations import hard_sigmoid as hard_sigmoid
+from moduli_layers._activations import hard_silu as hard_silu
+from moduli_layers._activations import hard_swish as hard_swish
+from moduli_layers._activations import hard_tanh as hard_tanh
+from moduli_layers._activations import identity as identity
+from moduli_layers._activations import leaky_relu as leaky_relu
+from moduli_layers._activations import log_sigmoid as log_sigmoid
+from moduli_layers._activations import log_softmax as log_softmax
+from moduli_layers._activations import logsumexp as logsumexp
+from moduli_layers._activations import mish as mish
+from moduli_layers._activations import one_hot as one_hot
+from moduli_layers._activations import relu as relu
+from moduli_layers._activations import relu6 as relu6
+from moduli_layers._activations import selu as selu
+from moduli_layers._activations import sigmoid as sigmoid
+from moduli_layers._activations import silu as silu
+from moduli_layers._activations import soft_sign as soft_sign
+from moduli_layers._activations import softmax as softmax
+from moduli_layers._activations import softplus as softplus
+from moduli_layers._activations import squareplus as squareplus
+from moduli_layers._activations import standardize as standardize
+from moduli_layers._activations import swish as swish
+from moduli_layers._activations import tanh as tanh
+from moduli_layers._conv import Conv as Conv
+from moduli_layers._dropout import Dropout as Dropout
+from moduli_layers._dtypes import promote_dtype as promote_dtype
+from moduli_layers._linear import Linear as Linear
+from moduli_layers._normalization import BatchNorm as BatchNorm
+from moduli_layers._pooling import avg_pool as avg_pool
+from moduli_layers._pooling import max_pool as max_pool
+from moduli_layers._pooling import min_pool as min_pool
+from moduli_layers._pooling import pool as pool
+from moduli_layers._sequential import Sequential as Sequential
+from moduli_layers.initializers import Initializer as Initializer
+
+__version__ = "0.1.0"

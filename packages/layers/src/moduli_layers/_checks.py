@@ -1,0 +1,108 @@
+"""Checks of what a layer is given; each error names the layer's class and says what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import moduli
+from moduli.errors import RngError, ShapeError
+
+from moduli_layers.errors import ArgumentError
+
+__all__ = ["check_features", "check_positive", "check_rngs", "resolve_mode", "shape_text"]
+
+
+def check_positive(layer: object, **sizes: int) -> None:
+    """Raises unless every size is at least one.
+
+    Args:
+      layer: the layer that is being built.
+      **sizes: the constructor's arguments, by name.
+
+    Raises:
+      ArgumentError: a size is zero or negative.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ArgumentError(
+                f"{type(layer).__name__} got {name}={size}; write a size of at least 1"
+            )
+
+
+def check_rngs(layer: object, rngs: Any) -> moduli.Rngs:
+    """Returns ``rngs`` if it can give a layer the keys for its parameters.
+
+    Args:
+      layer: the layer that is being built.
+      rngs: what the caller passed.
+
+    Returns:
+      The same object.
+
+    Raises:
+      RngError: it is not a :class:`moduli.Rngs`.
+    """
+    if not isinstance(rngs, moduli.Rngs):
+        raise RngError(
+            f"{type(layer).__name__} got rngs of type {type(rngs).__name__}; "
+            f"write rngs=moduli.Rngs(0)"
+        )
+    return rngs
+
+
+def check_features(layer: object, inputs: jax.Array, axis: int, features: int, name: str) -> None:
+    """Raises unless the inputs have the layer's number of features on an axis.
+
+    Args:
+      layer: the layer that is being called.
+      inputs: what it is called with.
+      axis: the axis of the features, as the layer counts it (may be negative).
+      features: the size expected on that axis.
+      name: the constructor's argument that holds this size.
+
+    Raises:
+      ShapeError: the axis does not exist or has another size.
+    """
+    rank = jnp.ndim(inputs)
+    if -rank <= axis < rank and inputs.shape[axis] == features:
+        return
+    expected = f"(..., {features})" if axis == -1 else f"with size {features} on axis {axis}"
+    remedy = f"give the inputs an axis {axis} of size {features}"
+    if -rank <= axis < rank:
+        remedy = f"build the layer with {name}={inputs.shape[axis]}, or {remedy}"
+    raise ShapeError(
+        f"{type(layer).__name__}({name}={features}) expects inputs of shape {expected}, "
+        f"got shape {shape_text(inputs)}; {remedy}"
+    )
+
+
+def resolve_mode(layer: object, name: str, given: bool | None) -> bool:
+    """Decides a mode: what the call says, else what the layer's attribute says.
+
+    Args:
+      layer: the layer that is being called; it has an attribute of that name.
+      name: ``"deterministic"`` or ``"use_running_average"``.
+      given: the call's argument; None to take the attribute.
+
+    Returns:
+      The mode.
+
+    Raises:
+      ArgumentError: both are None.
+    """
+    mode = getattr(layer, name) if given is None else given
+    if mode is None:
+        kind = type(layer).__name__
+        raise ArgumentError(
+            f"{kind} does not know whether to train or to evaluate, because {name} is None in "
+            f"the layer and in the call; write model.train() or model.eval() first, or "
+            f"{kind}(..., {name}=False), or pass {name}=... to the call"
+        )
+    return mode
+
+
+def shape_text(array: Any) -> str:
+    """Returns an array's shape as text: ``(2, 3)``."""
+    return str(tuple(jnp.shape(array)))

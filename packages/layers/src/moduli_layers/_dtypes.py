@@ -1,0 +1,99 @@
+"""The dtype in which a layer computes.
+
+A layer stores its parameters in ``param_dtype`` and computes in ``dtype``; where ``dtype`` is
+None it computes in the dtype to which its inputs and parameters promote. Both rules live here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from moduli_layers.errors import DtypeError
+
+__all__ = ["PromoteDtype", "promote_dtype", "promote_for"]
+
+
+class PromoteDtype(Protocol):
+    """What a layer's ``promote_dtype`` argument must look like: see :func:`promote_dtype`."""
+
+    def __call__(
+        self, arrays: tuple[Any, ...], /, *, dtype: DTypeLike | None = None
+    ) -> tuple[Any, ...]: ...
+
+
+def promote_dtype(
+    arrays: Sequence[Any],
+    /,
+    *,
+    dtype: DTypeLike | None = None,
+    inexact: bool = True,
+) -> tuple[jax.Array | None, ...]:
+    """Brings arrays to one dtype.
+
+    Args:
+      arrays: arrays, Variables, scalars, or None for a parameter that a layer does not use.
+      dtype: the dtype to cast to; None takes the one to which the arrays promote.
+      inexact: whether the result has to be a floating or complex dtype. Integers then become
+        float32.
+
+    Returns:
+      The arrays in that dtype, in the same order; None stays None.
+
+    Raises:
+      DtypeError: ``dtype`` is an integer dtype and ``inexact`` is True, or the arrays have no
+        common dtype under ``jax_numpy_dtype_promotion="strict"``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import promote_dtype
+      >>> x, w, b = promote_dtype((jnp.ones(2, jnp.bfloat16), jnp.ones(2), None))
+      >>> x.dtype, w.dtype, b
+      (dtype('float32'), dtype('float32'), None)
+      >>> promote_dtype((1, 2), dtype=jnp.float16)[0].dtype
+      dtype('float16')
+    """
+    if dtype is None:
+        dtype = _common_dtype([array for array in arrays if array is not None], inexact)
+    elif inexact and not jnp.issubdtype(dtype, jnp.inexact):
+        raise DtypeError(
+            f"got dtype={jnp.dtype(dtype).name}, but a layer computes in floating or complex "
+            f"numbers; write dtype=jnp.float32 (or None, to take the inputs' dtype)"
+        )
+    return tuple(None if array is None else jnp.asarray(array, dtype) for array in arrays)
+
+
+def promote_for(layer: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Calls a layer's own ``promote_dtype`` with its ``dtype``; an error names the layer.
+
+    Args:
+      layer: a Module with the attributes ``dtype`` and ``promote_dtype``.
+      arrays: the inputs and the values of the parameters, None for an unused one.
+
+    Returns:
+      What the layer's ``promote_dtype`` returned.
+
+    Raises:
+      DtypeError: as :func:`promote_dtype`, with the layer's class in front.
+    """
+    try:
+        return layer.promote_dtype(arrays, dtype=layer.dtype)
+    except DtypeError as error:
+        raise DtypeError(f"{type(layer).__name__}: {error}") from None
+
+
+def _common_dtype(arrays: list[Any], inexact: bool) -> DTypeLike:
+    try:
+        dtype = jnp.result_type(*arrays)
+    except ValueError as error:  # JAX's TypePromotionError is a ValueError without a public name
+        names = ", ".join(jnp.result_type(array).name for array in arrays)
+        raise DtypeError(
+            f"inputs and parameters have the dtypes ({names}), which do not promote to one dtype "
+            f"under jax_numpy_dtype_promotion='strict'; write dtype=jnp.{jnp.result_type(arrays[0]).name} where "
+            f"the layer is built, or cast the inputs"
+        ) from error
+    return jnp.dtype(jnp.float32) if inexact and not jnp.issubdtype(dtype, jnp.inexact) else dtype

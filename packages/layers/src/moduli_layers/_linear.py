@@ -1,0 +1,127 @@
+"""Layers that multiply by a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import moduli
+from jax import lax
+from jax.typing import DTypeLike
+
+from moduli_layers import initializers
+from moduli_layers._checks import check_features, check_positive, check_rngs
+from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+
+__all__ = ["Linear"]
+
+_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class Linear(moduli.Module):
+    """An affine map of the last axis: ``y = x @ kernel + bias``.
+
+    Attributes:
+      kernel: Param of shape (in_features, out_features).
+      bias: Param of shape (out_features,), or None if ``use_bias`` is False.
+
+    Args:
+      in_features: size of the inputs' last axis.
+      out_features: size of the outputs' last axis.
+      use_bias: whether to add a bias.
+      dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
+      param_dtype: dtype in which the parameters are stored.
+      precision: numerical precision of the product, see :class:`jax.lax.Precision`.
+      kernel_init: initializer of the kernel; Lecun's normal unless told otherwise.
+      bias_init: initializer of the bias; zeros unless told otherwise.
+      dot_general: what multiplies, in the place of :func:`jax.lax.dot_general`.
+      promote_dtype: what brings ``(inputs, kernel, bias)`` to ``dtype``.
+      preferred_element_type: dtype in which the product is accumulated and returned.
+      rngs: where the parameters' keys come from (stream ``params``: the kernel's, then the
+        bias's).
+      kernel_metadata: metadata of the kernel's Param.
+      bias_metadata: metadata of the bias's Param.
+
+    Raises:
+      ArgumentError: a size is below 1.
+      RngError: ``rngs`` is not a :class:`moduli.Rngs`.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli
+      >>> from moduli_layers import Linear
+      >>> layer = Linear(3, 4, rngs=moduli.Rngs(0))
+      >>> layer.kernel.shape, layer.bias.shape
+      ((3, 4), (4,))
+      >>> layer(jnp.ones((2, 3))).shape
+      (2, 4)
+    """
+
+    __module__ = "moduli_layers"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: initializers.Initializer = initializers.lecun_normal(),  # noqa: B008
+        bias_init: initializers.Initializer = initializers.zeros,
+        dot_general: Callable[..., jax.Array] = lax.dot_general,
+        promote_dtype: PromoteDtype = promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        rngs: moduli.Rngs,
+        kernel_metadata: Mapping[str, Any] = _NO_METADATA,
+        bias_metadata: Mapping[str, Any] = _NO_METADATA,
+    ) -> None:
+        check_positive(self, in_features=in_features, out_features=out_features)
+        check_rngs(self, rngs)
+        kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
+        self.kernel = moduli.Param(kernel, **kernel_metadata)
+        self.bias = None
+        if use_bias:
+            bias = bias_init(rngs.params(), (out_features,), param_dtype)
+            self.bias = moduli.Param(bias, **bias_metadata)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.use_bias = use_bias
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.dot_general = dot_general
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Applies the map.
+
+        Args:
+          inputs: array of shape (..., in_features).
+          out_sharding: how the output is laid out over devices, for JAX's explicit sharding
+            mode; None leaves it to the compiler.
+
+        Returns:
+          Array of shape (..., out_features).
+
+        Raises:
+          ShapeError: the inputs' last axis does not have ``in_features`` entries.
+          DtypeError: inputs and parameters have no common dtype.
+        """
+        check_features(self, inputs, -1, self.in_features, "in_features")
+        bias = None if self.bias is None else self.bias[...]
+        inputs, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
+        sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
+        outputs = self.dot_general(
+            inputs,
+            kernel,
+            (((inputs.ndim - 1,), (0,)), ((), ())),
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+            **sharding,
+        )
+        return outputs if bias is None else outputs + bias.astype(outputs.dtype)

@@ -1,0 +1,222 @@
+"""Pooling: functions that reduce a window which slides over the spatial axes, channels last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from moduli.errors import ShapeError
+
+from moduli_layers._checks import shape_text
+from moduli_layers._windows import Padding, check_not_empty, padding_pairs, per_dimension
+from moduli_layers.errors import ArgumentError
+
+__all__ = ["avg_pool", "max_pool", "min_pool", "pool"]
+
+_PADDINGS = ("SAME", "SAME_LOWER", "VALID")
+
+
+def pool(
+    inputs: jax.Array,
+    init: Any,
+    reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None,
+    padding: Padding,
+) -> jax.Array:
+    """Reduces every position of a sliding window with a function of two values.
+
+    JAX knows the gradient for ``lax.add``, ``lax.max`` and ``lax.min``; for any other function
+    the result has none.
+
+    Args:
+      inputs: array of shape (*batch, *spatial, features), with one spatial axis for each entry
+        of ``window_shape`` and any number of batch axes.
+      init: the value with which a reduction starts, and which padding adds.
+      reduce_fn: the reduction, for example :func:`jax.lax.add`.
+      window_shape: size of the window in each spatial dimension.
+      strides: step of the window, one for all dimensions or one for each; None is 1.
+      padding: ``"VALID"`` (none), ``"SAME"`` (output size is input size over stride, rounded
+        up), an int for all sides, or for each dimension an int or a pair (before, after).
+
+    Returns:
+      Array of shape (*batch, *new spatial, features).
+
+    Raises:
+      ShapeError: the inputs have too few axes, or the window does not fit into them once.
+      ArgumentError: strides or padding do not fit the window.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax import lax
+      >>> from moduli_layers import pool
+      >>> pool(jnp.arange(4.0).reshape(4, 1), 0.0, lax.add, (2,), 2, "VALID").ravel()
+      Array([1., 5.], dtype=float32)
+    """
+    return _pool("pool", inputs, init, reduce_fn, window_shape, strides, padding)
+
+
+def avg_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+    count_include_pad: bool = True,
+) -> jax.Array:
+    """Averages over every position of a sliding window.
+
+    Args:
+      inputs: array of shape (*batch, *spatial, features); integers become float32.
+      window_shape: size of the window in each spatial dimension.
+      strides: step of the window; None is 1. See :func:`pool`.
+      padding: see :func:`pool`.
+      count_include_pad: whether a window at the border is divided by its full size, as if the
+        padding were zeros in the data; False divides by the number of real entries.
+
+    Returns:
+      Array of shape (*batch, *new spatial, features).
+
+    Raises:
+      ShapeError: the inputs have too few axes, or the window does not fit into them once.
+      ArgumentError: strides or padding do not fit the window.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import avg_pool
+      >>> avg_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel()
+      Array([0.5, 2.5], dtype=float32)
+    """
+    inputs = jnp.asarray(inputs)
+    if not jnp.issubdtype(inputs.dtype, jnp.inexact):
+        inputs = inputs.astype(jnp.float32)
+    arguments = (window_shape, strides, padding)
+    zero = np.zeros((), inputs.dtype)  # concrete under jit too: else JAX finds no gradient
+    sums = _pool("avg_pool", inputs, zero, lax.add, *arguments)
+    if count_include_pad:
+        counts = jnp.asarray(math.prod(window_shape), sums.dtype)
+    else:
+        # the batch and the features do not change how many entries a window holds
+        spatial = inputs.shape[-len(tuple(window_shape)) - 1 : -1]
+        ones = jnp.ones((*spatial, 1), sums.dtype)
+        counts = _pool("avg_pool", ones, zero, lax.add, *arguments)
+    return sums / counts
+
+
+def max_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+) -> jax.Array:
+    """Takes the maximum over every position of a sliding window; padding is never the maximum.
+
+    Args:
+      inputs: array of shape (*batch, *spatial, features).
+      window_shape: size of the window in each spatial dimension.
+      strides: step of the window; None is 1. See :func:`pool`.
+      padding: see :func:`pool`.
+
+    Returns:
+      Array of shape (*batch, *new spatial, features).
+
+    Raises:
+      ShapeError: the inputs have too few axes, or the window does not fit into them once.
+      ArgumentError: strides or padding do not fit the window.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import max_pool
+      >>> max_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel()
+      Array([1., 3.], dtype=float32)
+    """
+    inputs = jnp.asarray(inputs)
+    lowest = _extreme(inputs.dtype, largest=False)
+    return _pool("max_pool", inputs, lowest, lax.max, window_shape, strides, padding)
+
+
+def min_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+) -> jax.Array:
+    """Takes the minimum over every position of a sliding window; padding is never the minimum.
+
+    Args:
+      inputs: array of shape (*batch, *spatial, features).
+      window_shape: size of the window in each spatial dimension.
+      strides: step of the window; None is 1. See :func:`pool`.
+      padding: see :func:`pool`.
+
+    Returns:
+      Array of shape (*batch, *new spatial, features).
+
+    Raises:
+      ShapeError: the inputs have too few axes, or the window does not fit into them once.
+      ArgumentError: strides or padding do not fit the window.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import min_pool
+      >>> min_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel()
+      Array([0., 2.], dtype=float32)
+    """
+    inputs = jnp.asarray(inputs)
+    highest = _extreme(inputs.dtype, largest=True)
+    return _pool("min_pool", inputs, highest, lax.min, window_shape, strides, padding)
+
+
+def _pool(
+    owner: str,
+    inputs: jax.Array,
+    init: Any,
+    reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None,
+    padding: Padding,
+) -> jax.Array:
+    if not isinstance(window_shape, Sequence):
+        raise ArgumentError(
+            f"{owner} got window_shape={window_shape!r}; write one size for each spatial "
+            f"dimension, for example window_shape=(2, 2)"
+        )
+    rank = len(window_shape)
+    window = per_dimension(owner, "window_shape", window_shape, rank)
+    steps = per_dimension(owner, "strides", strides, rank)
+    pairs = padding_pairs(owner, padding, rank, _PADDINGS)
+    inputs = jnp.asarray(inputs)
+    batch = inputs.ndim - rank - 1
+    if batch < 0:
+        raise ShapeError(
+            f"{owner} with window_shape={window} expects inputs of shape (*batch, *spatial, "
+            f"features) with {rank} spatial axes, got shape {shape_text(inputs)}; write one "
+            f"entry of window_shape for each spatial axis and keep the features last"
+        )
+    outputs = lax.reduce_window(
+        inputs,
+        init,
+        reduce_fn,
+        window_dimensions=(1,) * batch + window + (1,),
+        window_strides=(1,) * batch + steps + (1,),
+        padding=pairs if isinstance(pairs, str) else ((0, 0),) * batch + pairs + ((0, 0),),
+    )
+    detail = f"window_shape={window} and padding={padding!r}"
+    check_not_empty(owner, inputs, outputs, slice(batch, -1), detail)
+    return outputs
+
+
+def _extreme(dtype: Any, *, largest: bool) -> Any:
+    """Returns the value that no entry of a dtype is above (or below)."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        value: Any = jnp.inf if largest else -jnp.inf
+    elif dtype == jnp.bool_:
+        value = largest
+    else:
+        limits = jnp.iinfo(dtype)
+        value = limits.max if largest else limits.min
+    return np.asarray(value, dtype)  # concrete under jit too: else JAX finds no gradient

@@ -1,0 +1,90 @@
+"""A chain of callables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import moduli
+from moduli.errors import StructureError
+
+__all__ = ["Sequential"]
+
+
+class Sequential(moduli.Module):
+    """Calls layers and functions in order, each with what the one before returned.
+
+    A tuple is passed on as several positional arguments and a dict as keyword arguments;
+    everything else is one argument. The first callable gets the arguments of the call.
+
+    Attributes:
+      layers: List of the callables; ``append`` adds one, ``model.layers[0]`` is the first.
+
+    Args:
+      *fns: the callables, Modules or functions.
+
+    Raises:
+      StructureError: one of them is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli
+      >>> from moduli_layers import Linear, Sequential, relu
+      >>> rngs = moduli.Rngs(0)
+      >>> model = Sequential(Linear(2, 8, rngs=rngs), relu, Linear(8, 3, rngs=rngs))
+      >>> model(jnp.ones((5, 2))).shape
+      (5, 3)
+    """
+
+    __module__ = "moduli_layers"
+
+    def __init__(self, *fns: Callable[..., Any]) -> None:
+        for index, fn in enumerate(fns):
+            if not callable(fn):
+                raise StructureError(
+                    f"{type(self).__name__} expects callables, got {fn!r} of type "
+                    f"{type(fn).__name__} as argument {index}; write {type(self).__name__}"
+                    f"(*layers) to pass the layers of a list"
+                )
+        self.layers = list(fns)
+
+    def __call__(self, *args: Any, rngs: moduli.Rngs | None = None, **kwargs: Any) -> Any:
+        """Calls the chain.
+
+        Args:
+          *args: positional arguments for the first callable.
+          rngs: passed on to every callable that has a parameter named ``rngs``.
+          **kwargs: keyword arguments for the first callable.
+
+        Returns:
+          What the last callable returns; without any callable, the first argument (or None).
+        """
+        output: Any = args[0] if args else None
+        for index, fn in enumerate(self.layers):
+            if index:
+                args, kwargs = _as_arguments(output)
+            if rngs is not None and _takes_rngs(fn):
+                kwargs = {**kwargs, "rngs": rngs}
+            output = fn(*args, **kwargs)
+        return output
+
+
+def _as_arguments(output: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Writes one callable's output as the next one's arguments."""
+    if isinstance(output, tuple):
+        return output, {}
+    if isinstance(output, dict):
+        return (), dict(output)
+    return (output,), {}
+
+
+def _takes_rngs(fn: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # some builtins have no signature, and take no rngs
+        return False
+    parameter = parameters.get("rngs")
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )

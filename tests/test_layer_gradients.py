@@ -1,0 +1,76 @@
+"""Each layer's gradients agree with finite differences of its independent reference."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import moduli
+import numpy as np
+import pytest
+from layer_table import TABLE, Row
+
+STEP = 1e-4
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_gradients_equal_finite_differences_of_the_reference(row: Row, training: bool) -> None:
+    """Checks the derivative along one random direction of all parameters and inputs."""
+    model, inputs = row.model(), row.arrays()
+    model.train() if training else model.eval()
+    reference = row.reference if training else row.reference_eval or row.reference
+    rng = np.random.default_rng(5)
+    weights = rng.normal(size=row.shape)
+
+    def loss(model: Any, *args: jax.Array) -> jax.Array:
+        return jnp.sum(model(*args) * jnp.asarray(weights, jnp.float32))
+
+    argnums = tuple(range(len(inputs) + 1))
+    grads, *input_grads = moduli.grad(loss, argnums=argnums)(row_copy(model), *inputs)
+    slope = 0.0
+    directions = {}
+    for path, grad in moduli.to_flat_state(grads):
+        array = np.asarray(getattr(grad, "value", grad), np.float64)
+        directions[path] = rng.normal(size=array.shape)
+        slope += float(np.sum(array * directions[path]))
+    input_directions = [rng.normal(size=np.shape(array)) for array in inputs]
+    for grad, direction in zip(input_grads, input_directions, strict=True):
+        slope += float(np.sum(np.asarray(grad, np.float64) * direction))
+
+    def reference_loss(step: float) -> float:
+        moved = Shifted(model, directions, step)
+        args = [
+            np.asarray(array, np.float64) + step * direction
+            for array, direction in zip(inputs, input_directions, strict=True)
+        ]
+        return float(np.sum(reference(moved, *args) * weights))
+
+    expected = (reference_loss(STEP) - reference_loss(-STEP)) / (2 * STEP)
+    np.testing.assert_allclose(slope, expected, rtol=2e-4, atol=2e-4)
+
+
+def row_copy(model: Any) -> Any:
+    """Returns a copy, so that the reference sees the state before the call."""
+    return moduli.clone(model)
+
+
+class Shifted:
+    """Reads like the model, with each parameter moved along its direction, in float64."""
+
+    def __init__(self, node: Any, directions: dict[Any, np.ndarray], step: float, path: Any = ()):
+        self._node, self._directions, self._step, self._path = node, directions, step, path
+
+    def _child(self, name: Any, child: Any) -> Any:
+        path = (*self._path, name)
+        if isinstance(child, moduli.Param):
+            moved = np.asarray(child.value, np.float64) + self._step * self._directions[path]
+            return type("Moved", (), {"value": moved})
+        if isinstance(child, (list, moduli.Module)):
+            return Shifted(child, self._directions, self._step, path)
+        return child
+
+    def __getattr__(self, name: str) -> Any:
+        return self._child(name, getattr(self._node, name))
+
+    def __getitem__(self, index: int) -> Any:
+        return self._child(index, self._node[index])

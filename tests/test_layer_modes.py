@@ -1,0 +1,38 @@
+"""``train()`` and ``eval()`` reach each layer, in any depth, and can be undone."""
+
+import moduli
+import numpy as np
+import pytest
+from layer_table import TABLE, Row
+
+
+class Outer(moduli.Module):
+    """Holds a layer two levels down, in a list."""
+
+    def __init__(self, layer: moduli.Module) -> None:
+        self.blocks = [[layer]]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_outer_eval_and_train_switch_the_layer(row: Row) -> None:
+    inputs = row.arrays()
+    layer = row.model()
+    outer = Outer(layer)
+    in_eval = (row.reference_eval or row.reference)(layer, *inputs)
+    in_training = row.reference(layer, *inputs)
+
+    outer.eval()
+    np.testing.assert_allclose(layer(*inputs), in_eval, rtol=1e-5, atol=1e-5)
+    outer.train()
+    np.testing.assert_allclose(layer(*inputs), in_training, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in TABLE if row.reference_eval], ids=lambda row: row.name
+)
+def test_the_two_modes_differ(row: Row) -> None:
+    inputs = row.arrays()
+    model = row.model()
+    training = np.asarray(model(*inputs))
+    model.eval()
+    assert not np.allclose(training, model(*inputs))
