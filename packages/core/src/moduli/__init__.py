@@ -45,6 +45,7 @@ from moduli._plugins import hookimpl as hookimpl
 from moduli._plugins import using as using
 from moduli._pytree import Pytree as Pytree
 from moduli._pytree import data as data
+from moduli._pytree import dataclass as dataclass
 from moduli._pytree import static as static
 from moduli._rngs import Rngs as Rngs
 from moduli._rngs import RngStream as RngStream
@@ -84,7 +85,7 @@ if not _TYPE_CHECKING:
 
     def __getattr__(name: str) -> _Any:
         """Finds a name that an installed extension package declares, and remembers it."""
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(f"module 'moduli' has no attribute {name!r}")
         from moduli import _facade
 

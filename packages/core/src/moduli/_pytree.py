@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -33,7 +34,7 @@ from moduli._graph.nodes import (
 )
 from moduli._static import static_key
 
-__all__ = ["Pytree", "data", "static"]
+__all__ = ["Pytree", "data", "dataclass", "static"]
 
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
 _MISSING: Any = object()
@@ -73,11 +74,31 @@ def static(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     return _annotated("static", value, kwargs)
 
 
+def dataclass(cls: Any = None, /, **options: Any) -> Any:
+    """``dataclasses.dataclass`` for modules: they keep their identity (``eq=False``).
+
+    Args:
+      cls: the class; without it a decorator is returned.
+      **options: arguments of ``dataclasses.dataclass``.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> @nnx.dataclass
+      ... class Scale(nnx.Module):
+      ...     factor: nnx.Param
+      ...     steps: int = nnx.data(default=0)
+      >>> list(nnx.state(Scale(nnx.Param(2.0))))
+      ['factor', 'steps']
+    """
+    options = {"eq": False, "repr": False, **options}
+    if cls is None:
+        return functools.partial(dataclass, **options)
+    return dataclasses.dataclass(**options)(cls)
+
+
 def _annotated(status: str, value: Any, kwargs: dict[str, Any]) -> Any:
     if value is not _MISSING:
         return Annotated(value, status)
-    import dataclasses
-
     metadata = {**kwargs.pop("metadata", {}), "moduli": status}
     return dataclasses.field(metadata=metadata, **kwargs)
 
@@ -105,7 +126,6 @@ class Pytree(Node, metaclass=PytreeMeta):
     """
 
     _descriptors: frozenset[str] = frozenset()
-    _field_status: dict[str, str] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -152,6 +172,8 @@ class Pytree(Node, metaclass=PytreeMeta):
         attributes = self.__dict__
         book: Bookkeeping = attributes["_moduli"]
         old = attributes.get(name, _MISSING)
+        if old is _MISSING and hasattr(type(self), "__dataclass_fields__"):
+            value = _as_field_says(type(self), name, value)
         kind = value.__class__
         if kind in _SIMPLE:
             if old.__class__ is kind and static_key(old) == static_key(value):
@@ -230,6 +252,15 @@ class Pytree(Node, metaclass=PytreeMeta):
         return node_repr(self)
 
 
+def _as_field_says(cls: type, name: str, value: Any) -> Any:
+    """Applies ``moduli.data()`` / ``moduli.static()`` of a dataclass field to its value."""
+    field = cls.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
+    status = None if field is None else field.metadata.get("moduli")
+    if status is None or isinstance(value, Annotated):
+        return value
+    return Annotated(value, status)
+
+
 def _deepcopy(value: Any, memo: dict[int, Any]) -> Any:
     return value if isinstance(value, jax.Array) else copy.deepcopy(value, memo)
 
@@ -264,13 +295,18 @@ def _wrap_call(cls: type[Pytree]) -> None:
 class Structure:
     """The static half of one node for JAX: class, attribute names, static values, annotations."""
 
-    __slots__ = ("names", "static", "annotations", "key", "hash")
+    __slots__ = ("order", "names", "static", "annotations", "key", "hash")
 
     def __init__(
-        self, names: tuple[Any, ...], static: tuple[Any, ...], annotations: dict[str, str] | None
+        self,
+        order: tuple[Any, ...],
+        names: tuple[Any, ...],
+        static: tuple[Any, ...],
+        annotations: dict[str, str] | None,
     ):
-        self.names, self.static, self.annotations = names, static, annotations
-        noted = tuple(sorted(annotations.items())) if annotations else ()
+        self.order, self.names, self.static = order, names, static
+        self.annotations = annotations
+        noted = annotations is not None and "" in annotations  # the rest shows in the names
         self.key = (names, tuple((name, static_key(value)) for name, value in static), noted)
         self.hash = hash(self.key)
 
@@ -318,7 +354,8 @@ def node_structure(node: Node) -> tuple[list[Any], list[Any], Structure]:
     keys: list[Any] = []
     children: list[Any] = []
     rest: list[tuple[Any, Any]] = []
-    for key, value in node._items():
+    items = node._items()
+    for key, value in items:
         status = annotations.get(key) if annotations else None
         if status == "data" or (
             status is None and (is_graph_leaf(value) or is_array(value) or is_data(value))
@@ -327,7 +364,8 @@ def node_structure(node: Node) -> tuple[list[Any], list[Any], Structure]:
             children.append(value)
         else:
             rest.append((key, value))
-    return keys, children, Structure(tuple(keys), tuple(rest), annotations)
+    order = tuple(key for key, _ in items)
+    return keys, children, Structure(order, tuple(keys), tuple(rest), annotations)
 
 
 def register_node(cls: type[Node], entry: Any) -> None:
@@ -349,22 +387,23 @@ def register_node(cls: type[Node], entry: Any) -> None:
     def unflatten(structure: Structure, children: Iterable[Any]) -> Node:
         node = cls._make_empty(trace_state())
         items = dict(zip(structure.names, children, strict=True))
+        annotations = dict(structure.annotations or ())
+        for name, child in items.items():
+            if not (is_graph_leaf(child) or is_data(child)):
+                annotations[name] = "data"  # JAX puts any object in the place of an array
         items.update(structure.static)
-        node._fill(sorted(items.items()) if entry is not _dict_entry else items.items())
-        node._moduli.annotations = structure.annotations
+        node._fill((name, items[name]) for name in structure.order)
+        node._moduli.annotations = annotations or None
         return node
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-
-
-_dict_entry = jax.tree_util.DictKey
 
 
 def _register(cls: type[Node]) -> None:
     if issubclass(cls, list):
         register_node(cls, jax.tree_util.SequenceKey)
     elif issubclass(cls, dict):
-        register_node(cls, _dict_entry)
+        register_node(cls, jax.tree_util.DictKey)
     else:
         register_node(cls, jax.tree_util.GetAttrKey)
 

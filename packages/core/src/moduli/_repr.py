@@ -36,7 +36,7 @@ def summarize(value: Any) -> str:
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"{short} {np.asarray(jax.random.key_data(value)).tolist()}"
         try:
-            return f"{short} {np.asarray(value).tolist()}"
+            return f"{short} {np.array2string(np.asarray(value), separator=', ', precision=4)}"
         except RuntimeError:  # a deleted (donated) buffer
             return f"{short} (deleted)"
     if isinstance(value, tuple) and not hasattr(value, "_fields"):

@@ -7,6 +7,8 @@ compiled program reads ``[h._value for h in holders]`` and nothing else.
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -228,7 +230,27 @@ class _Flattener:
         return (TREE, treedef, tuple(names), tuple(codes))
 
 
+def _check_callable(value: Any, path: tuple[Any, ...]) -> None:
+    """Raises if a static callable carries a node or Variable that the graph would not see."""
+    if isinstance(value, functools.partial):
+        carried = [value.func, *value.args, *value.keywords.values()]
+    else:
+        carried = [value.__self__]
+    for item in carried:
+        if is_graph_leaf(item):
+            raise errors.StructureError(
+                f"the attribute `{errors.format_path(path)}` holds a {type(value).__name__} that "
+                f"carries a {type(item).__name__}; the graph cannot see it there, so its values "
+                "would be frozen into compiled programs. Store the module itself and call its "
+                "method, or wrap the call in a module of its own"
+            )
+        if isinstance(item, (types.MethodType, functools.partial)):
+            _check_callable(item, path)
+
+
 def _static_key(value: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, (types.MethodType, functools.partial)):
+        _check_callable(value, path)
     try:
         return static_key(value)
     except UnhashableStatic as error:

@@ -47,19 +47,17 @@ _LEAF_TYPES = (
     bytes,
     type(None),
 )
-_kinds: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
+_pass_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
 _write_value = Variable.__dict__["_value"].__set__
 
 
 def _kind(value: Any) -> int:
     if isinstance(value, (Node, Variable)):
-        kind = _ROOT
-    elif isinstance(value, _LEAF_TYPES):
-        kind = _PASS
-    else:
-        kind = _TREE
-    _kinds[value.__class__] = kind
-    return kind
+        return _ROOT
+    if isinstance(value, _LEAF_TYPES):
+        _pass_types.add(value.__class__)
+        return _PASS
+    return _TREE
 
 
 class Binding:
@@ -114,17 +112,14 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
         names = tuple(sorted(kwargs))
         args = (*args, *[kwargs[name] for name in names])
     for arg in args:
-        kind = _kinds.get(arg.__class__)
-        if kind is None:
-            kind = _kind(arg)
+        kind = _PASS if arg.__class__ in _pass_types else _kind(arg)
         if kind == _PASS:
-            template.append(_PASS)
             plain.append(arg)
         elif kind == _ROOT:
-            template.append(_ROOT)
             roots.append(arg)
         else:
-            template.append(_bind_tree(arg, roots, plain))
+            kind = _bind_tree(arg, roots, plain)
+        template.append(kind)
     return Binding(tuple(template), names, roots, flatten_together(roots), plain)
 
 
