@@ -113,14 +113,15 @@ def conv(layer: Any, x: Any) -> np.ndarray:
     strides = _each(layer.strides, rank)
     kernel = _spread(kernel, _each(layer.kernel_dilation, rank))
     spans = [n - 1 for n in kernel.shape[:rank]]
-    mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}.get(layer.padding, "constant")
+    padding = layer.padding.upper() if isinstance(layer.padding, str) else layer.padding
+    mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}.get(padding, "constant")
     groups = layer.feature_group_count
     out_per_group = layer.out_features // groups
     batch = x.shape[: -rank - 1]
     outputs = []
     for image in x.reshape((-1, *x.shape[len(batch) :])):
         image = _spread(image, _each(layer.input_dilation, rank))
-        pads = _pairs(layer.padding, list(image.shape[:rank]), spans, strides)
+        pads = _pairs(padding, list(image.shape[:rank]), spans, strides)
         image = np.pad(image, [*pads, (0, 0)], mode=mode)  # pyright: ignore
         features = []
         for o in range(layer.out_features):

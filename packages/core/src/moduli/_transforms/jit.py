@@ -60,7 +60,7 @@ class JitWrapped:
         return self._run(program, binding)
 
     def _run(self, program: Any, binding: Binding) -> Any:
-        values = [[holder._value for holder in flat.holders] for flat in binding.flats]
+        values = binding.values()
         if self._donates:
             packed = program.donating(values, binding.plain)
         else:

@@ -18,6 +18,8 @@ A transform only says how the leaves are partitioned between steps 1 and 2.
 
 from __future__ import annotations
 
+import collections
+import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,6 +51,8 @@ _LEAF_TYPES = (
 )
 _pass_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
 _write_value = Variable.__dict__["_value"].__set__
+_read_value = operator.attrgetter("_value")
+_exhaust = collections.deque(maxlen=0).extend  # runs an iterator at the speed of C
 
 
 def _kind(value: Any) -> int:
@@ -91,7 +95,7 @@ class Binding:
 
     def values(self) -> list[list[Any]]:
         """The values of all graphs, a list for each of ``flats``."""
-        return [[holder._value for holder in flat.holders] for flat in self.flats]
+        return [list(map(_read_value, flat.holders)) for flat in self.flats]
 
 
 def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
@@ -234,7 +238,8 @@ class Frame:
                 if holder._value is not value or keep(number):
                     written.append((number, index))
                     outputs.append(holder._value)
-        return Effects(written), (out, outputs)
+        only_variables = all(None not in graphdef.leaf_objects for graphdef in self._graphdefs)
+        return Effects(written, only_variables), (out, outputs)
 
     def _same_structure(self) -> bool:
         for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
@@ -302,20 +307,37 @@ def _rebuild(mark: Any, roots: Any, plain: Any) -> Any:
     return jax.tree.unflatten(treedef, [next(roots if is_root else plain) for is_root in marks])
 
 
+def _picker(indices: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Returns a function that picks these items of a sequence, always as a tuple."""
+    if len(indices) == 1:
+        only = indices[0]
+        return lambda items: (items[only],)
+    return operator.itemgetter(*indices)
+
+
 class Effects:
     """What a traced function did to its arguments when it changed values alone.
 
     Args:
       written: (graph number, leaf index) of each written value, in the order of the outputs.
+      only_variables: whether all of them are values of Variables.
     """
 
-    __slots__ = ("written", "__weakref__")
+    __slots__ = ("_groups", "_only_variables", "__weakref__")
 
-    def __init__(self, written: list[tuple[int, int]]):
-        self.written = written
+    def __init__(self, written: list[tuple[int, int]], only_variables: bool):
+        self._only_variables = only_variables
+        groups: dict[int, list[int]] = {}
+        for number, index in written:
+            groups.setdefault(number, []).append(index)
+        self._groups = [(number, _picker(indices)) for number, indices in groups.items()]
 
     def apply(
-        self, flats: tuple[Flat, ...], values: Sequence[Sequence[Any]], out: Any, outputs: list[Any]
+        self,
+        flats: tuple[Flat, ...],
+        values: Sequence[Sequence[Any]],
+        out: Any,
+        outputs: Sequence[Any],
     ) -> Any:
         """Does the same to the caller's objects.
 
@@ -328,12 +350,14 @@ class Effects:
         Returns:
           What the call returns.
         """
-        for (number, index), value in zip(self.written, outputs, strict=True):
-            holder = flats[number].holders[index]
-            if isinstance(holder, Variable):
-                _write_value(holder, value)
+        new = iter(outputs)
+        for number, getter in self._groups:
+            holders = getter(flats[number].holders)
+            if self._only_variables:
+                _exhaust(map(_write_value, holders, new))
             else:
-                holder._value = value
+                for holder, value in zip(holders, new, strict=False):
+                    setattr(holder, "_value", value)  # noqa: B010 - a Slot or a Variable
         return out
 
 
