@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Module", "iter_children", "iter_modules", "view"]
 
 Path = tuple[Any, ...]
+_ABSENT: Any = object()
 _FROZEN = ""  # the annotation of a node whose mode train() and eval() leave alone
 
 
@@ -312,7 +313,8 @@ def _set_on(modules: list[Module], attributes: dict[str, Any]) -> list[tuple[Mod
     previous: list[tuple[Module, str, Any]] = []
     try:
         for module, name, value in writes:
-            old = getattr(module, name)
+            own = name in module.__dict__ or name in type(module)._descriptors
+            old = getattr(module, name) if own else _ABSENT  # it came from the class
             setattr(module, name, value)
             previous.append((module, name, old))
     except BaseException:
@@ -323,7 +325,10 @@ def _set_on(modules: list[Module], attributes: dict[str, Any]) -> list[tuple[Mod
 
 def _restore(previous: list[tuple[Module, str, Any]]) -> None:
     for module, name, value in reversed(previous):
-        setattr(module, name, value)
+        if value is _ABSENT:
+            delattr(module, name)
+        else:
+            setattr(module, name, value)
 
 
 def _module_summary(root: Module) -> str:
