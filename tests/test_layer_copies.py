@@ -22,6 +22,7 @@ def test_copy_computes_the_same_and_shares_nothing(row: Row, copied: Callable[[A
     model, inputs = row.model(), row.arrays()
     twin = copied(model)
     assert type(twin) is type(model)
+    assert moduli.graphdef(twin) == moduli.graphdef(model)  # else each copy compiles anew
     expected = model(*inputs)  # may change the model's statistics and streams, not the twin's
     np.testing.assert_array_equal(twin(*inputs), expected)
 

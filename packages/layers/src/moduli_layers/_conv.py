@@ -126,6 +126,7 @@ class Conv(moduli.Module):
         self.kernel_size = (
             tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,)
         )
+        per_dimension(type(self).__name__, "kernel_size", self.kernel_size, len(self.kernel_size))
         self.kernel_shape = (*self.kernel_size, in_features // feature_group_count, out_features)
         kernel = kernel_init(rngs.params(), self.kernel_shape, param_dtype)
         self.kernel = moduli.Param(kernel, **kernel_metadata)
@@ -239,7 +240,6 @@ class Conv(moduli.Module):
     def _window(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any]:
         """Returns strides, input dilation, kernel dilation and padding for each dimension."""
         name, rank = type(self).__name__, len(self.kernel_size)
-        per_dimension(name, "kernel_size", self.kernel_size, rank)
         strides = per_dimension(name, "strides", self.strides, rank)
         input_dilation = per_dimension(name, "input_dilation", self.input_dilation, rank)
         kernel_dilation = per_dimension(name, "kernel_dilation", self.kernel_dilation, rank)

@@ -1,4 +1,4 @@
-"""What moduli-layers plugs into moduli's hooks; importing it imports no layer."""
+"""What moduli-layers plugs into moduli's hooks."""
 
 from __future__ import annotations
 
