@@ -1,0 +1,60 @@
+"""What can be wrong with a checkpoint: one class for each thing a caller may want to tell apart."""
+
+from __future__ import annotations
+
+from moduli.errors import ModuliError
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointMismatchError",
+    "CheckpointVersionError",
+    "CorruptCheckpointError",
+    "NotACheckpointError",
+    "TruncatedCheckpointError",
+    "UnsupportedValueError",
+]
+
+
+class CheckpointError(ModuliError):
+    """Base of all errors about checkpoints."""
+
+
+class NotACheckpointError(CheckpointError, ValueError):
+    """The file was not written by :func:`moduli.save`."""
+
+
+class TruncatedCheckpointError(CheckpointError, ValueError):
+    """The file ends early, as after an interrupted copy or download."""
+
+
+class CorruptCheckpointError(CheckpointError, ValueError):
+    """The bytes of the file are not those that were written."""
+
+
+class CheckpointVersionError(CheckpointError, ValueError):
+    """The file is of a format version that this release cannot read."""
+
+
+class CheckpointFormatError(CheckpointError, ValueError):
+    """No format, or more than one, has the name or suffix that was asked for."""
+
+
+class UnsupportedValueError(CheckpointError, TypeError):
+    """The model holds a value that a checkpoint cannot store."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """The checkpoint does not fit the model.
+
+    Args:
+      message: the text, with one line for each problem.
+      problems: those lines.
+
+    Attributes:
+      problems: one line for each problem, in order of the paths.
+    """
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.problems = problems

@@ -1,0 +1,41 @@
+"""Format: how a checkpoint becomes a file, as plugins contribute it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from moduli_interop._stored import Checkpoint
+
+__all__ = ["Format"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A file format for checkpoints; return it from the hook ``moduli_checkpoint_formats``.
+
+    Args:
+      name: what users write in ``save(..., format=name)``.
+      suffixes: file name endings that choose this format, with the dot: ``(".npz",)``.
+      save: ``save(path, checkpoint)`` writes a :class:`~moduli_interop.Checkpoint`. It should
+        write atomically; :func:`moduli_interop.atomic_write` helps.
+      load: ``load(path)`` reads it back, every value bit by bit as it was, or raises.
+
+    Example:
+      >>> import moduli as nnx
+      >>> from moduli_interop import Format
+      >>> kept = {}
+      >>> class MemoryPlugin:
+      ...     @nnx.hookimpl
+      ...     def moduli_checkpoint_formats(self):
+      ...         return [Format("memory", (".mem",), kept.__setitem__, kept.__getitem__)]
+      >>> with nnx.using(MemoryPlugin()):
+      ...     nnx.save("a.mem", nnx.Dict({"scale": nnx.Param(2.5)}))
+      ...     nnx.load_state("a.mem").scale
+      Param(2.5)
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    save: Callable[[str, Checkpoint], None]
+    load: Callable[[str], Checkpoint]

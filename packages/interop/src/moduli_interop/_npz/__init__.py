@@ -1,0 +1,1 @@
+"""The built-in format: one ``.npz`` file, readable by numpy alone. See ``layout``."""

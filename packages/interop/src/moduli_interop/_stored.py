@@ -1,0 +1,145 @@
+"""What a checkpoint holds, independent of any file format and of any model.
+
+A :class:`Checkpoint` is a list of :class:`Leaf`, one for each Variable or bare array of a model. A
+leaf's value is built of Python scalars, ``None``, tuples, lists, dicts and
+:class:`StoredNamedTuple`, with a :class:`StoredArray` wherever an array stands. Formats write and
+read these; only ``_capture`` and ``_restore`` know about live models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from moduli.errors import format_path
+
+__all__ = [
+    "Checkpoint",
+    "Leaf",
+    "Path",
+    "StoredArray",
+    "StoredNamedTuple",
+    "arrays_in",
+    "describe",
+]
+
+Path = tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array of a checkpoint: what it is, and a way to get its bits.
+
+    Attributes:
+      dtype: name of the dtype; for typed PRNG keys, that of the key data.
+      shape: the shape; for typed PRNG keys, that of the key data.
+      container: ``"jax"``, ``"numpy"``, ``"numpy scalar"``, or ``"abstract"`` for a
+        ``jax.ShapeDtypeStruct``, which has no bits.
+      weak_type: whether a JAX array takes the dtype of its partner in arithmetic.
+      key_impl: name of the PRNG implementation if this is an array of typed keys.
+      read: returns the bits, a little-endian C-contiguous array of the storage dtype.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    container: str
+    weak_type: bool = False
+    key_impl: str | None = None
+    read: Callable[[], np.ndarray] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredNamedTuple:
+    """A named tuple of a checkpoint. Files name its class, but never say where to import it.
+
+    Attributes:
+      name: name of the class.
+      fields: names of the fields.
+      items: their values.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    items: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One Variable or bare array of a model.
+
+    Attributes:
+      path: where it stands in the model.
+      kind: name of the Variable's class, or ``"array"`` for a bare array.
+      kind_name: registered name of that class (``"params"``), if it has one.
+      value: what it holds; see the text of this module.
+      aliases: the other paths by which the model reaches the same Variable.
+    """
+
+    path: Path
+    kind: str
+    kind_name: str | None
+    value: Any
+    aliases: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The path as a person would write it."""
+        return format_path(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint.
+
+    Attributes:
+      leaves: one for each Variable or bare array, in the order of the model's state.
+      metadata: what the user gave to ``save``.
+      moduli_version: the moduli that wrote it.
+    """
+
+    leaves: tuple[Leaf, ...]
+    metadata: Mapping[str, Any]
+    moduli_version: str
+
+
+def arrays_in(value: Any) -> Iterator[StoredArray]:
+    """Yields every array of a stored value, in order."""
+    if isinstance(value, StoredArray):
+        yield value
+    elif isinstance(value, (StoredNamedTuple, tuple, list, dict)):
+        if isinstance(value, StoredNamedTuple):
+            value = value.items
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from arrays_in(item)
+
+
+def describe(value: Any) -> str:
+    """Says what a stored value is, in a few characters: ``float32[3,4]``.
+
+    Example:
+      >>> from moduli_interop._stored import StoredArray, describe
+      >>> describe((StoredArray("bfloat16", (2, 3), "jax"), 1))
+      '(bfloat16[2,3], int)'
+    """
+    if isinstance(value, StoredArray):
+        shape = ",".join(map(str, value.shape))
+        kind = f"key<{value.key_impl}> " if value.key_impl else ""
+        return f"{kind}{value.dtype}[{shape}]"
+    if isinstance(value, StoredNamedTuple):
+        items = ", ".join(
+            f"{field}={describe(item)}"
+            for field, item in zip(value.fields, value.items, strict=True)
+        )
+        return f"{value.name}({items})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {describe(item)}' for key, item in value.items())}}}"
+    return "None" if value is None else type(value).__name__

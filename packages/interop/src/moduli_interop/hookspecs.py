@@ -1,0 +1,26 @@
+"""The hooks that moduli-interop adds to moduli's: what a plugin for a file format implements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from moduli_interop._format import Format
+
+hookspec = pluggy.HookspecMarker("moduli")
+
+
+@hookspec
+def moduli_checkpoint_formats() -> Iterable[Format]:  # type: ignore[empty-body]
+    """Returns the checkpoint formats that a plugin adds.
+
+    Called when a checkpoint is saved or loaded. A format is chosen by its name or by the suffix of
+    the file; the built-in format ``"npz"`` comes through this hook too, and takes every file that
+    no other format claims. Two formats of one name are an error that names both plugins.
+
+    Returns:
+      The formats; keep it cheap, and import what they need only in their ``save`` and ``load``.
+    """

@@ -1,0 +1,1 @@
+"""The metrics, one a file; ``moduli_train.metrics`` is their public home."""

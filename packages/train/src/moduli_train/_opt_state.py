@@ -1,0 +1,121 @@
+"""Puts an optax state into Variables and takes it out again.
+
+optax knows nothing of Variables. Its ``init`` is given the State of the parameters, and JAX carries
+each Variable's kind and metadata into whatever optax builds in its place; these become
+:class:`OptVariable`. Everything else that optax keeps becomes :class:`OptArray`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+import moduli
+from moduli.errors import StructureError, format_path
+from moduli_train._gradients import is_variable, raw_value
+from moduli_train._variables import OptArray, OptVariable
+
+__all__ = ["check_same_parameters", "new_values", "to_opt_state", "unwrap", "write"]
+
+_HOOKS = ("on_get_value", "on_set_value", "on_create_value")
+
+
+def to_opt_state(tree: Any) -> Any:
+    """Returns the state with every Variable and array in a Variable of an optimizer's kind."""
+    return jax.tree.map(_to_opt_state, tree, is_leaf=is_variable)
+
+
+def _to_opt_state(leaf: Any) -> Any:
+    if not isinstance(leaf, moduli.Variable):
+        return OptArray(leaf)
+    # The parameter's hooks are about its own value, not about its momentum.
+    metadata = {k: v for k, v in leaf.get_metadata().items() if k not in _HOOKS}
+    if "optimizer_sharding" in metadata:
+        metadata["out_sharding"] = metadata.pop("optimizer_sharding")
+    return OptVariable(leaf.get_raw_value(), **metadata)
+
+
+def unwrap(tree: Any) -> Any:
+    """Returns the pytree with values in place of Variables; modules in it stay as they are."""
+    return jax.tree.map(
+        raw_value, tree, is_leaf=lambda leaf: isinstance(leaf, (moduli.Variable, moduli.Pytree))
+    )
+
+
+def new_values(opt_state: Any, new: Any) -> list[tuple[Any, Any]]:
+    """Pairs each Variable of an optimizer's state with its new value.
+
+    Args:
+      opt_state: the state, in Variables.
+      new: the new state as optax returned it.
+
+    Raises:
+      StructureError: if optax changed the structure of the state, or a shape in it.
+    """
+    variables, treedef = jax.tree.flatten(opt_state, is_leaf=is_variable)
+    try:
+        values = treedef.flatten_up_to(new)
+    except ValueError as error:
+        raise StructureError(
+            "the gradient transformation returned a state of another structure than its "
+            f"`init` made, so it cannot be kept between steps: {error}"
+        ) from error
+    pairs = list(zip(variables, values, strict=True))
+    for variable, value in pairs:
+        old = getattr(raw_value(variable), "shape", None)
+        if old is not None and getattr(value, "shape", old) != old:
+            raise StructureError(
+                f"the optimizer's state for {_path_of(opt_state, variable)} has shape {old} and "
+                f"would become {value.shape}; the parameter's shape has changed since the "
+                "optimizer was made: make a new Optimizer(model, tx)"
+            )
+    return pairs
+
+
+def write(pairs: list[tuple[Any, Any]]) -> None:
+    """Writes the pairs that :func:`new_values` gave."""
+    for variable, value in pairs:
+        variable.set_raw_value(value)
+
+
+def check_same_parameters(opt_state: Any, params: moduli.State) -> None:
+    """Raises if an optimizer's state was made for other parameters than these.
+
+    Raises:
+      StructureError: naming the parameters that are new or gone.
+    """
+    now = set(moduli.to_flat_state(params).keys())
+    for state in _states(opt_state):
+        then = set(moduli.to_flat_state(state).keys())
+        if now != then:
+            new = ", ".join(sorted(f"`{format_path(path)}`" for path in now - then))
+            gone = ", ".join(sorted(f"`{format_path(path)}`" for path in then - now))
+            text = "; ".join(
+                clause
+                for clause in (new and f"it has no state for {new}", gone and f"{gone} is gone")
+                if clause
+            )
+            raise StructureError(
+                f"the model's parameters are not those for which the optimizer was made: {text}. "
+                "Make a new Optimizer(model, tx) after changing the model, or give it a filter "
+                "`wrt` that selects what both have"
+            )
+
+
+def _states(opt_state: Any) -> Iterator[moduli.State]:
+    def is_state(leaf: object) -> bool:
+        return isinstance(leaf, moduli.State)
+
+    for leaf in jax.tree.leaves(opt_state, is_leaf=is_state):
+        if is_state(leaf):
+            yield leaf
+
+
+def _path_of(opt_state: Any, variable: Any) -> str:
+    pairs, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=is_variable)
+    for path, leaf in pairs:
+        if leaf is variable:
+            return f"`opt_state{jax.tree_util.keystr(path)}`"
+    return "`opt_state`"

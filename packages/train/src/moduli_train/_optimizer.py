@@ -1,0 +1,164 @@
+"""Optimizer: an optax gradient transformation and its state, next to a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+import moduli
+from moduli.errors import StructureError
+from moduli_train._gradients import is_variable, match_gradients, raw_value
+from moduli_train._opt_state import (
+    check_same_parameters,
+    new_values,
+    to_opt_state,
+    unwrap,
+    write,
+)
+from moduli_train._variables import OptState
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["ModelAndOptimizer", "Optimizer"]
+
+M = TypeVar("M")
+
+
+class Optimizer(moduli.Pytree, Generic[M]):
+    """Updates the parameters of a model with an optax gradient transformation.
+
+    It holds the state of the transformation, not the model. It is a node of a graph like a module:
+    pass it to ``moduli.jit``, save it in a checkpoint, ``split`` it.
+
+    Args:
+      model: the model whose parameters it will update.
+      tx: an optax gradient transformation, such as ``optax.adam(1e-3)``.
+      wrt: a filter that selects the Variables to update. Take gradients with respect to the same
+        filter.
+
+    Attributes:
+      step: how many updates were made, an OptState (uint32).
+      tx: the gradient transformation.
+      opt_state: its state. Where optax keeps a value for each parameter there is a State of
+        :class:`OptVariable`, with the parameters' paths and metadata.
+
+    Raises:
+      StructureError: if ``wrt`` selects nothing of the model.
+
+    Example:
+      >>> import moduli as nnx, optax
+      >>> class Model(nnx.Module):
+      ...     def __init__(self):
+      ...         self.w = nnx.Param(3.0)
+      >>> model = Model()
+      >>> optimizer = nnx.Optimizer(model, optax.sgd(0.5), wrt=nnx.Param)
+      >>> grads = nnx.grad(lambda model: model.w.value**2)(model)
+      >>> updates = optimizer.update(model, grads)
+      >>> float(model.w), int(optimizer.step)
+      (0.0, 1)
+    """
+
+    def __init__(self, model: M, tx: optax.GradientTransformation, *, wrt: Any = moduli.Param):
+        params = moduli.state(model, wrt)
+        if not params:
+            kinds = sorted({type(leaf).__name__ for leaf in _leaves(moduli.state(model))})
+            raise StructureError(
+                f"the filter wrt={wrt!r} selects nothing of the {type(model).__name__}, which "
+                f"holds {kinds or 'no values'}; there would be nothing to update"
+            )
+        self.step = OptState(jnp.zeros((), jnp.uint32))
+        self.tx = tx
+        self.opt_state = moduli.data(to_opt_state(tx.init(params)))
+        self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
+
+    def update(self, model: M, grads: Any, /, **kwargs: Any) -> Any:
+        """Makes one step: changes the model's parameters, the optimizer's state and ``step``.
+
+        Args:
+          model: the model that was given to the constructor, or one of the same structure.
+          grads: the gradients, a State as ``moduli.grad`` returns it. What ``wrt`` does not select
+            is left out, so that one gradient may serve several optimizers.
+          **kwargs: more arguments of ``tx.update``, for transformations that take some, such as
+            the ``value`` for ``optax.contrib.reduce_on_plateau``. Variables in them are replaced
+            by their values.
+
+        Returns:
+          The updates that were added to the parameters, a State of plain arrays.
+
+        Raises:
+          StructureError: if the gradients, the model and the optimizer's state do not fit
+            together; nothing is changed then.
+        """
+        import optax
+
+        params = moduli.state(model, self.wrt)
+        gradients = match_gradients(params, grads, model, self.wrt)
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_variable)
+        values = treedef.unflatten(map(raw_value, leaves))
+        try:
+            updates, opt_state = self.tx.update(
+                treedef.unflatten(gradients),
+                unwrap(self.opt_state),
+                values,
+                **(unwrap(kwargs) if kwargs else {}),
+            )
+        except (TypeError, ValueError):
+            check_same_parameters(self.opt_state, params)
+            raise
+        pairs = new_values(self.opt_state, opt_state)
+        new_params = treedef.flatten_up_to(optax.apply_updates(values, updates))
+        _write_params(model, params, leaves, new_params)
+        write(pairs)
+        self.step.value = self.step.value + 1
+        return updates
+
+
+class ModelAndOptimizer(Optimizer[M]):
+    """An optimizer that holds its model, so that a training step has one argument.
+
+    Args:
+      model: the model whose parameters it will update.
+      tx: an optax gradient transformation.
+      wrt: a filter that selects the Variables to update.
+
+    Attributes:
+      model: the model.
+
+    Example:
+      >>> import moduli as nnx, optax
+      >>> trainer = nnx.ModelAndOptimizer(nnx.Dict({"w": nnx.Param(3.0)}), optax.sgd(0.5))
+      >>> grads = nnx.grad(lambda model: model["w"].value**2)(trainer.model)
+      >>> updates = trainer.update(grads)
+      >>> float(trainer.model["w"])
+      0.0
+    """
+
+    model: M
+
+    def __init__(self, model: M, tx: optax.GradientTransformation, *, wrt: Any = moduli.Param):
+        super().__init__(model, tx, wrt=wrt)
+        self.model = model
+
+    def update(self, grads: Any, /, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Makes one step; see :meth:`Optimizer.update`."""
+        return super().update(self.model, grads, **kwargs)
+
+
+def _leaves(state: moduli.State) -> list[Any]:
+    return jax.tree.leaves(state, is_leaf=is_variable)
+
+
+def _write_params(model: Any, params: moduli.State, leaves: list[Any], new: list[Any]) -> None:
+    if all(map(is_variable, leaves)):
+        for variable, value in zip(leaves, new, strict=True):
+            variable.set_raw_value(value)
+        return
+    boxed = [
+        leaf.replace(value) if is_variable(leaf) else value
+        for leaf, value in zip(leaves, new, strict=True)
+    ]
+    treedef = jax.tree.structure(params, is_leaf=is_variable)
+    moduli.update(model, treedef.unflatten(boxed))
