@@ -206,7 +206,7 @@ def chain(layer: Any, x: Any) -> np.ndarray:
 class Pool(moduli.Module):
     """Makes a layer of a pooling function, so that it has a row."""
 
-    def __init__(self, function: Callable[..., Any], window: tuple[int, ...], stride: int):
+    def __init__(self, function: Callable[..., Any], window: tuple[int, ...], stride: int) -> None:
         self.function, self.window, self.stride = function, window, stride
 
     def __call__(self, x: Any) -> Any:

@@ -57,7 +57,9 @@ def row_copy(model: Any) -> Any:
 class Shifted:
     """Reads like the model, with each parameter moved along its direction, in float64."""
 
-    def __init__(self, node: Any, directions: dict[Any, np.ndarray], step: float, path: Any = ()):
+    def __init__(
+        self, node: Any, directions: dict[Any, np.ndarray], step: float, path: Any = ()
+    ) -> None:
         self._node, self._directions, self._step, self._path = node, directions, step, path
 
     def _child(self, name: Any, child: Any) -> Any:

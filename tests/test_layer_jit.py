@@ -1,6 +1,7 @@
 """Each layer gives under ``moduli.jit`` what it gives eagerly, with the same state after it."""
 
 import jax
+import jax.numpy as jnp
 import moduli
 import numpy as np
 import pytest
@@ -11,9 +12,7 @@ def leaves(model: moduli.Module) -> list[np.ndarray]:
     """Returns all of a model's state as plain arrays."""
     arrays = jax.tree.leaves(moduli.to_pure_dict(moduli.state(model)))
     return [
-        np.asarray(
-            jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a
-        )
+        np.asarray(jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a)
         for a in arrays
     ]
 

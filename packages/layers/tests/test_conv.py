@@ -135,22 +135,50 @@ def build(*args: Any, **kwargs: Any) -> Conv:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: build((3, 3))(jnp.ones((2, 8, 8, 3))), ShapeError, r"Conv\(in_features=4\).*\(2, 8, 8, 3\)"),
-        (lambda: build((3, 3))(jnp.ones((8, 4))), ShapeError, r"2 spatial axes, got shape \(8, 4\)"),
-        (lambda: build((5, 5), padding="VALID")(jnp.ones((1, 4, 9, 4))), ShapeError, r"kernel_size=\(5, 5\).*\(1, 4, 9, 4\).*does not fit"),
-        (lambda: build(3, mask=np.ones((3, 4))), ShapeError, r"mask of shape \(3, 4\).*\(3, 4, 6\)"),
-        (lambda: build((3, 3), feature_group_count=3), ArgumentError, "feature_group_count=3.*in_features=4"),
+        (
+            lambda: build((3, 3))(jnp.ones((2, 8, 8, 3))),
+            ShapeError,
+            r"Conv\(in_features=4\).*\(2, 8, 8, 3\)",
+        ),
+        (
+            lambda: build((3, 3))(jnp.ones((8, 4))),
+            ShapeError,
+            r"2 spatial axes, got shape \(8, 4\)",
+        ),
+        (
+            lambda: build((5, 5), padding="VALID")(jnp.ones((1, 4, 9, 4))),
+            ShapeError,
+            r"kernel_size=\(5, 5\).*\(1, 4, 9, 4\).*does not fit",
+        ),
+        (
+            lambda: build(3, mask=np.ones((3, 4))),
+            ShapeError,
+            r"mask of shape \(3, 4\).*\(3, 4, 6\)",
+        ),
+        (
+            lambda: build((3, 3), feature_group_count=3),
+            ArgumentError,
+            "feature_group_count=3.*in_features=4",
+        ),
         (lambda: build((3, 3), padding="CAUSAL"), ArgumentError, "only one dimension has a past"),
-        (lambda: build((3, 3), padding="FULL"), ArgumentError, "padding='FULL'; write one of 'SAME'"),
+        (
+            lambda: build((3, 3), padding="FULL"),
+            ArgumentError,
+            "padding='FULL'; write one of 'SAME'",
+        ),
         (lambda: build((3, 3), padding=(1, 2, 3)), ArgumentError, "2 entries"),
         (lambda: build((3, 3), padding=((1, 2, 3), 1)), ArgumentError, "2 entries"),
         (lambda: build((3, 3), strides=(1, 2, 3)), ArgumentError, r"strides=\(1, 2, 3\)"),
         (lambda: build((3, 3), strides=0), ArgumentError, "strides=0.*at least 1"),
         (lambda: build((3, 0)), ArgumentError, r"kernel_size=\(3, 0\)"),
-        (lambda: build(3, padding="CIRCULAR", input_dilation=2), ArgumentError, "no common meaning"),
+        (
+            lambda: build(3, padding="CIRCULAR", input_dilation=2),
+            ArgumentError,
+            "no common meaning",
+        ),
         (lambda: build(3, dtype=jnp.int8)(jnp.ones((1, 4, 4))), DtypeError, "Conv: got dtype=int8"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_layer_and_what_was_given(call: Any, error: Any, text: str) -> None:
     with pytest.raises(error, match=text) as caught:
         call()

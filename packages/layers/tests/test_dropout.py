@@ -158,10 +158,18 @@ def test_missing_rngs_name_three_ways_out() -> None:
         (lambda: Dropout(0.5, rngs=3), RngError, "rngs of type int"),  # type: ignore
         (lambda: Dropout(0.5)(X, rngs=3), RngError, "rngs of type int"),  # type: ignore
         (lambda: Dropout(0.5, rngs=moduli.Rngs(0))(jnp.arange(3)), DtypeError, "int32"),
-        (lambda: Dropout(0.5, broadcast_dims=(3,), rngs=moduli.Rngs(0))(X), ShapeError, r"axis 3, got shape \(6, 5, 4\)"),
-        (lambda: Dropout(0.5, deterministic=None, rngs=moduli.Rngs(0))(X), ArgumentError, "deterministic is None"),
+        (
+            lambda: Dropout(0.5, broadcast_dims=(3,), rngs=moduli.Rngs(0))(X),
+            ShapeError,
+            r"axis 3, got shape \(6, 5, 4\)",
+        ),
+        (
+            lambda: Dropout(0.5, deterministic=None, rngs=moduli.Rngs(0))(X),
+            ArgumentError,
+            "deterministic is None",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_layer_and_what_was_given(call: Any, error: Any, text: str) -> None:
     with pytest.raises(error, match=text) as caught:
         call()

@@ -21,7 +21,7 @@ DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.bool_]
 def test_equals_flax(flax_nnx: Any, pair: Any, dtype: Any) -> None:
     from flax.nnx.nn import dtypes
 
-    arrays = (jnp.ones(2, pair[0]), None, jnp.zeros(2, pair[1]), 1)
+    arrays: Any = (jnp.ones(2, pair[0]), None, jnp.zeros(2, pair[1]), 1)
     theirs = dtypes.promote_dtype(arrays, dtype=dtype)
     ours = promote_dtype(arrays, dtype=dtype)
     assert len(ours) == 4
@@ -54,7 +54,7 @@ def test_strict_promotion_says_what_to_write() -> None:
 
 
 def test_integer_dtype_is_refused_where_numbers_must_be_inexact() -> None:
-    with pytest.raises(DtypeError, match="dtype=int32.*dtype=jnp.float32"):
+    with pytest.raises(DtypeError, match=r"dtype=int32.*dtype=jnp.float32"):
         promote_dtype((jnp.ones(2),), dtype=jnp.int32)
     (value,) = promote_dtype((jnp.ones(2),), dtype=jnp.int32, inexact=False)
     assert value is not None

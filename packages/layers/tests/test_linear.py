@@ -125,10 +125,9 @@ def test_out_sharding_lays_out_the_output() -> None:
 @pytest.mark.parametrize("shape", [(5, 4), (4,), ()])
 def test_wrong_features_name_layer_expected_and_given(shape: tuple[int, ...]) -> None:
     layer = Linear(3, 2, rngs=moduli.Rngs(0))
-    with pytest.raises(
-        ShapeError,
-        match=rf"Linear\(in_features=3\) expects .* \(\.\.\., 3\), got shape {re.escape(str(shape))}",
-    ):
+    given = re.escape(str(shape))
+    expected = rf"Linear\(in_features=3\) expects .* \(\.\.\., 3\), got shape {given}"
+    with pytest.raises(ShapeError, match=expected):
         layer(jnp.ones(shape))
 
 

@@ -42,9 +42,12 @@ def test_equal_seeds_give_flax_parameters_outputs_and_statistics(
     theirs_rngs, ours_rngs = flax_nnx.Rngs(0, params=5), moduli.Rngs(0, params=5)
     theirs = flax_nnx.BatchNorm(features, **options, rngs=theirs_rngs)
     ours = BatchNorm(features, **options, rngs=ours_rngs)
-    loose = {"rtol": 1e-5, "atol": 1e-5}
+    loose: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     if options.get("dtype") == jnp.bfloat16:
-        loose = {"rtol": 1e-2, "atol": 1e-2}  # flax rounds the running statistics to bfloat16
+        loose: dict[str, Any] = {
+            "rtol": 1e-2,
+            "atol": 1e-2,
+        }  # flax rounds the running statistics to bfloat16
     for name in ("scale", "bias"):
         if getattr(theirs, name) is None:
             assert getattr(ours, name) is None
@@ -221,10 +224,14 @@ def test_a_frozen_layer_stays_frozen_in_train() -> None:
         (lambda: batch_norm(3, axis=5)(X), ShapeError, "axis 5"),
         (lambda: batch_norm(3)(X[:0]), ShapeError, r"at least one entry.*\(0, 5, 3\)"),
         (lambda: batch_norm(3)(X, mask=jnp.ones((6,), bool)), ShapeError, r"\(6, 5, 3\).*\(6,\)"),
-        (lambda: batch_norm(3)(X, mask=jnp.ones((6, 1, 1))), DtypeError, "boolean mask, got float32"),
+        (
+            lambda: batch_norm(3)(X, mask=jnp.ones((6, 1, 1))),
+            DtypeError,
+            "boolean mask, got float32",
+        ),
         (lambda: batch_norm(0), ArgumentError, "num_features=0"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_layer_and_what_was_given(call: Any, error: Any, text: str) -> None:
     with pytest.raises(error, match=text) as caught:
         call()

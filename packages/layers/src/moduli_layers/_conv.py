@@ -156,7 +156,7 @@ class Conv(moduli.Module):
                 f"kernel's shape {self.kernel_shape}; broadcast the mask to it first"
             )
 
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(self, inputs: ArrayLike, out_sharding: Any = None) -> jax.Array:
         """Convolves the inputs.
 
         Args:
@@ -176,7 +176,8 @@ class Conv(moduli.Module):
         """
         name = type(self).__name__
         rank = len(self.kernel_size)
-        if jnp.ndim(inputs) < rank + 1:
+        inputs = jnp.asarray(inputs)
+        if inputs.ndim < rank + 1:
             raise ShapeError(
                 f"{name}(kernel_size={self.kernel_size}) expects inputs of shape (*batch, "
                 f"*spatial, features) with {rank} spatial axes, got shape {shape_text(inputs)}; "

@@ -8,6 +8,7 @@ from numbers import Real
 import jax
 import jax.numpy as jnp
 import moduli
+from jax.typing import ArrayLike
 from moduli.errors import RngError, ShapeError
 
 from moduli_layers._checks import resolve_mode, shape_text
@@ -84,7 +85,7 @@ class Dropout(moduli.Module):
 
     def __call__(
         self,
-        inputs: jax.Array,
+        inputs: ArrayLike,
         *,
         deterministic: bool | None = None,
         rngs: moduli.Rngs | moduli.RngStream | jax.Array | None = None,
@@ -105,10 +106,10 @@ class Dropout(moduli.Module):
           ShapeError: a broadcast dimension is not an axis of the inputs.
           DtypeError: the inputs hold integers.
         """
+        inputs = jnp.asarray(inputs)
         if resolve_mode(self, "deterministic", deterministic):
             return inputs
         name = type(self).__name__
-        inputs = jnp.asarray(inputs)
         if not jnp.issubdtype(inputs.dtype, jnp.inexact):
             raise DtypeError(
                 f"{name} scales its inputs and expects floating-point numbers, got "

@@ -90,10 +90,10 @@ def _common_dtype(arrays: list[Any], inexact: bool) -> DTypeLike:
     try:
         dtype = jnp.result_type(*arrays)
     except ValueError as error:  # JAX's TypePromotionError is a ValueError without a public name
-        names = ", ".join(jnp.result_type(array).name for array in arrays)
+        names = [jnp.result_type(array).name for array in arrays]
         raise DtypeError(
-            f"inputs and parameters have the dtypes ({names}), which do not promote to one dtype "
-            f"under jax_numpy_dtype_promotion='strict'; write dtype=jnp.{jnp.result_type(arrays[0]).name} where "
-            f"the layer is built, or cast the inputs"
+            f"inputs and parameters have the dtypes ({', '.join(names)}), which do not promote to "
+            f"one dtype under jax_numpy_dtype_promotion='strict'; write dtype=jnp.{names[0]} "
+            f"where the layer is built, or cast the inputs"
         ) from error
     return jnp.dtype(jnp.float32) if inexact and not jnp.issubdtype(dtype, jnp.inexact) else dtype

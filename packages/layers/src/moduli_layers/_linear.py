@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import moduli
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs
@@ -97,7 +97,7 @@ class Linear(moduli.Module):
         self.promote_dtype = promote_dtype
         self.preferred_element_type = preferred_element_type
 
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(self, inputs: ArrayLike, out_sharding: Any = None) -> jax.Array:
         """Applies the map.
 
         Args:
@@ -112,6 +112,7 @@ class Linear(moduli.Module):
           ShapeError: the inputs' last axis does not have ``in_features`` entries.
           DtypeError: inputs and parameters have no common dtype.
         """
+        inputs = jnp.asarray(inputs)
         check_features(self, inputs, -1, self.in_features, "in_features")
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import moduli
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from moduli.errors import ShapeError
 
 from moduli_layers import initializers
@@ -148,10 +148,10 @@ class BatchNorm(moduli.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: ArrayLike,
         use_running_average: bool | None = None,
         *,
-        mask: jax.Array | None = None,
+        mask: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalises the inputs; in training, updates the running statistics.
 
@@ -171,6 +171,7 @@ class BatchNorm(moduli.Module):
           DtypeError: the mask is not boolean, or inputs and parameters have no common dtype.
         """
         evaluate = resolve_mode(self, "use_running_average", use_running_average)
+        x = jnp.asarray(x)
         check_features(self, x, self.axis, self.num_features, "num_features")
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
@@ -200,7 +201,7 @@ class BatchNorm(moduli.Module):
         return y.astype(result_dtype)
 
     def _batch_statistics(
-        self, x: jax.Array, axis: int, mask: jax.Array | None
+        self, x: jax.Array, axis: int, mask: ArrayLike | None
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Returns mean, variance and, if there is a mask, how many entries each feature had."""
         axes = tuple(i for i in range(x.ndim) if i != axis)
@@ -239,7 +240,7 @@ class BatchNorm(moduli.Module):
         (var,) = averages(lax.square(x - jnp.expand_dims(mean, axes)))
         return mean, var, count
 
-    def _mask_like(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def _mask_like(self, x: jax.Array, mask: ArrayLike) -> jax.Array:
         """Returns the mask broadcast to the inputs."""
         name = type(self).__name__
         mask = jnp.asarray(mask)

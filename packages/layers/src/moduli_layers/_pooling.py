@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from moduli.errors import ShapeError
 
 from moduli_layers._checks import shape_text
@@ -22,7 +23,7 @@ _PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 
 def pool(
-    inputs: jax.Array,
+    inputs: ArrayLike,
     init: Any,
     reduce_fn: Callable[[Any, Any], Any],
     window_shape: Sequence[int],
@@ -62,7 +63,7 @@ def pool(
 
 
 def avg_pool(
-    inputs: jax.Array,
+    inputs: ArrayLike,
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
@@ -108,7 +109,7 @@ def avg_pool(
 
 
 def max_pool(
-    inputs: jax.Array,
+    inputs: ArrayLike,
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
@@ -140,7 +141,7 @@ def max_pool(
 
 
 def min_pool(
-    inputs: jax.Array,
+    inputs: ArrayLike,
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
@@ -173,7 +174,7 @@ def min_pool(
 
 def _pool(
     owner: str,
-    inputs: jax.Array,
+    inputs: ArrayLike,
     init: Any,
     reduce_fn: Callable[[Any, Any], Any],
     window_shape: Sequence[int],
