@@ -1,0 +1,93 @@
+"""What can be run here: ``python -m nox -l`` lists it, ``python -m nox -s tests`` runs the tests.
+
+Each session makes its own environment, so the only things needed beforehand are Python and nox.
+"""
+
+import pathlib
+import sys
+
+import nox
+
+nox.options.sessions = ["lint", "types", "imports", "tests"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+
+ROOT = pathlib.Path(__file__).parent
+PACKAGES = ["core", "layers", "debug", "train", "interop"]
+SOURCES = [f"packages/{name}/src" for name in PACKAGES]
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+JAX_ENDS = ["0.9.0", "newest"]
+
+
+def install(session: nox.Session, *groups: str, jax: str = "newest") -> None:
+    """Installs the five packages from this checkout, editable, and dependency groups."""
+    projects = nox.project.load_toml(ROOT / "pyproject.toml")
+    wanted = [item for group in groups for item in nox.project.dependency_groups(projects, group)]
+    pins = [] if jax == "newest" else [f"jax=={jax}", f"jaxlib=={jax}"]
+    editable = [part for name in PACKAGES for part in ("-e", f"./packages/{name}")]
+    session.install(*editable, *wanted, *pins)
+
+
+def run_tests(session: nox.Session) -> None:
+    """Runs one pytest over packages, docs and docstrings, so that its summary is the last line."""
+    paths = session.posargs or ["packages", "tests", "docs", "README.md", "--doctest-modules"]
+    session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session(python=THIS_PYTHON)
+def tests(session: nox.Session) -> None:
+    """All tests: packages, what spans them, docs and docstrings, on this Python and newest JAX."""
+    install(session, "test")
+    run_tests(session)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.parametrize("jax", JAX_ENDS)
+def tests_matrix(session: nox.Session, jax: str) -> None:
+    """The same tests on every Python found here, with the oldest and the newest JAX."""
+    install(session, "test", jax=jax)
+    session.run("python", "-c", "import sys, jax; print(sys.version.split()[0], jax.__version__)")
+    run_tests(session)
+
+
+@nox.session(python=THIS_PYTHON)
+def demo(session: nox.Session) -> None:
+    """The main job: trains a model on real data and writes its report to out/digits."""
+    install(session, "examples")
+    session.run("python", "examples/digits.py", *session.posargs)
+
+
+@nox.session(python=THIS_PYTHON)
+def lint(session: nox.Session) -> None:
+    """Style: ruff's linter and formatter."""
+    session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=THIS_PYTHON)
+def types(session: nox.Session) -> None:
+    """Types: pyright."""
+    install(session, "types")
+    session.run("pyright")
+
+
+@nox.session(python=THIS_PYTHON)
+def imports(session: nox.Session) -> None:
+    """Import direction: who may know whom."""
+    install(session, "imports")
+    session.run("lint-imports")
+
+
+@nox.session(python=THIS_PYTHON)
+def docs(session: nox.Session) -> None:
+    """The documentation, as HTML in docs/_build; warnings are errors."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python=THIS_PYTHON)
+def bench(session: nox.Session) -> None:
+    """The benchmarks: ratios against raw JAX, flax.nnx and equinox, in one process."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
