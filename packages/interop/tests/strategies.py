@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
-import moduli as nnx
 import numpy as np
 from hypothesis import strategies as st
+
+import moduli as nnx
 
 NATIVE = (
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 "

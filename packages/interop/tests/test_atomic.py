@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
-import moduli as nnx
 import pytest
+
+import moduli as nnx
 from moduli_interop import atomic_write, load_state, save
 
 

@@ -11,9 +11,10 @@ import zipfile
 from typing import Any
 
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
+
+import moduli as nnx
 from moduli_interop import (
     CheckpointError,
     CheckpointVersionError,

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+
+import moduli as nnx
 from moduli_interop import load, load_state, save
 
 from .strategies import EXTENDED, NATIVE, Pair, bits, dtype_of, random_array, state_bits, states

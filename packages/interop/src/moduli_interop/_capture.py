@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 import moduli
@@ -30,14 +32,17 @@ def root_of(model: Any) -> Any:
     """
     if isinstance(model, (moduli.Pytree, moduli.State)):
         return model
-    if isinstance(model, Mapping) and model:
-        if all(isinstance(item, (moduli.Pytree, moduli.Variable)) for item in model.values()):
-            return moduli.Dict(model)
+    if isinstance(model, Mapping) and model and all(map(_is_graph_part, model.values())):
+        return moduli.Dict(model)
     raise UnsupportedValueError(
         f"got a {type(model).__name__} as the model; pass a Module, an Optimizer or another "
         "moduli.Pytree, a State, or a dict of these nodes such as "
         '{"model": model, "optimizer": optimizer}'
     )
+
+
+def _is_graph_part(value: object) -> bool:
+    return isinstance(value, (moduli.Pytree, moduli.Variable))
 
 
 def live_leaves(root: Any) -> list[tuple[Path, Any]]:
@@ -101,10 +106,10 @@ def _stored(value: Any, path: tuple[Any, ...]) -> Any:
         return _stored_array(value, path)
     if type(value) in _SCALARS:
         return value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        fields = tuple(value._fields)
+    fields = getattr(value, "_fields", None)
+    if isinstance(value, tuple) and fields is not None:
         items = (_stored(getattr(value, field), (*path, field)) for field in fields)
-        return StoredNamedTuple(type(value).__name__, fields, tuple(items))
+        return StoredNamedTuple(type(value).__name__, tuple(fields), tuple(items))
     if type(value) in (tuple, list):
         return type(value)(_stored(item, (*path, i)) for i, item in enumerate(value))
     if type(value) is dict:
@@ -124,7 +129,7 @@ def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:
             f"`{format_path(path)}` is being traced and has no value yet; save and load outside "
             "of jit, grad and JAX's other transforms"
         )
-    if not isinstance(array, (np.ndarray, np.generic)) and jax.dtypes.issubdtype(
+    if not isinstance(array, (np.ndarray, np.generic)) and jnp.issubdtype(
         array.dtype, jax.dtypes.prng_key
     ):
         return _stored_keys(array)

@@ -136,8 +136,8 @@ def load_state(path: str | os.PathLike[str], *, format: str | None = None) -> mo
 def _check_concrete(leaf: Leaf) -> None:
     if any(array.read is None for array in arrays_in(leaf.value)):
         raise UnsupportedValueError(
-            f"`{leaf.name}` holds a jax.ShapeDtypeStruct, the shape and dtype of an array without its "
-            "values, so there is nothing to save; build the model outside of eval_shape"
+            f"`{leaf.name}` holds a jax.ShapeDtypeStruct, the shape and dtype of an array without "
+            "its values, so there is nothing to save; build the model outside of eval_shape"
         )
 
 

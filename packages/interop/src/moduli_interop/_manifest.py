@@ -36,7 +36,7 @@ from moduli_interop._dtypes import dtype_from_name
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._stored import Checkpoint, Leaf, Path, StoredArray, StoredNamedTuple
 
-__all__ = ["Reader", "check_metadata", "decode", "encode"]
+__all__ = ["Reader", "check_metadata", "decode_manifest", "encode_manifest"]
 
 Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
@@ -44,7 +44,7 @@ Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\[\]]{0,199}")
 
 
-def encode(checkpoint: Checkpoint) -> tuple[str, dict[str, StoredArray]]:
+def encode_manifest(checkpoint: Checkpoint) -> tuple[str, dict[str, StoredArray]]:
     """Writes a checkpoint as JSON.
 
     Args:
@@ -142,7 +142,7 @@ def _hex(number: float) -> str:
     return struct.pack(">d", number).hex()
 
 
-def decode(text: str | bytes, reader: Reader) -> Checkpoint:
+def decode_manifest(text: str | bytes, reader: Reader) -> Checkpoint:
     """Reads the JSON of a manifest.
 
     Args:
@@ -153,7 +153,7 @@ def decode(text: str | bytes, reader: Reader) -> Checkpoint:
       The checkpoint.
 
     Raises:
-      ValueError: if the text is not what :func:`encode` writes.
+      ValueError: if the text is not what :func:`encode_manifest` writes.
     """
     try:
         manifest = json.loads(text)

@@ -90,8 +90,8 @@ def _twin(leaf: Leaf, in_model: Mapping[Path, Leaf]) -> Path | None:
 def _differences(stored: Leaf, model: Leaf) -> Iterator[str]:
     if stored.kind != model.kind:
         yield (
-            f"kind: `{model.name}` is a {model.kind} in the model and a {stored.kind} in the "
-            "checkpoint"
+            f"kind: `{model.name}` is of kind {model.kind} in the model and of kind {stored.kind} "
+            "in the checkpoint"
         )
     yield from _value_differences(stored.value, model.value, model.path)
 
@@ -121,17 +121,19 @@ def _value_differences(stored: Any, model: Any, path: tuple[Any, ...]) -> Iterat
     elif isinstance(model, StoredArray) and type(stored) in _SCALAR_KINDS:
         if not _is_number(model, type(stored)):
             yield _other_type(name, stored, model)
+    elif not _same_structure(stored, model):
+        yield _other_type(name, stored, model)
     else:
-        keys, others = _children(stored), _children(model)
-        if (
-            type(stored) is not type(model)
-            or keys.keys() != others.keys()
-            or (isinstance(stored, StoredNamedTuple) and stored.name != model.name)
-        ):
-            yield _other_type(name, stored, model)
-            return
-        for key in keys:
-            yield from _value_differences(keys[key], others[key], (*path, key))
+        children, others = _children(stored), _children(model)
+        for key in children:
+            yield from _value_differences(children[key], others[key], (*path, key))
+
+
+def _same_structure(stored: Any, model: Any) -> bool:
+    if isinstance(stored, StoredNamedTuple) and isinstance(model, StoredNamedTuple):
+        return (stored.name, stored.fields) == (model.name, model.fields)
+    same_keys = _children(stored).keys() == _children(model).keys()
+    return type(stored) is type(model) and same_keys
 
 
 def _is_number(array: StoredArray, scalar: type) -> bool:
@@ -158,4 +160,5 @@ def _shape(array: StoredArray) -> str:
 
 
 def _other_type(name: str, stored: Any, model: Any) -> str:
-    return f"value: `{name}` is {describe(model)} in the model and {describe(stored)} in the checkpoint"
+    here, there = describe(model), describe(stored)
+    return f"value: `{name}` is {here} in the model and {there} in the checkpoint"

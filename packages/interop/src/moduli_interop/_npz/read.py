@@ -17,7 +17,7 @@ from moduli_interop._errors import (
     NotACheckpointError,
     TruncatedCheckpointError,
 )
-from moduli_interop._manifest import decode
+from moduli_interop._manifest import decode_manifest
 from moduli_interop._npz.diagnose import where_cut, where_damaged
 from moduli_interop._npz.layout import DIGITS, MANIFEST, TRAILER, VERSION, is_beginning, version_of
 from moduli_interop._stored import Checkpoint, StoredArray
@@ -54,7 +54,7 @@ def read(path: str) -> Checkpoint:
                     bits = _read_array(archive, f"{name}.npy", array)
                     return lambda: bits
 
-                return decode(archive.read(MANIFEST), reader)
+                return decode_manifest(archive.read(MANIFEST), reader)
         except (ValueError, LookupError, zipfile.BadZipFile, NotImplementedError) as error:
             raise CorruptCheckpointError(
                 f"the checkpoint {path} has the right checksum, but its content is not that of "

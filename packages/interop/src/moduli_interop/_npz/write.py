@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from moduli_interop._atomic import atomic_write
-from moduli_interop._manifest import encode
+from moduli_interop._manifest import encode_manifest
 from moduli_interop._npz.layout import (
     DATE,
     DIGITS,
@@ -36,7 +36,7 @@ def write(path: str, checkpoint: Checkpoint) -> None:
     Raises:
       OSError: if the file cannot be written. The old file is then untouched.
     """
-    manifest, arrays = encode(checkpoint)
+    manifest, arrays = encode_manifest(checkpoint)
     with atomic_write(path) as file:
         stream = _HashingStream(file)
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]

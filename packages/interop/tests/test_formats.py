@@ -1,0 +1,123 @@
+"""Formats come through the hook and are chosen by name or suffix."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+import moduli as nnx
+from moduli_interop import (
+    Checkpoint,
+    CheckpointFormatError,
+    Format,
+    decode_manifest,
+    encode_manifest,
+    inspect,
+    load,
+    load_state,
+    save,
+)
+from moduli_interop._choose import formats
+
+
+class Memory:
+    """A format that keeps checkpoints in a dict."""
+
+    def __init__(self, name: str = "memory", *suffixes: str):
+        self.kept: dict[str, Checkpoint] = {}
+        self.format = Format(
+            name, suffixes or (".mem",), self.kept.__setitem__, self.kept.__getitem__
+        )
+
+    @nnx.hookimpl
+    def moduli_checkpoint_formats(self) -> list[Format]:
+        return [self.format]
+
+
+def model(value: float) -> nnx.Dict:
+    return nnx.Dict({"x": nnx.Param(value)})
+
+
+def test_built_in_format_comes_through_the_hook() -> None:
+    assert formats()["npz"].suffixes == (".npz", ".moduli")
+
+
+def test_suffix_chooses_the_format() -> None:
+    plugin = Memory()
+    with nnx.using(plugin):
+        save("there.MEM", model(2.0), metadata={"a": 1})
+        assert load("there.MEM", model(0.0))["x"].value == 2.0
+        assert load_state("there.MEM")["x"].value == 2.0
+        assert inspect("there.MEM").format == "memory"
+    assert list(plugin.kept) == ["there.MEM"]
+    assert plugin.kept["there.MEM"].metadata == {"a": 1}
+    assert not pathlib.Path("there.MEM").exists()
+
+
+def test_argument_wins_over_the_suffix(file: pathlib.Path) -> None:
+    plugin = Memory()
+    with nnx.using(plugin):
+        save(file, model(2.0), format="memory")
+        assert load(file, model(0.0), format="memory")["x"].value == 2.0
+    assert not file.exists()
+
+
+def test_unknown_format(file: pathlib.Path) -> None:
+    with pytest.raises(
+        CheckpointFormatError, match="no checkpoint format 'npx'; did you mean 'npz'"
+    ):
+        save(file, model(1.0), format="npx")
+
+
+def test_two_formats_for_one_suffix_must_be_told_apart() -> None:
+    first, second = Memory("first", ".mem"), Memory("second", ".mem")
+    with nnx.using(first), nnx.using(second):
+        with pytest.raises(CheckpointFormatError, match=r"\['first', 'second'\] all claim"):
+            save("a.mem", model(1.0))
+        save("a.mem", model(1.0), format="second")
+    assert list(second.kept) == ["a.mem"]
+
+
+def test_two_formats_of_one_name_are_an_error() -> None:
+    with (
+        nnx.using(Memory("same", ".a")),
+        nnx.using(Memory("same", ".b")),
+        pytest.raises(CheckpointFormatError, match="both have a checkpoint format named 'same'"),
+    ):
+        save("x.npz", model(1.0))
+
+
+def test_format_that_loads_something_wrong_is_noticed() -> None:
+    plugin = Memory()
+    with nnx.using(plugin):
+        save("a.mem", nnx.Dict({"y": nnx.Param(1.0)}))
+        with pytest.raises(nnx.CheckpointError, match="the checkpoint has no `x`"):
+            load("a.mem", model(0.0))
+
+
+def test_formats_can_use_the_manifest(file: pathlib.Path) -> None:
+    """A format for any container of named arrays needs only `encode_manifest` and its inverse."""
+    stored: dict[str, Any] = {}
+
+    def write(path: str, checkpoint: Checkpoint) -> None:
+        text, arrays = encode_manifest(checkpoint)
+        bits = {name: array.read() for name, array in arrays.items() if array.read}
+        stored[path] = text, bits
+
+    def read(path: str) -> Checkpoint:
+        text, bits = stored[path]
+        return decode_manifest(text, lambda name, array: lambda: bits[name])
+
+    class Plugin:
+        @nnx.hookimpl
+        def moduli_checkpoint_formats(self) -> list[Format]:
+            return [Format("two", (".two",), write, read)]
+
+    with nnx.using(Plugin()):
+        save("a.two", nnx.Dict({"x": nnx.Param(jnp.arange(3, dtype=jnp.bfloat16))}))
+        loaded = load_state("a.two")["x"].value
+    assert loaded.dtype == jnp.bfloat16
+    assert loaded.tolist() == [0.0, 1.0, 2.0]
