@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
-import moduli_layers as layers
 import numpy as np
 import scipy.signal
 import scipy.special
+
+import moduli
+import moduli_layers as layers
 
 Reference = Callable[..., np.ndarray]
 

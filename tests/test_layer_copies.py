@@ -5,10 +5,11 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import moduli
 import numpy as np
 import pytest
 from layer_table import TABLE, Row
+
+import moduli
 
 
 def pickled(model: Any) -> Any:

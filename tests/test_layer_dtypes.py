@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
 from layer_table import TABLE, Row
+
+import moduli
 
 
 def in_bfloat16(model: moduli.Module) -> None:

@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
 from layer_table import TABLE, Row
+
+import moduli
 
 STEP = 1e-4
 

@@ -1,9 +1,10 @@
 """``train()`` and ``eval()`` reach each layer, in any depth, and can be undone."""
 
-import moduli
 import numpy as np
 import pytest
 from layer_table import TABLE, Row
+
+import moduli
 
 
 class Outer(moduli.Module):

@@ -1,10 +1,11 @@
 """Each layer survives being taken apart and put together, and the copy is independent."""
 
 import jax
-import moduli
 import numpy as np
 import pytest
 from layer_table import TABLE, Row
+
+import moduli
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli_layers as layers
 import numpy as np
 import pytest
 import scipy.special as special
+
+import moduli_layers as layers
 
 X = np.linspace(-7, 7, 57)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+
+import moduli
 from moduli.errors import ShapeError
 from moduli_layers import Conv, Linear, initializers
 from moduli_layers.errors import ArgumentError, DtypeError
@@ -38,6 +39,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     "options", OPTIONS, ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items())[:60]
 )

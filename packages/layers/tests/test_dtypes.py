@@ -7,15 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
+
+import moduli
 from moduli_layers import promote_dtype
 from moduli_layers.errors import DtypeError
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.bool_]
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("dtype", [None, jnp.float16])
 @pytest.mark.parametrize("pair", list(itertools.product(DTYPES, DTYPES)), ids=str)
 def test_equals_flax(flax_nnx: Any, pair: Any, dtype: Any) -> None:
@@ -32,6 +34,7 @@ def test_equals_flax(flax_nnx: Any, pair: Any, dtype: Any) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_integers_may_stay() -> None:
     first, second = promote_dtype((jnp.ones(2, jnp.int8), jnp.ones(2, jnp.int16)), inexact=False)
     assert first is not None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from moduli_layers import initializers
 
 KEY = jax.random.key(0)

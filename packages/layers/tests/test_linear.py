@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+
+import moduli
 from moduli.errors import RngError, ShapeError
 from moduli_layers import Linear, initializers
 from moduli_layers.errors import ArgumentError, DtypeError
@@ -28,6 +29,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("seeds", SEEDS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "defaults")
 def test_equal_seeds_give_flax_weights_and_outputs(
@@ -99,6 +101,7 @@ def test_own_dot_general_and_promotion_are_used() -> None:
     np.testing.assert_allclose(own(x), -plain(x) / 4, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_integers_become_float32() -> None:
     layer = Linear(2, 3, rngs=moduli.Rngs(0))
     outputs = layer(jnp.ones((4, 2), jnp.int32))

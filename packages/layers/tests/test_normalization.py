@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
+
+import moduli
 from moduli.errors import ShapeError
 from moduli_layers import BatchNorm, Linear, initializers
 from moduli_layers.errors import ArgumentError, DtypeError
@@ -34,6 +35,7 @@ def batch_norm(features: int = 3, **options: Any) -> BatchNorm:
     return BatchNorm(features, **options, rngs=moduli.Rngs(0))
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "defaults")
 def test_equal_seeds_give_flax_parameters_outputs_and_statistics(
     flax_nnx: Any, options: dict[str, Any]
@@ -133,7 +135,7 @@ def mapped(layer: BatchNorm, batches: np.ndarray, masks: np.ndarray | None = Non
     """Calls a layer under ``vmap`` with the axis name "devices"; returns output and statistics."""
     graphdef, state = moduli.split(layer)
 
-    def call(x: jax.Array, mask: jax.Array | None) -> Any:
+    def call(x: Any, mask: Any) -> Any:
         model = moduli.merge(graphdef, state)
         y = model(x, mask=mask)
         return y, model.mean.value, model.var.value

@@ -9,9 +9,10 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+import pytest
+
 import moduli
 import moduli_layers
-import pytest
 from moduli_layers import BatchNorm, Dropout, _plugin
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+
 from moduli.errors import ShapeError
 from moduli_layers import avg_pool, max_pool, min_pool, pool
 from moduli_layers.errors import ArgumentError
@@ -68,6 +69,7 @@ def test_pooling_equals_reducing_windows(window: Any, strides: Any, padding: Any
     )
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(("window", "strides", "padding"), WINDOWS)
 @pytest.mark.parametrize("name", ["avg_pool", "max_pool", "min_pool"])
 def test_pooling_equals_flax(

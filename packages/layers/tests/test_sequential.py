@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 import numpy as np
 import pytest
+
+import moduli
 from moduli.errors import StructureError
 from moduli_layers import Dropout, Linear, Sequential, relu
 

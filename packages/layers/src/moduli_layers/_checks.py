@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+
 import moduli
 from moduli.errors import RngError, ShapeError
-
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["check_features", "check_positive", "check_rngs", "resolve_mode", "shape_text"]
@@ -52,7 +52,7 @@ def check_rngs(layer: object, rngs: Any) -> moduli.Rngs:
     return rngs
 
 
-def check_features(layer: object, inputs: jax.Array, axis: int, features: int, name: str) -> None:
+def check_features(layer: object, inputs: ArrayLike, axis: int, features: int, name: str) -> None:
     """Raises unless the inputs have the layer's number of features on an axis.
 
     Args:
@@ -65,13 +65,14 @@ def check_features(layer: object, inputs: jax.Array, axis: int, features: int, n
     Raises:
       ShapeError: the axis does not exist or has another size.
     """
-    rank = jnp.ndim(inputs)
-    if -rank <= axis < rank and inputs.shape[axis] == features:
+    shape = jnp.shape(inputs)
+    rank = len(shape)
+    if -rank <= axis < rank and shape[axis] == features:
         return
     expected = f"(..., {features})" if axis == -1 else f"with size {features} on axis {axis}"
     remedy = f"give the inputs an axis {axis} of size {features}"
     if -rank <= axis < rank:
-        remedy = f"build the layer with {name}={inputs.shape[axis]}, or {remedy}"
+        remedy = f"build the layer with {name}={shape[axis]}, or {remedy}"
     raise ShapeError(
         f"{type(layer).__name__}({name}={features}) expects inputs of shape {expected}, "
         f"got shape {shape_text(inputs)}; {remedy}"

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
-from moduli.errors import ShapeError
 
+import moduli
+from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
@@ -176,18 +176,18 @@ class Conv(moduli.Module):
         """
         name = type(self).__name__
         rank = len(self.kernel_size)
-        inputs = jnp.asarray(inputs)
-        if inputs.ndim < rank + 1:
+        x = jnp.asarray(inputs)
+        if x.ndim < rank + 1:
             raise ShapeError(
                 f"{name}(kernel_size={self.kernel_size}) expects inputs of shape (*batch, "
-                f"*spatial, features) with {rank} spatial axes, got shape {shape_text(inputs)}; "
+                f"*spatial, features) with {rank} spatial axes, got shape {shape_text(x)}; "
                 f"write a kernel_size with one entry for each spatial axis of the inputs"
             )
-        check_features(self, inputs, -1, self.in_features, "in_features")
-        batch = inputs.shape[: -rank - 1]
+        check_features(self, x, -1, self.in_features, "in_features")
+        batch = x.shape[: -rank - 1]
         if out_sharding is not None and len(batch) != 1:
             raise ArgumentError(
-                f"{name} got out_sharding and inputs of shape {shape_text(inputs)} with "
+                f"{name} got out_sharding and inputs of shape {shape_text(x)} with "
                 f"{len(batch)} batch axes; reshape the inputs to one batch axis, or use jax.vmap"
             )
 
@@ -195,10 +195,10 @@ class Conv(moduli.Module):
         if self.mask is not None:
             kernel = kernel * jnp.asarray(self.mask, kernel.dtype)
         bias = None if self.bias is None else self.bias[...]
-        inputs, kernel, bias = promote_for(self, (inputs, kernel, bias))
+        x, kernel, bias = promote_for(self, (x, kernel, bias))
 
         # (*batch, *spatial, features) -> (N, *spatial, features)
-        rows = inputs.reshape((math.prod(batch), *inputs.shape[len(batch) :]))
+        rows = x.reshape((math.prod(batch), *x.shape[len(batch) :]))
         strides, input_dilation, kernel_dilation, padding = self._window()
         spans = [(k - 1) * d for k, d in zip(self.kernel_size, kernel_dilation, strict=True)]
         if padding in _PAD_MODES:
@@ -232,7 +232,7 @@ class Conv(moduli.Module):
             **({} if out_sharding is None else {"out_sharding": out_sharding}),
         )
         detail = f"kernel_size={self.kernel_size} and padding={self.padding!r}"
-        check_not_empty(name, inputs, outputs, slice(1, -1), detail)
+        check_not_empty(name, x, outputs, slice(1, -1), detail)
         if bias is not None:
             outputs = outputs + bias.astype(outputs.dtype)
         # (N, *new spatial, features) -> (*batch, *new spatial, features)

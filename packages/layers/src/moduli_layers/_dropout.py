@@ -7,10 +7,10 @@ from numbers import Real
 
 import jax
 import jax.numpy as jnp
-import moduli
 from jax.typing import ArrayLike
-from moduli.errors import RngError, ShapeError
 
+import moduli
+from moduli.errors import RngError, ShapeError
 from moduli_layers._checks import resolve_mode, shape_text
 from moduli_layers.errors import ArgumentError, DtypeError
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+import moduli
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
@@ -112,15 +112,14 @@ class Linear(moduli.Module):
           ShapeError: the inputs' last axis does not have ``in_features`` entries.
           DtypeError: inputs and parameters have no common dtype.
         """
-        inputs = jnp.asarray(inputs)
         check_features(self, inputs, -1, self.in_features, "in_features")
         bias = None if self.bias is None else self.bias[...]
-        inputs, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
+        x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
         sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
         outputs = self.dot_general(
-            inputs,
+            x,
             kernel,
-            (((inputs.ndim - 1,), (0,)), ((), ())),
+            (((x.ndim - 1,), (0,)), ((), ())),
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
             **sharding,

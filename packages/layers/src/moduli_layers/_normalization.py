@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moduli
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
-from moduli.errors import ShapeError
 
+import moduli
+from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._checks import (
     check_features,
@@ -171,31 +171,30 @@ class BatchNorm(moduli.Module):
           DtypeError: the mask is not boolean, or inputs and parameters have no common dtype.
         """
         evaluate = resolve_mode(self, "use_running_average", use_running_average)
-        x = jnp.asarray(x)
         check_features(self, x, self.axis, self.num_features, "num_features")
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
-        x, _, _, scale, bias = promote_for(self, (x, mean, var, scale, bias))
-        result_dtype = x.dtype
+        inputs, _, _, scale, bias = promote_for(self, (x, mean, var, scale, bias))
+        result_dtype = inputs.dtype
         if jnp.finfo(result_dtype).bits < 32:
-            x = x.astype(jnp.float32)
+            inputs = inputs.astype(jnp.float32)
 
-        axis = self.axis % x.ndim
+        axis = self.axis % inputs.ndim
         if not evaluate:
-            batch_mean, batch_var, counted = self._batch_statistics(x, axis, mask)
+            batch_mean, batch_var, counted = self._batch_statistics(inputs, axis, mask)
             self._update(mean, var, batch_mean, batch_var, counted)
             mean, var = batch_mean, batch_var
 
         def over_features(values: jax.Array) -> jax.Array:
-            shape = [1] * x.ndim
+            shape = [1] * inputs.ndim
             shape[axis] = self.num_features
-            return values.astype(x.dtype).reshape(shape)
+            return values.astype(inputs.dtype).reshape(shape)
 
         factor = lax.rsqrt(over_features(var) + self.epsilon)
         if scale is not None:
             factor = factor * over_features(scale)
-        y = (x - over_features(mean)) * factor
+        y = (inputs - over_features(mean)) * factor
         if bias is not None:
             y = y + over_features(bias)
         return y.astype(result_dtype)

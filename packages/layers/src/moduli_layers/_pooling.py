@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from moduli.errors import ShapeError
 
+from moduli.errors import ShapeError
 from moduli_layers._checks import shape_text
 from moduli_layers._windows import Padding, check_not_empty, padding_pairs, per_dimension
 from moduli_layers.errors import ArgumentError

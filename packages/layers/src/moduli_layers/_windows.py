@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import jax
-from moduli.errors import ShapeError
 
+from moduli.errors import ShapeError
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["Padding", "check_not_empty", "padding_pairs", "per_dimension"]
