@@ -41,7 +41,11 @@ from moduli._module import Module as Module
 from moduli._module import iter_children as iter_children
 from moduli._module import iter_modules as iter_modules
 from moduli._module import view as view
+from moduli._plugins import PluginWarning as PluginWarning
+from moduli._plugins import Replace as Replace
+from moduli._plugins import add_hookspecs as add_hookspecs
 from moduli._plugins import hookimpl as hookimpl
+from moduli._plugins import hookspec as hookspec
 from moduli._plugins import using as using
 from moduli._pytree import Pytree as Pytree
 from moduli._pytree import data as data

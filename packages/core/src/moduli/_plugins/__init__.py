@@ -1,0 +1,22 @@
+"""The plugin system: finding plugins, choosing them, calling their hooks, reporting failures."""
+
+from moduli._plugins.discovery import add_hookspecs as add_hookspecs
+from moduli._plugins.discovery import discover as discover
+from moduli._plugins.discovery import installed as installed
+from moduli._plugins.discovery import records as records
+from moduli._plugins.discovery import rediscover as rediscover
+from moduli._plugins.discovery import select as select
+from moduli._plugins.dispatch import active as active
+from moduli._plugins.dispatch import call_first as call_first
+from moduli._plugins.dispatch import call_module as call_module
+from moduli._plugins.dispatch import collect as collect
+from moduli._plugins.dispatch import instrumented as instrumented
+from moduli._plugins.dispatch import module_created as module_created
+from moduli._plugins.dispatch import using as using
+from moduli._plugins.dispatch import watches_creation as watches_creation
+from moduli._plugins.markers import hookimpl as hookimpl
+from moduli._plugins.markers import hookspec as hookspec
+from moduli._plugins.plugin_set import PluginSet as PluginSet
+from moduli._plugins.records import PluginRecord as PluginRecord
+from moduli._plugins.records import PluginWarning as PluginWarning
+from moduli._plugins.replace import Replace as Replace

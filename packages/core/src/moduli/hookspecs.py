@@ -1,0 +1,253 @@
+"""Every hook of moduli's core, in the order in which a model meets them.
+
+A plugin is a module or an object with some of these functions, each marked with
+``@moduli.hookimpl``, that an installed distribution declares in its ``pyproject.toml``::
+
+    [project.entry-points.moduli]
+    my_plugin = "my_package.my_module"
+
+or that a program turns on for a block: ``with moduli.using(plugin): ...``.
+
+An implementation may leave out arguments that it does not need. Of several plugins, those with a
+smaller ``moduli_phase`` (an attribute of the plugin, 0 by default) run first, then by name; the
+order of installation never matters. Hooks run while a function is traced or eagerly, never inside a
+compiled program.
+
+What happens when an implementation raises:
+
+- *observing* hooks (no effect on values): the plugin is switched off for the rest of the program and
+  reported once, by distribution, version, hook and cause. ``MODULI_STRICT=1`` raises instead.
+- *value* hooks: the exception goes on to the user, with a note that names the plugin.
+- a :class:`moduli.errors.ModuliError` always goes on to the user: it was raised on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moduli._plugins.markers import hookspec
+
+if TYPE_CHECKING:
+    from moduli import Module, Pytree, Variable
+    from moduli._plugins.replace import Replace
+
+__all__ = [
+    "moduli_after_call",
+    "moduli_before_call",
+    "moduli_mode_attributes",
+    "moduli_module_created",
+    "moduli_perturb",
+    "moduli_sow",
+    "moduli_variable_names",
+]
+
+
+@hookspec
+def moduli_variable_names() -> Mapping[str, type[Variable[Any]]]:  # type: ignore[empty-body]
+    """Names kinds of Variable, so that strings may stand for them.
+
+    Called once, when a name is first looked up. An observing hook.
+
+    Returns:
+      Names and classes, such as ``{"lora_params": LoRAParam}``. A name that already belongs to
+      another class is a NameClashError.
+
+    Example:
+      >>> import moduli
+      >>> class Average(moduli.Variable):
+      ...     pass
+      >>> class Names:
+      ...     @moduli.hookimpl
+      ...     def moduli_variable_names(self):
+      ...         return {"averages_of_docs": Average}
+      >>> with moduli.using(Names()):
+      ...     moduli.variable_type_from_name("averages_of_docs").__name__
+      'Average'
+    """
+
+
+@hookspec
+def moduli_module_created(module: Pytree) -> None:
+    """Sees every Module (and other Pytree) right after its ``__init__``.
+
+    An observing hook. It may set attributes; what it sets is part of the object.
+
+    Args:
+      module: the new object.
+
+    Example:
+      >>> import moduli
+      >>> class Watch:
+      ...     seen = []
+      ...     @moduli.hookimpl
+      ...     def moduli_module_created(self, module):
+      ...         self.seen.append(type(module).__name__)
+      >>> with moduli.using(Watch()):
+      ...     box = moduli.Dict(a=1)
+      >>> Watch.seen
+      ['Dict']
+    """
+
+
+@hookspec
+def moduli_mode_attributes(mode: str) -> Mapping[str, Any]:  # type: ignore[empty-body]
+    """Says which attributes ``model.train()`` and ``model.eval()`` set, where a module has them.
+
+    An observing hook. Of two plugins that name one attribute, the later in order wins.
+
+    Args:
+      mode: ``"train"`` or ``"eval"``.
+
+    Returns:
+      Attribute names and values, such as ``{"deterministic": mode == "eval"}``.
+
+    Example:
+      >>> import moduli
+      >>> class Quantized(moduli.Module):
+      ...     def __init__(self):
+      ...         self.quantize = False
+      >>> class Modes:
+      ...     @moduli.hookimpl
+      ...     def moduli_mode_attributes(self, mode):
+      ...         return {"quantize": mode == "eval"}
+      >>> layer = Quantized()
+      >>> with moduli.using(Modes()):
+      ...     layer.eval()
+      >>> layer.quantize
+      True
+    """
+
+
+@hookspec
+def moduli_before_call(
+    module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Runs before a module's ``__call__``; may replace its arguments.
+
+    A value hook. An active plugin that implements it is part of the key of compiled programs:
+    switching it on or off compiles again (or finds the earlier program), and never silently does
+    nothing. A class's call through ``super().__call__`` belongs to the call that is running.
+
+    Args:
+      module: the module that is called.
+      args: its positional arguments, after earlier plugins.
+      kwargs: its keyword arguments, after earlier plugins.
+
+    Returns:
+      None to leave the arguments as they are, or the new ``(args, kwargs)``.
+
+    Example:
+      >>> import moduli
+      >>> class Double(moduli.Module):
+      ...     def __call__(self, x):
+      ...         return 2 * x
+      >>> class AddOne:
+      ...     @moduli.hookimpl
+      ...     def moduli_before_call(self, module, args, kwargs):
+      ...         return (args[0] + 1,), kwargs
+      >>> with moduli.using(AddOne()):
+      ...     Double()(3)
+      8
+    """
+
+
+@hookspec
+def moduli_after_call(
+    module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Replace | None:
+    """Runs after a module's ``__call__``; may replace its output.
+
+    A value hook; see :func:`moduli_before_call`. Plugins run in the same order as before the call.
+
+    Args:
+      module: the module that was called.
+      args: its positional arguments, as it got them.
+      kwargs: its keyword arguments, as it got them.
+      output: what it returned, after earlier plugins.
+
+    Returns:
+      None to leave the output as it is, or ``moduli.Replace(new_output)``.
+
+    Example:
+      >>> import moduli
+      >>> class Double(moduli.Module):
+      ...     def __call__(self, x):
+      ...         return 2 * x
+      >>> class Negate:
+      ...     @moduli.hookimpl
+      ...     def moduli_after_call(self, module, output):
+      ...         return moduli.Replace(-output)
+      >>> with moduli.using(Negate()):
+      ...     Double()(3)
+      -6
+    """
+
+
+@hookspec(firstresult=True)
+def moduli_sow(
+    module: Module,
+    variable_type: type[Variable[Any]],
+    name: str,
+    value: Any,
+    reduce_fn: Callable[[Any, Any], Any],
+    init_fn: Callable[[], Any],
+) -> bool | None:
+    """Implements ``Module.sow``: stores a value from inside the model.
+
+    A value hook; the first plugin that returns something other than None has done it.
+
+    Args:
+      module: the module that sows.
+      variable_type: the kind of Variable, already looked up if it was given by name.
+      name: the name under which to store.
+      value: the value.
+      reduce_fn: ``(previous, value) -> new``.
+      init_fn: makes the first ``previous``.
+
+    Returns:
+      Whether the value was stored; None to leave it to the next plugin.
+
+    Example:
+      >>> import moduli
+      >>> class Print:
+      ...     moduli_phase = -1  # before moduli-debug
+      ...     @moduli.hookimpl
+      ...     def moduli_sow(self, name, value):
+      ...         print(name, value)
+      ...         return True
+      >>> with moduli.using(Print()):
+      ...     moduli.Dict().sow(moduli.Intermediate, "loss", 0.5)
+      loss 0.5
+      True
+    """
+
+
+@hookspec(firstresult=True)
+def moduli_perturb(
+    module: Module, name: str, value: Any, variable_type: type[Variable[Any]]
+) -> Any:
+    """Implements ``Module.perturb``: adds a perturbation to a value.
+
+    A value hook; the first plugin that returns something other than None has done it.
+
+    Args:
+      module: the module that perturbs.
+      name: the name of the perturbation.
+      value: the value, an array or a pytree of arrays.
+      variable_type: the kind of Variable, already looked up if it was given by name.
+
+    Returns:
+      The perturbed value; None to leave it to the next plugin.
+
+    Example:
+      >>> import moduli
+      >>> class Shift:
+      ...     moduli_phase = -1
+      ...     @moduli.hookimpl
+      ...     def moduli_perturb(self, value):
+      ...         return value + 1
+      >>> with moduli.using(Shift()):
+      ...     moduli.Dict().perturb("x", 2.0)
+      3.0
+    """
