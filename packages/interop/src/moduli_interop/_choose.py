@@ -5,15 +5,12 @@ from __future__ import annotations
 import difflib
 
 from moduli import _plugins
-from moduli_interop import hookspecs
 from moduli_interop._errors import CheckpointFormatError
 from moduli_interop._format import Format
 
 __all__ = ["choose_format", "formats"]
 
 BUILT_IN = "npz"
-
-_plugins.add_hookspecs(hookspecs)
 
 
 def formats() -> dict[str, Format]:

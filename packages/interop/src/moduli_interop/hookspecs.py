@@ -1,16 +1,17 @@
-"""The hooks that moduli-interop adds to moduli's: what a plugin for a file format implements."""
+"""The hooks that moduli-interop adds to moduli's: what a plugin for a file format implements.
+
+Core finds this file by the entry point group ``moduli.hookspecs``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import pluggy
+from moduli import hookspec
 
 if TYPE_CHECKING:
     from moduli_interop._format import Format
-
-hookspec = pluggy.HookspecMarker("moduli")
 
 
 @hookspec

@@ -1,0 +1,15 @@
+"""What the tests of moduli-train share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """JAX's usual dtype promotion: optax mixes floats and ints, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
