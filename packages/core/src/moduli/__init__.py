@@ -85,7 +85,9 @@ __version__ = "0.1.0"
 
 Object = Pytree
 
-if not _TYPE_CHECKING:
+if _TYPE_CHECKING:
+    from moduli._extension_names import *  # noqa: F403
+else:
 
     def __getattr__(name: str) -> _Any:
         """Finds a name that an installed extension package declares, and remembers it."""

@@ -1,13 +1,112 @@
-"""STOPGAP until the plugin helper lands the real one."""
-import importlib.metadata
+"""The lazy facade: ``moduli.Linear`` is found in whichever installed package declares it.
+
+Names are entry points of the group ``moduli.names``, so they are plain metadata: nothing is read
+before an unknown attribute is asked for, and nothing is imported but what that name needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from typing import Any
+
+from moduli import errors
+from moduli._extension_names import PROVIDED
+
+__all__ = ["names", "resolve"]
+
+GROUP = "moduli.names"
+
+_lock = threading.Lock()
+_points: dict[str, list[Any]] | None = None
 
 
-def names():
-    return [e.name for e in importlib.metadata.entry_points(group="moduli.names")]
+def _declared() -> dict[str, list[Any]]:
+    """Returns the entry points of each name; reads the metadata of installed packages once."""
+    global _points
+    with _lock:
+        if _points is None:
+            from moduli._plugins import installed
+
+            found: dict[str, list[Any]] = {}
+            for point in installed(GROUP):
+                found.setdefault(point.name, []).append(point)
+            _points = found
+        return _points
 
 
-def resolve(name):
-    for e in importlib.metadata.entry_points(group="moduli.names"):
-        if e.name == name:
-            return e.load()
-    raise AttributeError(f"module 'moduli' has no attribute {name!r}")
+def forget() -> None:
+    """Forgets what was read, so that the next name looks again; for tests and notebooks."""
+    global _points
+    _points = None
+
+
+def names() -> list[str]:
+    """Returns the names that installed packages add to ``moduli``."""
+    return sorted(_declared())
+
+
+def clashes() -> dict[str, list[str]]:
+    """Returns the names that several packages claim, with who claims them."""
+    return {
+        name: [_describe(point) for point in points]
+        for name, points in _declared().items()
+        if len(points) > 1
+    }
+
+
+def resolve(name: str) -> Any:
+    """Loads the object behind a name.
+
+    Args:
+      name: an attribute of ``moduli`` that core does not define.
+
+    Returns:
+      The object.
+
+    Raises:
+      NameClashError: if two packages claim the name.
+      MissingPluginError: (an AttributeError) if a package of moduli's own provides the name and is
+        not installed; the text is the command that installs it.
+      PluginError: if the package that declares the name fails to import, or lacks it.
+      AttributeError: if nobody knows the name.
+    """
+    points = _declared().get(name, [])
+    if len(points) > 1:
+        raise errors.NameClashError(
+            f"moduli.{name} is claimed by {' and by '.join(map(_describe, points))}; uninstall one "
+            "of them, or import the object from its own package"
+        )
+    if points:
+        try:
+            return points[0].load()
+        except (ImportError, AttributeError) as error:
+            raise errors.PluginError(
+                f"moduli.{name} is declared by {_describe(points[0])}, which failed to load it: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    for extra, provided in PROVIDED.items():
+        if name in provided:
+            raise errors.MissingPluginError(
+                f'moduli.{name} is in the package moduli-{extra}: pip install "moduli[{extra}]"',
+                name=name,
+            )
+    raise AttributeError(f"module 'moduli' has no attribute {name!r}{_hint(name)}", name=name)
+
+
+def _hint(name: str) -> str:
+    import moduli
+
+    known = {
+        *(key for key in vars(moduli) if not key.startswith("_")),
+        *_declared(),
+        *(item for provided in PROVIDED.values() for item in provided),
+    }
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean moduli.{near[0]}?" if near else ""
+
+
+def _describe(point: Any) -> str:
+    if point.dist is None:
+        return repr(point.value)
+    return f"{point.dist.metadata['Name']} {point.dist.version} ({point.value})"

@@ -74,10 +74,11 @@ class PluginSet:
 
     def _check_names(self, plugin: Any, record: PluginRecord) -> None:
         """Raises for a misspelt hook: an implementation of a ``moduli_`` hook nobody declares."""
-        known = {name for name in dir(self.manager.hook) if self._is_declared(name)}
+        known = set(self.hook_names())
         for caller in self.manager.get_hookcallers(plugin) or ():
             name = caller.name
-            if caller.has_spec() or any(i.plugin is plugin and i.optionalhook for i in caller.get_hookimpls()):
+            mine = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
+            if caller.has_spec() or any(impl.optionalhook for impl in mine):
                 continue
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known hooks: {sorted(known)}"
@@ -86,9 +87,10 @@ class PluginSet:
                 "@moduli.hookimpl(optionalhook=True) if another package declares it)"
             )
 
-    def _is_declared(self, name: str) -> bool:
-        caller = getattr(self.manager.hook, name, None)
-        return isinstance(caller, pluggy.HookCaller) and caller.has_spec()
+    def hook_names(self) -> list[str]:
+        """Returns the declared hooks, in the order in which they were declared."""
+        callers = [value for value in vars(self.manager.hook).values()]
+        return [c.name for c in callers if isinstance(c, pluggy.HookCaller) and c.has_spec()]
 
     def refresh(self) -> None:
         """Works out what calls need to know, after plugins have come or gone."""

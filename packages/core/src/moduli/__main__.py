@@ -1,0 +1,8 @@
+"""``python -m moduli``: what is installed, and whether it fits together."""
+
+import sys
+
+from moduli._cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

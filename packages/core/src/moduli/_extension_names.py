@@ -1,0 +1,128 @@
+"""The names that moduli's own extension packages add to ``moduli``.
+
+Written by tools/sync_names.py from the packages' entry points; do not edit. Type checkers read the
+imports; the table tells which package to install for a name that is missing.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moduli_layers import BatchNorm as BatchNorm
+    from moduli_layers import Conv as Conv
+    from moduli_layers import Dropout as Dropout
+    from moduli_layers import Initializer as Initializer
+    from moduli_layers import Linear as Linear
+    from moduli_layers import Sequential as Sequential
+    from moduli_layers import avg_pool as avg_pool
+    from moduli_layers import celu as celu
+    from moduli_layers import elu as elu
+    from moduli_layers import gelu as gelu
+    from moduli_layers import glu as glu
+    from moduli_layers import hard_sigmoid as hard_sigmoid
+    from moduli_layers import hard_silu as hard_silu
+    from moduli_layers import hard_swish as hard_swish
+    from moduli_layers import hard_tanh as hard_tanh
+    from moduli_layers import identity as identity
+    from moduli_layers import initializers as initializers
+    from moduli_layers import leaky_relu as leaky_relu
+    from moduli_layers import log_sigmoid as log_sigmoid
+    from moduli_layers import log_softmax as log_softmax
+    from moduli_layers import logsumexp as logsumexp
+    from moduli_layers import max_pool as max_pool
+    from moduli_layers import min_pool as min_pool
+    from moduli_layers import mish as mish
+    from moduli_layers import one_hot as one_hot
+    from moduli_layers import pool as pool
+    from moduli_layers import promote_dtype as promote_dtype
+    from moduli_layers import relu as relu
+    from moduli_layers import relu6 as relu6
+    from moduli_layers import selu as selu
+    from moduli_layers import sigmoid as sigmoid
+    from moduli_layers import silu as silu
+    from moduli_layers import soft_sign as soft_sign
+    from moduli_layers import softmax as softmax
+    from moduli_layers import softplus as softplus
+    from moduli_layers import squareplus as squareplus
+    from moduli_layers import standardize as standardize
+    from moduli_layers import swish as swish
+    from moduli_layers import tanh as tanh
+    from moduli_debug import capture as capture
+    from moduli_train import Metric as Metric
+    from moduli_train import MetricState as MetricState
+    from moduli_train import ModelAndOptimizer as ModelAndOptimizer
+    from moduli_train import MultiMetric as MultiMetric
+    from moduli_train import OptArray as OptArray
+    from moduli_train import OptState as OptState
+    from moduli_train import OptVariable as OptVariable
+    from moduli_train import Optimizer as Optimizer
+    from moduli_train import metrics as metrics
+    from moduli_interop import CheckpointError as CheckpointError
+    from moduli_interop import inspect as inspect
+    from moduli_interop import load as load
+    from moduli_interop import load_state as load_state
+    from moduli_interop import save as save
+
+PROVIDED: dict[str, tuple[str, ...]] = {
+    "layers": (
+        "BatchNorm",
+        "Conv",
+        "Dropout",
+        "Initializer",
+        "Linear",
+        "Sequential",
+        "avg_pool",
+        "celu",
+        "elu",
+        "gelu",
+        "glu",
+        "hard_sigmoid",
+        "hard_silu",
+        "hard_swish",
+        "hard_tanh",
+        "identity",
+        "initializers",
+        "leaky_relu",
+        "log_sigmoid",
+        "log_softmax",
+        "logsumexp",
+        "max_pool",
+        "min_pool",
+        "mish",
+        "one_hot",
+        "pool",
+        "promote_dtype",
+        "relu",
+        "relu6",
+        "selu",
+        "sigmoid",
+        "silu",
+        "soft_sign",
+        "softmax",
+        "softplus",
+        "squareplus",
+        "standardize",
+        "swish",
+        "tanh",
+    ),
+    "debug": (
+        "capture",
+    ),
+    "train": (
+        "Metric",
+        "MetricState",
+        "ModelAndOptimizer",
+        "MultiMetric",
+        "OptArray",
+        "OptState",
+        "OptVariable",
+        "Optimizer",
+        "metrics",
+    ),
+    "interop": (
+        "CheckpointError",
+        "inspect",
+        "load",
+        "load_state",
+        "save",
+    ),
+}
