@@ -1,0 +1,9 @@
+"""Looking inside moduli models: what each name is, and the file that holds it.
+
+``Module.sow`` and ``Module.perturb`` reach this package through the hooks in ``_plugin``.
+"""
+
+from moduli_debug import errors as errors
+from moduli_debug._capture import capture as capture
+
+__version__ = "0.1.0"
