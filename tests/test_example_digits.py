@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -29,8 +30,11 @@ SECTIONS = {
 
 @pytest.fixture(scope="module")
 def digits():
-    """The example as a module; it imports its neighbour, as a script does."""
-    with pytest.MonkeyPatch.context() as patch:
+    """The example as a module; it imports its neighbour, as a script does.
+
+    Its dtypes promote as users have it: optax's Adam does not run with strict promotion.
+    """
+    with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
         import digits
 
