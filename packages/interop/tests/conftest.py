@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for checkpoint_strategies
 
 
 @pytest.fixture

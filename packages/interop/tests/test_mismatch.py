@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_strategies import Pair, state_bits
 
 import moduli as nnx
 from moduli_interop import CheckpointMismatchError, load, save
-
-from .strategies import Pair, state_bits
 
 
 def problems(file: pathlib.Path, saved: Any, model: Any) -> tuple[str, ...]:

@@ -10,12 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_strategies import (
+    EXTENDED,
+    NATIVE,
+    Pair,
+    bits,
+    dtype_of,
+    random_array,
+    state_bits,
+    states,
+)
 from hypothesis import HealthCheck, given, settings
 
 import moduli as nnx
 from moduli_interop import load, load_state, save
-
-from .strategies import EXTENDED, NATIVE, Pair, bits, dtype_of, random_array, state_bits, states
 
 slow = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

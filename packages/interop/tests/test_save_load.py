@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_strategies import state_bits
 
 import moduli as nnx
 from moduli_interop import UnsupportedValueError, inspect, load, load_state, save
-
-from .strategies import state_bits
 
 
 class Block(nnx.Module):

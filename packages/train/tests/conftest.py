@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for optimizer_models
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimizer_models import TARGETS, Model, by_hand, loss, loss_by_hand, params_of
 
 import moduli as nnx
-
-from .models import TARGETS, Model, by_hand, loss, loss_by_hand, params_of
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

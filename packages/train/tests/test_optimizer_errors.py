@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimizer_models import Dense, Model, loss
 
 import moduli as nnx
 from moduli.errors import StructureError, TraceError
-
-from .models import Dense, Model, loss
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -152,7 +151,7 @@ def test_error_of_the_transformation_itself_is_not_hidden() -> None:
 
     model = nnx.Dict({"a": nnx.Param(jnp.ones(2))})
     optimizer = nnx.Optimizer(model, optax.GradientTransformation(lambda params: (), update))
-    with pytest.raises(ValueError, match="^my own$"):
+    with pytest.raises(ValueError, match=r"^my own$"):
         optimizer.update(model, nnx.State({"a": nnx.Param(jnp.ones(2))}))
 
 

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimizer_models import INPUTS, KERNEL, TARGETS
 
 import moduli
-
-from .models import INPUTS, KERNEL, TARGETS
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
