@@ -22,10 +22,10 @@ _records: list[PluginRecord] = []
 _selection: list[Selection | None] = [None]
 
 
-def select(text: str) -> None:
-    """Chooses plugins as ``MODULI_PLUGINS`` does, for this program; before the first need."""
+def select(text: str | None) -> None:
+    """Chooses plugins as ``MODULI_PLUGINS`` does, for this program; None goes back to that."""
     with _lock:
-        _selection[0] = Selection(text)
+        _selection[0] = None if text is None else Selection(text)
         _found[0] = None
 
 

@@ -67,7 +67,7 @@ def quarantine(record: PluginRecord, doing: str, cause: BaseException) -> None:
     if record.state == "quarantined":
         return
     record.state = "quarantined"
-    record.cause = f"{doing}: {type(cause).__name__}: {cause}"
+    record.cause = " ".join(f"{doing}: {type(cause).__name__}: {cause}".split())
     message = (
         f"{record.title} failed {record.cause}. It is switched off; the rest goes on. "
         f"MODULI_STRICT=1 makes this an error, MODULI_PLUGINS=-{record.name} leaves the plugin out"
