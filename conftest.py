@@ -1,14 +1,26 @@
-"""What every test run shares: JAX on the CPU with strict dtypes, and examples of README and docs."""
+"""What every test run shares: JAX on the CPU, strict dtypes for core and layers, docs as tests."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+STRICT = ("packages/core/", "packages/layers/", "tests/test_layer")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Core and layers rely on no implicit promotion of dtypes; optax does, and so do its users."""
+    path = request.path.relative_to(request.config.rootpath).as_posix()
+    mode = "strict" if path.startswith(STRICT) else "standard"
+    with jax.numpy_dtype_promotion(mode):
+        yield
+
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],

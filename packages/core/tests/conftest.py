@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # core_models stands beside the tests
+
 
 @pytest.fixture
 def fresh_plugins() -> Iterator[None]:
@@ -46,3 +48,4 @@ def distribution(
         return tmp_path
 
     return install
+

@@ -544,7 +544,7 @@ class Intermediate(Variable[A]):
     __slots__ = ()
 
 
-class Perturbation(Variable[A]):
+class Perturbation(Intermediate[A]):
     """Zeros added by ``Module.perturb``, whose gradient is that of the value they are added to."""
 
     __slots__ = ()
