@@ -42,9 +42,8 @@ def draw(x: Any, *, rngs: Any) -> Any:
 
 
 def swallow(x: Any, **kwargs: Any) -> Any:
-    """Would take anything, but has no parameter named rngs."""
-    assert not kwargs
-    return x
+    """Takes any keyword."""
+    return x + len(kwargs)
 
 
 CHAINS: list[tuple[Any, Any, Any]] = [
@@ -76,11 +75,12 @@ def test_values_of_the_rules() -> None:
         Sequential(lambda x: [x, x], add)(X)  # a list is one value
 
 
-def test_rngs_reach_only_what_names_them(flax_nnx: Any) -> None:
-    fns = (draw, swallow, max, draw)
-    ours = Sequential(*fns[:2], relu, draw)(X, rngs=moduli.Rngs(0))
-    theirs = flax_nnx.Sequential(*fns[:2], relu, draw)(X, rngs=flax_nnx.Rngs(0))
+def test_rngs_reach_only_what_takes_them(flax_nnx: Any) -> None:
+    ours = Sequential(draw, relu, draw)(X, rngs=moduli.Rngs(0))
+    theirs = flax_nnx.Sequential(draw, relu, draw)(X, rngs=flax_nnx.Rngs(0))
     np.testing.assert_array_equal(ours, theirs)
+    # as the newest flax.nnx 0.12; 0.12.8 leaves functions with **kwargs out
+    np.testing.assert_array_equal(Sequential(swallow, swallow)(X, rngs=moduli.Rngs(0)), X + 2)
     assert Sequential(single, max)([1, 3, 2], rngs=moduli.Rngs(0)) == 3  # has no signature
 
 

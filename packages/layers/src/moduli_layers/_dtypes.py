@@ -51,11 +51,11 @@ def promote_dtype(
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import promote_dtype
-      >>> x, w, b = promote_dtype((jnp.ones(2, jnp.bfloat16), jnp.ones(2), None))
+      >>> x, w, b = promote_dtype((jnp.ones(2, jnp.bfloat16), jnp.ones(2), None), dtype=jnp.float16)
       >>> x.dtype, w.dtype, b
-      (dtype('float32'), dtype('float32'), None)
-      >>> promote_dtype((1, 2), dtype=jnp.float16)[0].dtype
-      dtype('float16')
+      (dtype('float16'), dtype('float16'), None)
+      >>> promote_dtype((jnp.arange(2), jnp.arange(3)))[0].dtype
+      dtype('float32')
     """
     if dtype is None:
         dtype = _common_dtype([array for array in arrays if array is not None], inexact)

@@ -53,7 +53,8 @@ class Sequential(moduli.Module):
 
         Args:
           *args: positional arguments for the first callable.
-          rngs: passed on to every callable that has a parameter named ``rngs``.
+          rngs: passed on to every callable that has a parameter named ``rngs`` or takes any keyword
+            (``**kwargs``).
           **kwargs: keyword arguments for the first callable.
 
         Returns:
@@ -83,8 +84,9 @@ def _takes_rngs(fn: Callable[..., Any]) -> bool:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # some builtins have no signature, and take no rngs
         return False
-    parameter = parameters.get("rngs")
-    return parameter is not None and parameter.kind in (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        or (name == "rngs" and parameter.kind in by_name)
+        for name, parameter in parameters.items()
     )
