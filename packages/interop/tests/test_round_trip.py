@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 import moduli as nnx
 from moduli_interop import load, load_state, save
 
-slow = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @slow
@@ -148,3 +148,11 @@ def test_numpy_alone_can_read_the_arrays(file: pathlib.Path) -> None:
     with np.load(file, allow_pickle=False) as archive:
         np.testing.assert_array_equal(archive["layers[0]"], np.arange(6.0).reshape(2, 3))
         assert archive["moduli.checkpoint"] == b"moduli checkpoint, format 1\n"
+
+
+def test_large_arrays_use_zip64(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moduli_interop._npz.write._ZIP64_FROM", -1)  # as if all were above 2 GiB
+    save(file, nnx.State({"x": np.arange(5), "y": nnx.Param(1.5)}))
+    assert load_state(file)["x"].tolist() == [0, 1, 2, 3, 4]
+    with np.load(file) as archive:
+        assert archive["x"].tolist() == [0, 1, 2, 3, 4]
