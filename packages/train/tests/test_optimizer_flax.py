@@ -75,6 +75,8 @@ def test_same_model_and_state_as_flax(make_tx: Any, part: bool) -> None:
         for path, (kind, value) in expected.items():
             assert got[path][0] == kind, path
             np.testing.assert_allclose(got[path][1], value, rtol=1e-5, atol=1e-7, err_msg=path)
+    if updates is None:  # flax before 0.12.7 returns nothing
+        return
     expected_updates = dict(flax.to_flat_state(updates))
     own = dict(moduli.to_flat_state(own_updates))
     assert expected_updates.keys() == own.keys()
