@@ -50,11 +50,16 @@ class Boxes(moduli.Pytree):
             setattr(self.box_for(type(variable)) or self.given, name, variable)
 
     def box_for(self, kind: Kind) -> Box | None:
-        """Returns the box that collects Variables of a kind, or None."""
+        """Returns the box that collects Variables of a kind, or None.
+
+        The kind itself comes before its base classes. Perturbations are collected by their own
+        kinds alone: collecting everything must not add zeros to what the model computes.
+        """
         if kind in self.kinds:
             return self.collected[self.kinds.index(kind)]
+        perturbs = issubclass(kind, moduli.Perturbation)
         for wanted, box in zip(self.kinds, self.collected, strict=True):
-            if issubclass(kind, wanted):
+            if issubclass(kind, wanted) and issubclass(wanted, moduli.Perturbation) is perturbs:
                 return box
         return None
 

@@ -75,6 +75,9 @@ def capture(
     return _capture(fn, kinds=variable_types, init=init, method_outputs=method_outputs)
 
 
+capture.__module__ = "moduli_debug"
+
+
 def _capture(
     fn: Callable[..., Any],
     *,
