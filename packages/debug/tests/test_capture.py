@@ -326,14 +326,15 @@ def test_a_capture_inside_a_capture_takes_its_part() -> None:
     def outer(model: Tower, x: jax.Array) -> Any:
         first, second = model.blocks
         x, state = capture(first, nnx.Intermediate)(x)
-        return second(x), state
+        return first(second(x)), state
 
     model = Tower()
     before = snapshot(model)
     (_, inner), rest = capture(outer, nnx.Intermediate)(model, INPUTS)
     assert same(before, snapshot(model))
     assert nnx.to_flat_state(inner).paths == (("out",),)
-    assert nnx.to_flat_state(rest).paths == (("blocks", 1, "out"),)
+    assert nnx.to_flat_state(rest).paths == (("blocks", 0, "out"), ("blocks", 1, "out"))
+    assert len(rest.blocks[0].out.value) == 1  # the call after the inner capture
 
 
 def test_modules_made_by_the_call_sow_into_themselves() -> None:
