@@ -36,12 +36,14 @@ class Everything(nnx.Module):
 
 
 COPIES = {
-    "merge": lambda m: nnx.merge(*nnx.split(m)),
+    "merge": lambda m: nnx.merge(*nnx.split(m), copy=True),
     "clone": nnx.clone,
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
-    "unflatten": lambda m: nnx.unflatten(*nnx.flatten(m)),
-    "unflatten_list": lambda m: nnx.unflatten(*nnx.flatten(m, with_paths=False)),
+    "unflatten": lambda m: nnx.unflatten(*nnx.flatten(m), copy_variables=True),
+    "unflatten_list": lambda m: nnx.unflatten(
+        *nnx.flatten(m, with_paths=False), copy_variables=True
+    ),
     "jit": lambda m: nnx.jit(nnx.clone)(m),
 }
 
@@ -74,6 +76,17 @@ def test_split_gives_the_models_own_variables_by_filter():
         nnx.split(model, nnx.Param)
     with pytest.raises(errors.StructureError, match="write `...` last"):
         nnx.split(model, ..., nnx.Param)
+
+
+def test_merge_shares_the_variables_of_the_states_unless_told_to_copy():
+    model = mlp()
+    graphdef, state = nnx.split(model)
+    merged, copied = nnx.merge(graphdef, state), nnx.merge(graphdef, state, copy=True)
+    assert merged is not model and merged.layers[0] is not model.layers[0]
+    assert merged.layers[0].kernel is model.layers[0].kernel is state.layers[0].kernel
+    assert copied.layers[0].kernel is not model.layers[0].kernel
+    plain = nnx.merge(graphdef, nnx.to_pure_dict(state))
+    assert_same(plain, model)
 
 
 def test_merge_says_what_is_missing_or_too_much():

@@ -206,6 +206,15 @@ def test_properties_with_setters_and_dataclasses_work():
     assert record == record and record != Record(nnx.Param(1.0))
 
 
+def test_functions_in_attributes_are_shared_by_copies():
+    model = nnx.List([jax.nn.relu, nnx.Dict(act=jnp.tanh)])
+    assert nnx.graphdef(copy.deepcopy(model)) is nnx.graphdef(model)
+    assert nnx.graphdef(pickle.loads(pickle.dumps(model))) is nnx.graphdef(model)
+    data = pickle.dumps(nnx.List([jax.nn.gelu]))
+    assert b"jax.nn" in data and b"_src" not in data  # by its public name
+    assert pickle.loads(data)[0] is jax.nn.gelu
+
+
 def test_a_missing_attribute_cannot_be_deleted():
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         del Noise().nope

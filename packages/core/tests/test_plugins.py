@@ -322,6 +322,27 @@ def test_switching_a_plugin_on_takes_effect_on_a_compiled_function_and_off_resto
     assert len(traces) == 2
 
 
+def test_a_plugin_that_takes_over_sow_takes_effect_on_a_compiled_function():
+    class Sower(nnx.Module):
+        def __call__(self, x):
+            self.sow(nnx.Intermediate, "x", x)
+            return x
+
+    seen = []
+
+    def moduli_sow(name, value):
+        seen.append(name)
+        return True
+
+    model, run = Sower(), nnx.jit(lambda m, x: m(x))
+    with nnx.using(plugin("quiet", -2, moduli_sow=lambda name: False)):
+        run(model, 1.0)
+        run(model, 1.0)
+    with nnx.using(plugin("watch", -2, moduli_sow=moduli_sow)):
+        run(model, 1.0)
+    assert seen == ["x"]
+
+
 def test_a_plugin_that_only_observes_creation_compiles_nothing_again():
     traces = []
 

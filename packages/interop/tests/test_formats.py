@@ -15,7 +15,7 @@ from moduli_interop import (
     Format,
     decode_manifest,
     encode_manifest,
-    inspect,
+    inspect_checkpoint,
     load,
     load_state,
     save,
@@ -51,7 +51,7 @@ def test_suffix_chooses_the_format() -> None:
         save("there.MEM", model(2.0), metadata={"a": 1})
         assert load("there.MEM", model(0.0))["x"].value == 2.0
         assert load_state("there.MEM")["x"].value == 2.0
-        assert inspect("there.MEM").format == "memory"
+        assert inspect_checkpoint("there.MEM").format == "memory"
     assert list(plugin.kept) == ["there.MEM"]
     assert plugin.kept["there.MEM"].metadata == {"a": 1}
     assert not pathlib.Path("there.MEM").exists()

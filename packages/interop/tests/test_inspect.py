@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 import moduli as nnx
-from moduli_interop import CheckpointError, inspect, save
+from moduli_interop import CheckpointError, inspect_checkpoint, save
 
 
 def test_listing(file: pathlib.Path) -> None:
     weight = nnx.Param(jnp.ones((2, 3), jnp.bfloat16))
     model = nnx.Dict({"a": weight, "b": weight, "seen": nnx.Intermediate((jnp.ones(2), 1))})
     save(file, model, metadata={"epoch": 3})
-    info = inspect(file)
+    info = inspect_checkpoint(file)
     assert (info.path, info.format, info.moduli_version) == (str(file), "npz", nnx.__version__)
     assert [(leaf.path, leaf.kind, leaf.type, leaf.nbytes) for leaf in info.leaves] == [
         (("a",), "Param", "bfloat16[2,3]", 12),
@@ -36,4 +36,4 @@ def test_damaged_file_is_not_listed(file: pathlib.Path) -> None:
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError):
-        inspect(file)
+        inspect_checkpoint(file)

@@ -13,7 +13,7 @@ import pytest
 from checkpoint_strategies import state_bits
 
 import moduli as nnx
-from moduli_interop import UnsupportedValueError, inspect, load, load_state, save
+from moduli_interop import UnsupportedValueError, inspect_checkpoint, load, load_state, save
 
 
 class Block(nnx.Module):
@@ -57,7 +57,7 @@ def test_fresh_model_becomes_the_saved_one(file: pathlib.Path) -> None:
 
 def test_shared_variable_is_stored_once_and_stays_shared(file: pathlib.Path) -> None:
     save(file, Model(0))
-    info = inspect(file)
+    info = inspect_checkpoint(file)
     (leaf,) = [leaf for leaf in info.leaves if leaf.path == ("blocks", 0, "kernel")]
     assert leaf.aliases == (("tied",),)
     assert ("tied",) not in [leaf.path for leaf in info.leaves]
@@ -68,7 +68,7 @@ def test_shared_variable_is_stored_once_and_stays_shared(file: pathlib.Path) -> 
 def test_shared_module_is_stored_once(file: pathlib.Path) -> None:
     block = Block(2, rngs=nnx.Rngs(0))
     save(file, nnx.Dict({"a": block, "b": block}))
-    infos = {leaf.path: leaf.aliases for leaf in inspect(file).leaves}
+    infos = {leaf.path: leaf.aliases for leaf in inspect_checkpoint(file).leaves}
     assert infos["a", "bias"] == (("b", "bias"),)
     assert not any(path[0] == "b" for path in infos)
 
@@ -178,7 +178,7 @@ def test_kind_without_a_name_becomes_a_plain_variable(file: pathlib.Path) -> Non
 def test_metadata_comes_back_as_json_has_it(file: pathlib.Path) -> None:
     metadata = {"epoch": 3, "loss": jnp.float32(0.5), "names": ("a", "b"), "nested": {"x": None}}
     save(file, nnx.Dict({"x": nnx.Param(1.0)}), metadata=metadata)
-    assert inspect(file).metadata == {
+    assert inspect_checkpoint(file).metadata == {
         "epoch": 3,
         "loss": 0.5,
         "names": ["a", "b"],

@@ -136,7 +136,7 @@ def mapped(layer: BatchNorm, batches: np.ndarray, masks: np.ndarray | None = Non
     graphdef, state = moduli.split(layer)
 
     def call(x: Any, mask: Any) -> Any:
-        model = moduli.merge(graphdef, state)
+        model = moduli.merge(graphdef, state, copy=True)
         y = model(x, mask=mask)
         return y, model.mean.value, model.var.value
 

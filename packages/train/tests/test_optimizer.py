@@ -228,7 +228,7 @@ def test_line_search_with_a_value_function() -> None:
             grads,
             value=value,
             grad=grads,
-            value_fn=lambda params: loss(nnx.merge(graphdef, params, rest)),
+            value_fn=lambda params: loss(nnx.merge(graphdef, params, rest, copy=True)),
         )
         expected_value, expected_grads = jax.value_and_grad(loss_by_hand)(params)
         updates, state = tx.update(
@@ -307,7 +307,7 @@ def test_optimizer_can_be_split_merged_and_copied() -> None:
     optimizer = nnx.Optimizer(model, optax.adam(1e-2))
     step(model, optimizer)
     for twin in (
-        nnx.merge(*nnx.split(optimizer)),
+        nnx.merge(*nnx.split(optimizer), copy=True),
         nnx.clone(optimizer),
         copy.deepcopy(optimizer),
         jax.tree.map(lambda x: x, optimizer),

@@ -10,6 +10,7 @@ from typing import Any as _Any
 
 from moduli import errors as errors
 from moduli import filterlib as filterlib
+from moduli import plugins as plugins
 from moduli._containers import Dict as Dict
 from moduli._containers import List as List
 from moduli._filters import All as All
@@ -43,7 +44,6 @@ from moduli._module import iter_modules as iter_modules
 from moduli._module import view as view
 from moduli._plugins import PluginWarning as PluginWarning
 from moduli._plugins import Replace as Replace
-from moduli._plugins import add_hookspecs as add_hookspecs
 from moduli._plugins import hookimpl as hookimpl
 from moduli._plugins import hookspec as hookspec
 from moduli._plugins import using as using

@@ -7,11 +7,12 @@ and a later ``self.layers.append(...)`` work. They are a real ``list`` and ``dic
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
+from moduli import errors
+from moduli._copying import deepcopy_item, picklable_item
 from moduli._graph.nodes import (
     Annotated,
     Bookkeeping,
@@ -180,7 +181,7 @@ class List(Module, list[Any]):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(
+        raise errors.ModuliAttributeError(
             f"a List has no attributes of its own; got {name!r}. Set an element, or keep the value "
             "in the module that holds the List"
         )
@@ -195,11 +196,11 @@ class List(Module, list[Any]):
     def __deepcopy__(self, memo: dict[int, Any]) -> List:
         new = List()
         memo[id(self)] = new
-        list.extend(new, [copy.deepcopy(value, memo) for value in list.__iter__(self)])
+        list.extend(new, [deepcopy_item(value, memo) for value in list.__iter__(self)])
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override]
-        return List, (), None, list.__iter__(self)
+        return List, (), None, iter([picklable_item(value) for value in list.__iter__(self)])
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:  # type: ignore[override]
         return self.__reduce__()
@@ -340,7 +341,7 @@ class Dict(Module, dict[Any, Any]):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__") and dict.__contains__(self, name):
             return self[name]
-        raise AttributeError(f"Dict has no entry or attribute {name!r}; it has {list(self)!r}")
+        raise errors.ModuliAttributeError(f"Dict has no entry or attribute {name!r}; it has {list(self)!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
@@ -358,11 +359,11 @@ class Dict(Module, dict[Any, Any]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Dict:
         new = Dict()
         memo[id(self)] = new
-        dict.update(new, {k: copy.deepcopy(v, memo) for k, v in dict.items(self)})
+        dict.update(new, {k: deepcopy_item(v, memo) for k, v in dict.items(self)})
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override]
-        return Dict, (), None, None, iter(list(dict.items(self)))
+        return Dict, (), None, None, iter([(k, picklable_item(v)) for k, v in dict.items(self)])
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:  # type: ignore[override]
         return self.__reduce__()

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from moduli_train import Optimizer as Optimizer
     from moduli_train import metrics as metrics
     from moduli_interop import CheckpointError as CheckpointError
-    from moduli_interop import inspect as inspect
+    from moduli_interop import inspect_checkpoint as inspect_checkpoint
     from moduli_interop import load as load
     from moduli_interop import load_state as load_state
     from moduli_interop import save as save
@@ -120,7 +120,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     ),
     "interop": (
         "CheckpointError",
-        "inspect",
+        "inspect_checkpoint",
         "load",
         "load_state",
         "save",

@@ -9,7 +9,6 @@ tree raises there instead.
 from __future__ import annotations
 
 import abc
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ import jax
 
 from moduli import _plugins, errors
 from moduli._compat import trace_state
+from moduli._copying import deepcopy_item, picklable_item
 from moduli._epoch import EPOCH
 from moduli._graph.cache import flat_of
 from moduli._graph.nodes import (
@@ -216,7 +216,7 @@ class Pytree(Node, metaclass=PytreeMeta):
     # -- copies ----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        attributes = dict(self.__dict__)
+        attributes = {name: picklable_item(value) for name, value in self.__dict__.items()}
         attributes["_moduli"] = self._moduli.annotations
         return attributes
 
@@ -238,7 +238,7 @@ class Pytree(Node, metaclass=PytreeMeta):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         new = type(self)._make_empty(trace_state())
         memo[id(self)] = new
-        new._fill([(key, _deepcopy(value, memo)) for key, value in self._items_in_order()])
+        new._fill([(key, deepcopy_item(value, memo)) for key, value in self._items_in_order()])
         new._moduli.annotations = self._moduli.annotations
         return new
 
@@ -259,10 +259,6 @@ def _as_field_says(cls: type, name: str, value: Any) -> Any:
     if status is None or isinstance(value, Annotated):
         return value
     return Annotated(value, status)
-
-
-def _deepcopy(value: Any, memo: dict[int, Any]) -> Any:
-    return value if isinstance(value, jax.Array) else copy.deepcopy(value, memo)
 
 
 def _new(cls: type[Node]) -> Any:

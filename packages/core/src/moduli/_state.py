@@ -276,19 +276,29 @@ def from_flat_state(
       StructureError: if one path runs through the value of another.
     """
     pairs = flat_state.items() if isinstance(flat_state, Mapping) else flat_state
-    nested: dict[Any, Any] = {}
+    nested = _Level()
     for path, value in pairs:
         *inner, last = path
         target = nested
         for part in inner:
-            target = target.setdefault(part, {})
-            if not isinstance(target, dict):
-                raise errors.StructureError(
-                    f"the path `{errors.format_path(path)}` runs through another value of the "
-                    f"flat state, at {part!r}"
-                )
+            target = target.setdefault(part, _Level())
+            if not isinstance(target, _Level):
+                raise _overlap(path, part)
+        if isinstance(target.get(last), _Level):
+            raise _overlap(path, last)
         target[last] = value
     return cls(nested)
+
+
+class _Level(dict[Any, Any]):
+    """A level of nesting that is being built; told apart from values that are dicts."""
+
+
+def _overlap(path: Path, part: Any) -> errors.StructureError:
+    return errors.StructureError(
+        f"the path `{errors.format_path(path)}` runs through, or ends at, a level of another path "
+        f"of the flat state, at {part!r}"
+    )
 
 
 def merge_state(

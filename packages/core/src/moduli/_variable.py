@@ -273,7 +273,7 @@ class Variable(Generic[A]):
         try:
             return getattr(self.value, name)
         except AttributeError:
-            raise AttributeError(
+            raise errors.ModuliAttributeError(
                 f"{type(self).__name__} has no attribute or metadata {name!r}, and neither has "
                 f"its value of type {type(self._value).__name__}"
             ) from None
@@ -284,7 +284,7 @@ class Variable(Generic[A]):
         elif name in _SLOTS:
             object.__setattr__(self, name, value)
         else:
-            raise AttributeError(
+            raise errors.ModuliAttributeError(
                 f"cannot set {name!r} on a {type(self).__name__}: write "
                 f"`variable.set_metadata({name}=...)` for metadata, or `variable.value = ...` for "
                 "the value"

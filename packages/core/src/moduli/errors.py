@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "ModuliAttributeError",
     "ModuliError",
     "MissingPluginError",
     "MissingStreamError",
@@ -26,6 +27,10 @@ __all__ = [
 
 class ModuliError(Exception):
     """Base of all errors that moduli raises on purpose."""
+
+
+class ModuliAttributeError(ModuliError, AttributeError):
+    """An object has no such attribute, or takes none."""
 
 
 class StructureError(ModuliError, ValueError):

@@ -15,7 +15,7 @@ from moduli_interop._errors import UnsupportedValueError as UnsupportedValueErro
 from moduli_interop._format import Format as Format
 from moduli_interop._inspect import CheckpointInfo as CheckpointInfo
 from moduli_interop._inspect import LeafInfo as LeafInfo
-from moduli_interop._inspect import inspect as inspect
+from moduli_interop._inspect import inspect_checkpoint as inspect_checkpoint
 from moduli_interop._manifest import decode_manifest as decode_manifest
 from moduli_interop._manifest import encode_manifest as encode_manifest
 from moduli_interop._stored import Checkpoint as Checkpoint

@@ -39,7 +39,7 @@ def save(
       model: a Module, an Optimizer or another node, a State, or a dict of nodes such as
         ``{"model": model, "optimizer": optimizer}``.
       metadata: facts to keep with it, as in JSON: ``{"epoch": 3, "accuracy": 0.97}``. Read them
-        with :func:`inspect`.
+        with :func:`inspect_checkpoint`.
       format: name of the format; by default the suffix of ``path`` chooses it, and a suffix that
         no format claims means the built-in one, ``"npz"``, which ``numpy.load`` opens as well.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from moduli import _plugins
+from moduli import plugins
 from moduli_interop._errors import CheckpointFormatError
 from moduli_interop._format import Format
 
@@ -21,7 +21,7 @@ def formats() -> dict[str, Format]:
     """
     found: dict[str, Format] = {}
     owners: dict[str, str] = {}
-    for plugin, contributed in _plugins.collect("moduli_checkpoint_formats"):
+    for plugin, contributed in plugins.collect("moduli_checkpoint_formats"):
         for format in contributed:
             if format.name in found:
                 raise CheckpointFormatError(

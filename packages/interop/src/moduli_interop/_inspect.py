@@ -13,7 +13,7 @@ from moduli_interop._choose import choose_format
 from moduli_interop._dtypes import dtype_from_name
 from moduli_interop._stored import Leaf, Path, StoredArray, arrays_in, describe
 
-__all__ = ["CheckpointInfo", "LeafInfo", "inspect"]
+__all__ = ["CheckpointInfo", "LeafInfo", "inspect_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CheckpointInfo:
         )
 
 
-def inspect(path: str | os.PathLike[str], *, format: str | None = None) -> CheckpointInfo:
+def inspect_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) -> CheckpointInfo:
     """Lists what a checkpoint holds. The file is verified as :func:`load` does it.
 
     Args:
@@ -82,10 +82,10 @@ def inspect(path: str | os.PathLike[str], *, format: str | None = None) -> Check
 
     Example:
       >>> import moduli as nnx, tempfile, os
-      >>> from moduli_interop import inspect, save
+      >>> from moduli_interop import inspect_checkpoint, save
       >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
       >>> save(path, nnx.Dict({"scale": nnx.Param(2.5)}), metadata={"epoch": 3})
-      >>> info = inspect(path)
+      >>> info = inspect_checkpoint(path)
       >>> info.metadata, info.leaves[0].path, info.leaves[0].kind, info.leaves[0].type
       ({'epoch': 3}, ('scale',), 'Param', 'float')
     """

@@ -80,7 +80,7 @@ def split(node: Any, /, *filters: Any) -> Any:
 
     Returns:
       A tuple (GraphDef, State, ...), one State for each filter. The States hold the graph's own
-      Variables, not copies; :func:`merge` makes new ones.
+      Variables, not copies.
 
     Raises:
       StructureError: if a value is selected by no filter; add ``...`` as the last one.
@@ -126,16 +126,15 @@ def graphdef(node: Any, /) -> GraphDef:
     return _flat(node, "graphdef").graphdef
 
 
-def merge(
-    graphdef: GraphDef, state: Any, /, *states: Any, copy: bool = False
-) -> Any:
-    """Builds a new graph from a structure and values.
+def merge(graphdef: GraphDef, state: Any, /, *states: Any, copy: bool = False) -> Any:
+    """Builds a graph from a structure and values.
 
     Args:
       graphdef: from :func:`split` or :func:`graphdef`.
       state: a State, or any nested mapping of Variables or plain values.
       *states: more of them; together they must hold every value once.
-      copy: copy the arrays too. Variables are always new.
+      copy: make new Variables. By default the new graph holds the Variables of the States, so
+        after ``merge(*split(model))`` both models share them; use :func:`clone` for a copy.
 
     Returns:
       The new root object.
@@ -146,7 +145,10 @@ def merge(
     Example:
       >>> import moduli as nnx
       >>> model = nnx.Dict({"scale": nnx.Param(1.0)})
-      >>> copy = nnx.merge(*nnx.split(model))
+      >>> graphdef, state = nnx.split(model)
+      >>> nnx.merge(graphdef, state)["scale"] is model["scale"]
+      True
+      >>> copy = nnx.merge(graphdef, state, copy=True)
       >>> copy["scale"].value = 2.0
       >>> model["scale"].value
       1.0
@@ -177,17 +179,17 @@ def merge(
 
 
 def _build(graphdef: GraphDef, values: Iterable[Any], copy: bool = False) -> Any:
-    """Builds the root from leaves that may be Variables; their metadata wins."""
+    """Builds the root from leaves; those that are Variables stand in the graph themselves."""
     leaves = list(values)
-    plain = [leaf._value if isinstance(leaf, Variable) else leaf for leaf in leaves]
     if copy:
-        plain = [jax.tree.map(_copy_array, value) for value in plain]
-    objects = build(graphdef, plain)
-    for leaf, owner in zip(leaves, graphdef.leaf_objects, strict=True):
-        if isinstance(leaf, Variable) and owner is not None:
-            if leaf._metadata is not objects[owner]._metadata:
-                object.__setattr__(objects[owner], "_metadata", leaf._metadata)
-    return decode(graphdef.roots[0], objects, plain)
+        leaves = [leaf.copy() if isinstance(leaf, Variable) else leaf for leaf in leaves]
+    existing = {
+        owner: leaf
+        for leaf, owner in zip(leaves, graphdef.leaf_objects, strict=True)
+        if isinstance(leaf, Variable) and owner is not None
+    }
+    plain = [leaf._value if isinstance(leaf, Variable) else leaf for leaf in leaves]
+    return decode(graphdef.roots[0], build(graphdef, plain, existing), plain)
 
 
 def _copy_array(value: Any) -> Any:
@@ -373,24 +375,25 @@ def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
     return flat.graphdef, FlatState(pairs) if with_paths else [leaf for _, leaf in pairs]
 
 
-def unflatten(graphdef: GraphDef, state: Any, /) -> Any:
+def unflatten(graphdef: GraphDef, state: Any, /, *, copy_variables: bool = False) -> Any:
     """Builds a graph from a structure and leaves; the inverse of :func:`flatten`.
 
     Args:
       graphdef: the structure.
       state: a State, a FlatState, or a list of leaves in the order of the structure.
+      copy_variables: make new Variables; by default the graph holds those among the leaves.
 
     Raises:
       StructureError: if there are too few or too many leaves.
     """
     if isinstance(state, Mapping):
-        return merge(graphdef, state)
+        return merge(graphdef, state, copy=copy_variables)
     leaves = list(state)
     if len(leaves) != graphdef.num_leaves:
         raise errors.StructureError(
             f"unflatten: the structure has {graphdef.num_leaves} leaves; got {len(leaves)}"
         )
-    return _build(graphdef, leaves)
+    return _build(graphdef, leaves, copy_variables)
 
 
 def map_graph(f: Callable[[Path, Any], Any], node: A, /) -> A:
@@ -407,4 +410,4 @@ def map_graph(f: Callable[[Path, Any], Any], node: A, /) -> A:
       2.0
     """
     definition, values = split(node)
-    return merge(definition, map_state(f, values))
+    return merge(definition, map_state(f, values), copy=True)

@@ -14,7 +14,8 @@ from moduli._plugins.records import PluginRecord, quarantine
 
 __all__ = ["PluginSet"]
 
-_INSTRUMENTING = ("moduli_before_call", "moduli_after_call")
+_WRAPPING = ("moduli_before_call", "moduli_after_call")
+_INSTRUMENTING = (*_WRAPPING, "moduli_sow", "moduli_perturb")  # what they do is in the program
 _NOTHING = object()
 _tokens: dict[Any, Any] = {}
 
@@ -94,7 +95,7 @@ class PluginSet:
 
     def refresh(self) -> None:
         """Works out what calls need to know, after plugins have come or gone."""
-        self.wraps_calls = any(map(self._implementations, _INSTRUMENTING))
+        self.wraps_calls = any(map(self._implementations, _WRAPPING))
         self.watches_creation = bool(self._implementations("moduli_module_created"))
         instrumenting = tuple(
             plugin

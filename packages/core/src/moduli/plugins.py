@@ -1,0 +1,19 @@
+"""For authors of plugins: hooks of one's own, and calling them as core calls its own.
+
+Declare hooks with :func:`add_hookspecs` (and name the module under the entry point group
+``moduli.hookspecs``), call them with :func:`collect` or :func:`call_first`.
+"""
+
+from moduli._plugins import PluginRecord as PluginRecord
+from moduli._plugins import PluginSet as PluginSet
+from moduli._plugins import PluginWarning as PluginWarning
+from moduli._plugins import Replace as Replace
+from moduli._plugins import active as active
+from moduli._plugins import add_hookspecs as add_hookspecs
+from moduli._plugins import call_first as call_first
+from moduli._plugins import collect as collect
+from moduli._plugins import hookimpl as hookimpl
+from moduli._plugins import hookspec as hookspec
+from moduli._plugins import records as records
+from moduli._plugins import rediscover as rediscover
+from moduli._plugins import using as using
