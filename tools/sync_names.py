@@ -44,10 +44,7 @@ def render() -> str:
         listed = "".join(f'        "{name}",\n' for name in sorted(names))
         table.append(f'    "{package}": (\n{listed}    ),\n')
     body = "\n".join(imports)
-    return (
-        f"{HEAD}{body}\n\n"
-        "PROVIDED: dict[str, tuple[str, ...]] = {\n" + "".join(table) + "}\n"
-    )
+    return f"{HEAD}{body}\n\nPROVIDED: dict[str, tuple[str, ...]] = {{\n" + "".join(table) + "}\n"
 
 
 def main() -> int:

@@ -31,16 +31,12 @@ def distribution(
 ) -> Callable[..., pathlib.Path]:
     """Installs a distribution for the test: a module, metadata and entry points on sys.path."""
 
-    def install(
-        name: str, source: str, entry_points: str, version: str = "1.0"
-    ) -> pathlib.Path:
+    def install(name: str, source: str, entry_points: str, version: str = "1.0") -> pathlib.Path:
         module = name.replace("-", "_")
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
         info = tmp_path / f"{module}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(textwrap.dedent(entry_points))
         monkeypatch.syspath_prepend(str(tmp_path))
         sys.modules.pop(module, None)
@@ -48,4 +44,3 @@ def distribution(
         return tmp_path
 
     return install
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from moduli import _plugins
 from moduli._cli import main
 

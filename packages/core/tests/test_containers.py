@@ -6,9 +6,10 @@ import copy
 import pickle
 
 import jax.numpy as jnp
-import moduli as nnx
 import pytest
 from core_models import Linear
+
+import moduli as nnx
 from moduli import errors
 
 
@@ -86,7 +87,7 @@ def test_a_dict_is_a_dict_and_the_graph_sees_its_changes():
     assert set(nnx.state(model).parts) == {"c", "d", "e", "f"}
     assert parts.setdefault("c", None) is parts["c"]
     with pytest.raises(AttributeError, match="no entry or attribute 'zz'"):
-        parts.zz  # noqa: B018
+        parts.zz
 
 
 def test_a_dict_keeps_its_order_through_merge_and_jit():

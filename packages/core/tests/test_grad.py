@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
 from core_models import Linear, Tied, batch, mlp
+
+import moduli as nnx
 from moduli import errors
 
 
@@ -148,7 +149,8 @@ def test_the_gradient_of_a_gradient():
         lambda p: sum((g**2).sum() for g in jax.tree.leaves(jax.grad(functional_loss)(p, x)))
     )(params)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), plain(nnx.grad(inner)(model, x)),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
+        plain(nnx.grad(inner)(model, x)),
         expected,
     )
 

@@ -7,10 +7,11 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
 from core_models import Linear, Norm, Tied, batch, mlp
+
+import moduli as nnx
 from moduli import errors
 
 
@@ -74,7 +75,7 @@ def test_split_gives_the_models_own_variables_by_filter():
     assert_same(nnx.merge(graphdef, stats, params), model)
     with pytest.raises(errors.StructureError, match=r"layers\[1\]\.mean.*`\.\.\.`"):
         nnx.split(model, nnx.Param)
-    with pytest.raises(errors.StructureError, match="write `...` last"):
+    with pytest.raises(errors.StructureError, match=r"write `\.\.\.` last"):
         nnx.split(model, ..., nnx.Param)
 
 
@@ -215,7 +216,7 @@ def test_map_and_set_metadata():
     assert model.layers[0].bias.frozen and not model.layers[0].kernel.has_metadata("frozen")
 
 
-# -- as a JAX pytree ---------------------------------------------------------------------------------
+# -- as a JAX pytree -------------------------------------------------------------------------------
 
 
 def test_modules_are_pytrees_with_key_paths():

@@ -8,10 +8,11 @@ import weakref
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
 from core_models import Linear, Norm, Tied, batch, mlp
+
+import moduli as nnx
 from moduli import errors
 
 
@@ -294,7 +295,7 @@ def test_static_arguments_by_number_and_by_name():
     assert int(run(model, 3, jnp.asarray(5), mode="mul")) == 15
     assert int(run(model, times=3, x=jnp.asarray(5), mode="mul")) == 15
     assert traces[:2] == [(2, "add"), (3, "mul")] and int(model.count) == 10
-    with pytest.raises(errors.StructureError, match="static argument 'mode'.*list"):
+    with pytest.raises(errors.StructureError, match=r"static argument 'mode'.*list"):
         run(model, 2, jnp.asarray(1), mode=[1])
     with pytest.raises(errors.StructureError, match="no argument 'mdoe'"):
         nnx.jit(lambda model, mode: 0, static_argnames="mdoe")

@@ -7,9 +7,10 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import pytest
 from core_models import Linear, Norm, batch, mlp
+
+import moduli as nnx
 from moduli import errors
 
 

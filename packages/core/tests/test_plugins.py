@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 import jax.numpy as jnp
-import moduli as nnx
 import pytest
+
+import moduli as nnx
 from moduli import _plugins, errors
 
 ENTRY = "[moduli]\n{name} = {module}\n"
@@ -95,7 +96,9 @@ def test_a_plugin_names_a_kind_of_variable(distribution):
 def test_a_blocked_plugin_is_never_imported(distribution, monkeypatch, choice, imported):
     import sys
 
-    distribution("heavy-plugin", "LOADED = True\n", ENTRY.format(name="heavy", module="heavy_plugin"))
+    distribution(
+        "heavy-plugin", "LOADED = True\n", ENTRY.format(name="heavy", module="heavy_plugin")
+    )
     monkeypatch.setenv("MODULI_PLUGINS", choice)
     nnx.Dict()
     assert ("heavy_plugin" in sys.modules) is imported
@@ -369,7 +372,7 @@ def test_with_no_plugin_active_the_jaxpr_is_that_of_the_bare_function():
     assert through_module == str(jax.make_jaxpr(bare)(1.0))
 
 
-# -- sow and perturb without an implementation -------------------------------------------------------
+# -- sow and perturb without an implementation -----------------------------------------------------
 
 
 @pytest.mark.parametrize("tool", ["sow", "perturb"])
@@ -384,7 +387,7 @@ def test_without_a_plugin_sow_and_perturb_say_what_to_install(monkeypatch, fresh
     assert f"Module.{tool}" in str(caught.value)
 
 
-# -- hooks of extension packages ---------------------------------------------------------------------
+# -- hooks of extension packages -------------------------------------------------------------------
 
 
 def test_an_extension_declares_hooks_that_other_plugins_implement(distribution):

@@ -6,9 +6,10 @@ import copy
 import pickle
 
 import jax
-import moduli as nnx
 import pytest
 from hypothesis import HealthCheck, given, settings
+
+import moduli as nnx
 from moduli import errors
 from moduli.testing import RandomModule, assert_equal_graphs, assert_unchanged, graphs
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
+
+import moduli as nnx
 from moduli import errors
 
 
@@ -42,7 +43,7 @@ def test_every_kind_of_seed():
 
 @pytest.mark.parametrize("seed", [1.5, "3", True, jnp.ones(2), object()])
 def test_what_is_no_seed_is_an_error(seed):
-    with pytest.raises(errors.RngError, match="'params' got .*an int or a key"):
+    with pytest.raises(errors.RngError, match=r"'params' got .*an int or a key"):
         nnx.Rngs(params=seed)
 
 

@@ -7,10 +7,11 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
 from core_models import Linear, Norm, mlp
+
+import moduli as nnx
 from moduli import errors
 
 PATH = ("blocks", 0, "attention", "kernel")
@@ -59,7 +60,7 @@ def test_filters_compare_by_what_they_say():
 
 
 def test_what_is_no_filter_is_an_error():
-    with pytest.raises(errors.StructureError, match="3.5 of type float is not a filter"):
+    with pytest.raises(errors.StructureError, match=r"3\.5 of type float is not a filter"):
         nnx.state(mlp(), 3.5)
 
 
@@ -67,7 +68,7 @@ def test_attribute_and_item_access_and_near_misses():
     state = nnx.state(mlp())
     assert state.layers[0].kernel is state["layers"][0]["kernel"]
     with pytest.raises(AttributeError, match="did you mean 'layers'"):
-        state.layer  # noqa: B018
+        state.layer
     with pytest.raises(KeyError, match="did you mean 'kernel'"):
         state["layers"][0]["kernle"]
     state.layers[0].kernel = nnx.Param(jnp.zeros(1))

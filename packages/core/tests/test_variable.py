@@ -8,9 +8,10 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import moduli as nnx
 import numpy as np
 import pytest
+
+import moduli as nnx
 from moduli import errors
 
 
@@ -33,9 +34,7 @@ def test_writing_all_elements_broadcasts_and_keeps_shape_and_dtype():
     assert (np.asarray(v.value, np.float32) == 1).all()
 
 
-@pytest.mark.parametrize(
-    "name", "add sub mul truediv floordiv mod pow lt le gt ge eq ne".split()
-)
+@pytest.mark.parametrize("name", "add sub mul truediv floordiv mod pow lt le gt ge eq ne".split())
 def test_arithmetic_is_that_of_the_arrays(name):
     function = getattr(operator, name)
     a, b = np.array([1.5, 2.0, 4.0], np.float32), np.array([2.0, 2.0, 0.5], np.float32)
@@ -75,7 +74,7 @@ def test_attributes_of_the_value_and_of_the_metadata():
     assert v.shape == (2, 3) and v.ndim == 2 and float(v.sum()) == 6
     assert v.tag == "body" and v.sharding_names == ("x", None)
     with pytest.raises(AttributeError, match="no attribute or metadata 'shap'"):
-        v.shap  # noqa: B018
+        v.shap
     with pytest.raises(AttributeError, match=r"set_metadata\(colour=\.\.\.\)"):
         v.colour = "red"
 

@@ -13,7 +13,9 @@ import moduli as nnx
 import moduli_interop
 
 
-@pytest.mark.parametrize("name", ["CheckpointError", "inspect_checkpoint", "load", "load_state", "save"])
+@pytest.mark.parametrize(
+    "name", ["CheckpointError", "inspect_checkpoint", "load", "load_state", "save"]
+)
 def test_public_names_are_reached_through_moduli(name: str) -> None:
     assert getattr(nnx, name) is getattr(moduli_interop, name)
     assert name in dir(nnx)

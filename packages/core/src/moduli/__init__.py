@@ -28,7 +28,7 @@ from moduli._graph.nodes import register_data_type as register_data_type
 from moduli._graph.split import clone as clone
 from moduli._graph.split import flatten as flatten
 from moduli._graph.split import graphdef as graphdef
-from moduli._graph.split import map_graph as map
+from moduli._graph.split import map_graph as map  # noqa: F401
 from moduli._graph.split import merge as merge
 from moduli._graph.split import pop as pop
 from moduli._graph.split import split as split
@@ -86,7 +86,7 @@ __version__ = "0.1.0"
 Object = Pytree
 
 if _TYPE_CHECKING:
-    from moduli._extension_names import *  # noqa: F403
+    from moduli._extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
 else:
 
     def __getattr__(name: str) -> _Any:

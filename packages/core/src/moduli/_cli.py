@@ -48,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.chosen is not None:
         _plugins.select(options.chosen.lstrip("="))
-    collect, render = (plugins, _text_of_plugins) if options.command == "plugins" else (
-        doctor,
-        _text_of_doctor,
+    collect, render = (
+        (plugins, _text_of_plugins)
+        if options.command == "plugins"
+        else (
+            doctor,
+            _text_of_doctor,
+        )
     )
     try:
         with warnings.catch_warnings():

@@ -206,7 +206,6 @@ class List(Module, list[Any]):
         return self.__reduce__()
 
 
-
 class Dict(Module, dict[Any, Any]):
     """A dict of modules, Variables, arrays or static values that is part of a graph.
 
@@ -341,7 +340,9 @@ class Dict(Module, dict[Any, Any]):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__") and dict.__contains__(self, name):
             return self[name]
-        raise errors.ModuliAttributeError(f"Dict has no entry or attribute {name!r}; it has {list(self)!r}")
+        raise errors.ModuliAttributeError(
+            f"Dict has no entry or attribute {name!r}; it has {list(self)!r}"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
@@ -367,7 +368,6 @@ class Dict(Module, dict[Any, Any]):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:  # type: ignore[override]
         return self.__reduce__()
-
 
 
 def _adopt_list(plain: list[Any]) -> List:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterable, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import cast
 
 from moduli import errors
 
@@ -34,17 +34,8 @@ __all__ = [
 ]
 
 Path = tuple[object, ...]
-Predicate = Callable[[Path, "object"], bool]
-Filter = (
-    type
-    | str
-    | Predicate
-    | bool
-    | EllipsisType
-    | None
-    | tuple["Filter", ...]
-    | list["Filter"]
-)
+Predicate = Callable[[Path, object], bool]
+Filter = type | str | Predicate | bool | EllipsisType | None | tuple["Filter", ...] | list["Filter"]
 
 
 def to_predicate(filter: object) -> Predicate:
@@ -76,7 +67,7 @@ def to_predicate(filter: object) -> Predicate:
     if filter is None:
         return Nothing()
     if callable(filter):
-        return filter
+        return cast(Predicate, filter)
     if isinstance(filter, (list, tuple)):
         return Any(*filter)
     raise errors.StructureError(
@@ -166,7 +157,7 @@ class PathIn(_Predicate):
         return tuple(path) in self.paths
 
 
-class Any(_Predicate):  # noqa: A001 - flax's public name
+class Any(_Predicate):
     """Values that at least one of the filters selects."""
 
     def __init__(self, *filters: object):
@@ -248,6 +239,6 @@ def check_order(filters: Sequence[object]) -> None:
         takes_all = filter is Ellipsis or filter is True
         if takes_all and any(later is not Ellipsis and later is not True for later in rest):
             raise errors.StructureError(
-                f"`...` selects everything, so the filters after it would get nothing: {filters!r}; "
-                "write `...` last"
+                "`...` selects everything, so the filters after it would get nothing: "
+                f"{filters!r}; write `...` last"
             )

@@ -16,7 +16,7 @@ from moduli._variable import Perturbation, Variable
 from moduli._variable_names import variable_type_from_name
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["Module", "iter_children", "iter_modules", "view"]
 
@@ -379,7 +379,9 @@ def iter_children(module: Any, /) -> Iterator[tuple[Any, Module]]:
             yield relative[0] if len(relative) == 1 else relative, child
 
 
-def view(node: Any, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any) -> Any:
+def view(
+    node: Any, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any
+) -> Any:
     """Copies a model with other attributes; the copy shares the Variables.
 
     Args:

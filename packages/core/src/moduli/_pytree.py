@@ -11,7 +11,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ __all__ = ["Pytree", "data", "dataclass", "static"]
 
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
 _MISSING: Any = object()
+_attributes: Callable[[Any], dict[str, Any]] = operator.attrgetter("__dict__")
 
 
 def data(value: Any = _MISSING, /, **kwargs: Any) -> Any:
@@ -142,11 +144,11 @@ class Pytree(Node, metaclass=PytreeMeta):
     # -- items, as the graph code reads and writes them -----------------------------------------
 
     def _items(self) -> list[tuple[str, Any]]:
-        items = sorted(self.__dict__.items())
+        items = sorted(_attributes(self).items())
         return [item for item in items if item[0] != "_moduli"]
 
     def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
-        attributes = self.__dict__
+        attributes = _attributes(self)
         book = attributes["_moduli"]
         attributes.clear()
         attributes["_moduli"] = book
@@ -155,13 +157,13 @@ class Pytree(Node, metaclass=PytreeMeta):
     def _read(self, key: Any) -> Any:
         if key == "_moduli":
             raise KeyError(key)
-        return self.__dict__[key]
+        return _attributes(self)[key]
 
     def _write(self, key: Any, value: Any) -> None:
-        self.__dict__[key] = value
+        _attributes(self)[key] = value
 
     def _remove(self, key: Any) -> None:
-        del self.__dict__[key]
+        del _attributes(self)[key]
 
     # -- attributes ------------------------------------------------------------------------------
 
@@ -169,21 +171,19 @@ class Pytree(Node, metaclass=PytreeMeta):
         if name in type(self)._descriptors:
             object.__setattr__(self, name, value)
             return
-        attributes = self.__dict__
+        attributes = _attributes(self)
         book: Bookkeeping = attributes["_moduli"]
         old = attributes.get(name, _MISSING)
         if old is _MISSING and hasattr(type(self), "__dataclass_fields__"):
             value = _as_field_says(type(self), name, value)
         kind = value.__class__
-        if kind in _SIMPLE:
-            if old.__class__ is kind and static_key(old) == static_key(value):
-                return
-        elif kind is Annotated:
-            self._annotate(name, value.status)
-            value = value.value
-            if value.__class__ in containers and book.annotations is not None:
-                if book.annotations.get(name) == "data":
-                    value = adopt(value)
+        if kind in _SIMPLE and old.__class__ is kind and static_key(old) == static_key(value):
+            return
+        if kind is Annotated:
+            check_mutable(self, f"set the attribute `{name}`")
+            book.annotate(name, value.status)
+            value = adopt(value.value) if value.status == "data" else value.value
+            old = _MISSING  # the status may change though the value does not
         elif kind in containers or isinstance(value, tuple):
             value = adopt(value)
         if book.trace != trace_state():
@@ -195,18 +195,14 @@ class Pytree(Node, metaclass=PytreeMeta):
         if book.tracked:
             EPOCH[0] += 1
 
-    def _annotate(self, name: str, status: str) -> None:
-        check_mutable(self, f"set the attribute `{name}`")
-        self._moduli.annotate(name, status)
-
     def __delattr__(self, name: str) -> None:
         if name in type(self)._descriptors:
             object.__delattr__(self, name)
             return
-        if name == "_moduli" or name not in self.__dict__:
+        if name == "_moduli" or name not in _attributes(self):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to delete")
         check_mutable(self, f"delete the attribute `{name}`")
-        del self.__dict__[name]
+        del _attributes(self)[name]
         self._moduli.annotate(name, None)
         self._moduli.changed()
 
@@ -216,14 +212,14 @@ class Pytree(Node, metaclass=PytreeMeta):
     # -- copies ----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        attributes = {name: picklable_item(value) for name, value in self.__dict__.items()}
+        attributes = {name: picklable_item(value) for name, value in _attributes(self).items()}
         attributes["_moduli"] = self._moduli.annotations
         return attributes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        book = self.__dict__.setdefault("_moduli", Bookkeeping(trace_state()))
-        self.__dict__.update(state)
-        self.__dict__["_moduli"] = book
+        book = _attributes(self).setdefault("_moduli", Bookkeeping(trace_state()))
+        _attributes(self).update(state)
+        _attributes(self)["_moduli"] = book
         book.annotations = state.get("_moduli")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -244,7 +240,7 @@ class Pytree(Node, metaclass=PytreeMeta):
 
     def _items_in_order(self) -> list[tuple[Any, Any]]:
         """The items in the order in which they were set, for people to read."""
-        return [item for item in self.__dict__.items() if item[0] != "_moduli"]
+        return [item for item in _attributes(self).items() if item[0] != "_moduli"]
 
     def __repr__(self) -> str:
         from moduli._repr import node_repr
@@ -291,7 +287,7 @@ def _wrap_call(cls: type[Pytree]) -> None:
 class Structure:
     """The static half of one node for JAX: class, attribute names, static values, annotations."""
 
-    __slots__ = ("order", "names", "static", "annotations", "key", "hash")
+    __slots__ = ("annotations", "hash", "key", "names", "order", "static")
 
     def __init__(
         self,

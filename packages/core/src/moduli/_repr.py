@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moduli._compat import Tracer, is_key_array
 from moduli._graph.cache import flat_of
 from moduli._graph.nodes import Node
 from moduli._static import UnhashableStatic
@@ -31,10 +32,10 @@ def summarize(value: Any) -> str:
     """
     if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         short = f"{value.dtype}{list(value.shape)}"
-        if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)) or value.size > _SMALL:
+        if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size > _SMALL:
             return short
-        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-            return f"{short} {np.asarray(jax.random.key_data(value)).tolist()}"
+        if is_key_array(value):
+            return f"{short} {np.asarray(jax.random.key_data(value)).tolist()}"  # type: ignore[arg-type]
         try:
             return f"{short} {np.array2string(np.asarray(value), separator=', ', precision=4)}"
         except RuntimeError:  # a deleted (donated) buffer

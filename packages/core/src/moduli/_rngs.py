@@ -14,29 +14,65 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
+from moduli._compat import is_key_array
 from moduli._filters import to_predicate
 from moduli._pytree import Pytree
 from moduli._variable import RngCount, RngKey, Variable
 
 __all__ = ["RngStream", "Rngs"]
 
-_RANDOM = """ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet
-double_sided_maxwell exponential f gamma generalized_normal geometric gumbel laplace loggamma
-logistic lognormal maxwell multivariate_normal normal orthogonal pareto permutation poisson
-rademacher randint rayleigh t triangular truncated_normal uniform wald weibull_min""".split()
+_RANDOM = (
+    "ball",
+    "bernoulli",
+    "beta",
+    "binomial",
+    "bits",
+    "categorical",
+    "cauchy",
+    "chisquare",
+    "choice",
+    "dirichlet",
+    "double_sided_maxwell",
+    "exponential",
+    "f",
+    "gamma",
+    "generalized_normal",
+    "geometric",
+    "gumbel",
+    "laplace",
+    "loggamma",
+    "logistic",
+    "lognormal",
+    "maxwell",
+    "multivariate_normal",
+    "normal",
+    "orthogonal",
+    "pareto",
+    "permutation",
+    "poisson",
+    "rademacher",
+    "randint",
+    "rayleigh",
+    "t",
+    "triangular",
+    "truncated_normal",
+    "uniform",
+    "wald",
+    "weibull_min",
+)
 
 
 def _as_key(seed: Any, name: str) -> jax.Array:
     if isinstance(seed, Variable):
         seed = seed.value
-    if isinstance(seed, bool) or isinstance(seed, (str, float, bytes)):
+    if isinstance(seed, (bool, str, float, bytes)):
         raise errors.RngError(
             f"the stream {name!r} got {seed!r} of type {type(seed).__name__}; a seed is an int or "
             "a key from jax.random.key(...)"
         )
     try:
         array = jnp.asarray(seed)
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if is_key_array(array):
             return array
         if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
             return jax.random.key(seed)

@@ -469,11 +469,12 @@ def _missing(key: Any, mapping: Mapping[Any, Any]) -> str:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a.keys())
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, Variable) and isinstance(b, Variable):
+        same = type(a) is type(b) and dict(a._metadata) == dict(b._metadata)
+        return same and _same(a._value, b._value)
     if isinstance(a, Variable) or isinstance(b, Variable):
-        if type(a) is not type(b) or dict(a._metadata) != dict(b._metadata):
-            return False
-        a, b = a._value, b._value
+        return False
     leaves_a, tree_a = jax.tree.flatten(a)
     leaves_b, tree_b = jax.tree.flatten(b)
     return tree_a == tree_b and all(map(_same_leaf, leaves_a, leaves_b))

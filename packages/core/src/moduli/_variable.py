@@ -9,7 +9,7 @@ cheap and never changes the structure of the graph; writing metadata does.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli import errors
-from moduli._compat import is_key_array, trace_state
+from moduli._compat import Tracer, is_key_array, trace_state
 from moduli._epoch import EPOCH
 from moduli._static import metadata_key
 
@@ -38,7 +38,22 @@ A = TypeVar("A")
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
-_HOOKS = ("on_get_value", "on_set_value", "on_create_value")
+_BINARY = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "divmod",
+)
 _SLOTS = ("_value", "_metadata", "_trace")
 
 
@@ -371,16 +386,17 @@ def _is_indexable(value: Any) -> bool:
     return isinstance(value, (jax.Array, np.ndarray))
 
 
+def _is_like(value: Any, old: Any) -> bool:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return shape == old.shape and dtype == old.dtype
+
+
 def _set_at(old: Any, index: Any, value: Any) -> Any:
-    if index is Ellipsis:
-        if not isinstance(old, (jax.Array, np.ndarray)) or (
-            getattr(value, "shape", None) == old.shape
-            and getattr(value, "dtype", None) == old.dtype
-        ):
-            return value
+    if index is Ellipsis and (not _is_indexable(old) or _is_like(value, old)):
+        return value
     if isinstance(old, jax.Array):
         return old.at[index].set(value)
-    if isinstance(old, np.ndarray) and isinstance(value, jax.core.Tracer):
+    if isinstance(old, np.ndarray) and isinstance(value, Tracer):
         return jnp.asarray(old).at[index].set(value)
     new = old.copy() if hasattr(old, "copy") else list(old)
     new[index] = value
@@ -426,8 +442,7 @@ def _value_of(other: Any) -> Any:
 
 def _add_operators() -> None:
     """Arithmetic acts on the value and gives an array; augmented assignment writes the box."""
-    binary = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod".split()
-    for name in binary:
+    for name in _BINARY:
         function: Callable[..., Any] = (
             divmod if name == "divmod" else getattr(operator, f"__{name}__")
         )
@@ -446,14 +461,14 @@ def _add_operators() -> None:
         _set_method(f"__r{name}__", reflected)
         if name != "divmod":
             _set_method(f"__i{name}__", inplace)
-    for name in "eq ne lt le gt ge".split():
+    for name in ["eq", "ne", "lt", "le", "gt", "ge"]:
         compare = getattr(operator, name)
 
         def comparison(self: Any, other: Any, compare: Callable[..., Any] = compare) -> Any:
             return compare(self.value, _value_of(other))
 
         _set_method(f"__{name}__", comparison)
-    for name in "neg pos abs invert".split():
+    for name in ["neg", "pos", "abs", "invert"]:
         unary = getattr(operator, f"__{name}__")
 
         def apply(self: Any, unary: Callable[..., Any] = unary) -> Any:
@@ -479,7 +494,7 @@ _add_operators()
 class _Aux:
     """What a Variable is besides its value, when JAX takes it as a pytree."""
 
-    __slots__ = ("cls", "metadata", "key")
+    __slots__ = ("cls", "key", "metadata")
 
     def __init__(self, cls: type[Variable[Any]], metadata: Mapping[str, Any]):
         self.cls, self.metadata = cls, metadata
@@ -511,8 +526,9 @@ def _register(cls: type[Variable[Any]]) -> None:
     def flatten_with_keys(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:
         return ((_VALUE_KEY, variable._value),), aux_of(variable)
 
-    def unflatten(aux: _Aux, children: tuple[Any, ...]) -> Variable[Any]:
-        return cls._make(children[0], aux.metadata, trace_state())
+    def unflatten(aux: _Aux, children: Iterable[Any]) -> Variable[Any]:
+        (value,) = children
+        return cls._make(value, aux.metadata, trace_state())
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 

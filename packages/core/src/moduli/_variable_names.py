@@ -120,9 +120,7 @@ def variable_type_from_name(
     )
 
 
-def variable_name_from_type(
-    typ: type[Variable[Any]], /, *, allow_register: bool = False
-) -> str:
+def variable_name_from_type(typ: type[Variable[Any]], /, *, allow_register: bool = False) -> str:
     """Returns the name of a kind of Variable.
 
     Args:

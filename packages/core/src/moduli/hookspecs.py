@@ -15,8 +15,8 @@ compiled program.
 
 What happens when an implementation raises:
 
-- *observing* hooks (no effect on values): the plugin is switched off for the rest of the program and
-  reported once, by distribution, version, hook and cause. ``MODULI_STRICT=1`` raises instead.
+- *observing* hooks (no effect on values): the plugin is switched off for the rest of the program
+  and reported once, by distribution, version, hook and cause. ``MODULI_STRICT=1`` raises instead.
 - *value* hooks: the exception goes on to the user, with a note that names the plugin.
 - a :class:`moduli.errors.ModuliError` always goes on to the user: it was raised on purpose.
 """

@@ -67,7 +67,9 @@ class CheckpointInfo:
         )
 
 
-def inspect_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) -> CheckpointInfo:
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, format: str | None = None
+) -> CheckpointInfo:
     """Lists what a checkpoint holds. The file is verified as :func:`load` does it.
 
     Args:

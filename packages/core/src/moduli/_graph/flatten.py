@@ -34,7 +34,7 @@ __all__ = ["Flat", "Slot", "flatten_roots"]
 class Slot:
     """A bare array in an attribute, read and written in place like a Variable's value."""
 
-    __slots__ = ("node", "key", "position")
+    __slots__ = ("key", "node", "position")
 
     def __init__(self, node: Node, key: Any, position: int | None):
         self.node, self.key, self.position = node, key, position
@@ -66,17 +66,17 @@ class Flat:
     """
 
     __slots__ = (
+        "__weakref__",
+        "_books",
+        "_epoch",
+        "_metadatas",
+        "_variables",
+        "_versions",
+        "_watched",
         "graphdef",
         "holders",
         "objects",
-        "_epoch",
-        "_books",
-        "_versions",
-        "_variables",
-        "_metadatas",
-        "_watched",
         "partners",
-        "__weakref__",
     )
 
     def __init__(self, graphdef: GraphDef, holders: list[Any], objects: list[Any], epoch: int):
@@ -87,9 +87,7 @@ class Flat:
         self._versions = [book.version for book in self._books]
         self._variables = [o for o in objects if not isinstance(o, Node)]
         self._metadatas = [variable._metadata for variable in self._variables]
-        self._watched = [
-            o for o in objects if isinstance(o, Node) and o._moduli.source is not None
-        ]
+        self._watched = [o for o in objects if isinstance(o, Node) and o._moduli.source is not None]
 
     def is_current(self) -> bool:
         """Says whether the structure is still the one that was flattened."""
@@ -133,9 +131,7 @@ def flatten_roots(roots: Sequence[Any]) -> Flat:
         flattener.value(root, None, (number,) if len(roots) > 1 else ())
         for number, root in enumerate(roots)
     )
-    graphdef = GraphDef(
-        tuple(flattener.table), codes, len(flattener.holders), flattener.metadatas
-    )
+    graphdef = GraphDef(tuple(flattener.table), codes, len(flattener.holders), flattener.metadatas)
     return Flat(graphdef, flattener.holders, flattener.objects, epoch)
 
 

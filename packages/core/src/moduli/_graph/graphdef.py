@@ -57,7 +57,7 @@ class GraphDef:
       False
     """
 
-    __slots__ = ("objects", "roots", "num_leaves", "metadatas", "__dict__", "__weakref__")
+    __slots__ = ("__dict__", "__weakref__", "metadatas", "num_leaves", "objects", "roots")
 
     objects: tuple[Any, ...]
     roots: tuple[Any, ...]

@@ -50,7 +50,7 @@ class Bookkeeping:
       source: for a List or Dict made from a plain one: that one, and what it held.
     """
 
-    __slots__ = ("trace", "version", "tracked", "annotations", "flat", "tree_epoch", "source")
+    __slots__ = ("annotations", "flat", "source", "trace", "tracked", "tree_epoch", "version")
 
     def __init__(self, trace: Any):
         self.trace = trace
@@ -214,7 +214,7 @@ def is_mapping_pytree(value: Any) -> bool:
 class Annotated:
     """A value with the status that the user chose for its attribute; lives until assignment."""
 
-    __slots__ = ("value", "status")
+    __slots__ = ("status", "value")
 
     def __init__(self, value: Any, status: str):
         self.value, self.status = value, status

@@ -229,9 +229,8 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
     additions: list[tuple[Node, Any, Variable[Any]]] = []
     if isinstance(state, Node):
         state = _groups(_flat(state, "update"), (), "state")[0]
-    if isinstance(node, Variable):
-        pairs = [((), state)]
-    else:
+    pairs: list[tuple[Path, Any]] = [((), state)]
+    if not isinstance(node, Variable):
         pairs = [pair for one in (state, *states) for pair in _flat_items(one)]
     for path, value in pairs:
         index = known.get(path)
@@ -252,9 +251,8 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
             check_mutable(holder.node, f"write `{holder.key}`")
     for holder, value in writes:
         if isinstance(value, Variable):
-            if isinstance(holder, Variable) and value._metadata is not holder._metadata:
-                if dict(value._metadata) != dict(holder._metadata):
-                    holder._set_all_metadata(value._metadata)
+            if isinstance(holder, Variable) and dict(value._metadata) != dict(holder._metadata):
+                holder._set_all_metadata(value._metadata)
             value = value._value
         holder._value = value
     for parent, key, value in additions:
@@ -314,13 +312,14 @@ def pop(node: Any, /, *filters: Any) -> Any:
             continue
         for relative, child in node_children(parent):
             if isinstance(child, Variable) and id(child) in chosen:
-                if len(relative) > 1:
+                key, *inner = relative
+                if inner:
                     raise errors.StructureError(
                         f"pop: the {type(child).__name__} at `{errors.format_path(relative)}` of "
                         f"{type(parent).__name__} stands in a tuple, which cannot lose an element; "
                         "keep it in a list or in an attribute of its own"
                     )
-                removals.append((parent, relative[0]))
+                removals.append((parent, key))
     for parent, _ in removals:
         check_mutable(parent, "remove an attribute")
     for parent, key in reversed(removals):

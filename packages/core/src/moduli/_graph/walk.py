@@ -73,7 +73,7 @@ def _iter_graph(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, 
                 yield from _iter_graph(child, path + relative, seen)
         yield path, value
         return
-    if path == () and is_data(value) or isinstance(value, (list, dict, tuple)) and path == ():
+    if (path == () and is_data(value)) or (isinstance(value, (list, dict, tuple)) and path == ()):
         for relative, leaf in iter_pytree(value):
             if relative:
                 yield from _iter_graph(leaf, relative, seen)
@@ -150,5 +150,3 @@ def set_metadata(node: Any, /, *, only: Any = Variable, **metadata: Any) -> None
     for path, value in iter_graph(node):
         if isinstance(value, Variable) and predicate(path, value):
             value.set_metadata(**metadata)
-
-

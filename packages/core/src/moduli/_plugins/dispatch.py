@@ -166,7 +166,9 @@ def call_module(
     return output
 
 
-def _checked_arguments(changed: Any, record: PluginRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _checked_arguments(
+    changed: Any, record: PluginRecord
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
         args, kwargs = changed
         return tuple(args), dict(kwargs)

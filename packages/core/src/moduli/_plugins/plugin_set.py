@@ -90,7 +90,7 @@ class PluginSet:
 
     def hook_names(self) -> list[str]:
         """Returns the declared hooks, in the order in which they were declared."""
-        callers = [value for value in vars(self.manager.hook).values()]
+        callers = vars(self.manager.hook).values()
         return [c.name for c in callers if isinstance(c, pluggy.HookCaller) and c.has_spec()]
 
     def refresh(self) -> None:

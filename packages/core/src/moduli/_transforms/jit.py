@@ -82,7 +82,11 @@ class JitWrapped:
             tuple((n, static_key(v)) for n, v in sorted(fixed.items())),
             tuple((n, static_key(v)) for n, v in sorted(fixed_names.items())),
         )
-        key = (binding.signature, _plugins.active().token, *(static if fixed or fixed_names else ()))
+        key = (
+            binding.signature,
+            _plugins.active().token,
+            *(static if fixed or fixed_names else ()),
+        )
         program = self._programs.get(key)
         if program is None:
             program = self._compile(binding, count, tuple(sorted(fixed.items())), fixed_names)
@@ -136,7 +140,7 @@ class JitWrapped:
 class _Program:
     """One jitted pure function: for one structure, set of static arguments and plugins."""
 
-    __slots__ = ("call", "groups", "plain", "jitted")
+    __slots__ = ("call", "groups", "jitted", "plain")
 
     def __init__(
         self,
@@ -191,9 +195,7 @@ class _Program:
         return self.jitted.lower(values, plain)
 
 
-def _donated_marks(
-    binding: Binding, donated: list[bool]
-) -> tuple[frozenset[int], frozenset[int]]:
+def _donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int], frozenset[int]]:
     """Finds which graphs and plain arguments are donated, from flags for the arguments."""
     roots: list[bool] = []
     plain: list[bool] = []

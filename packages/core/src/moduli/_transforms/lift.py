@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moduli._compat import Tracer
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, flatten_roots
 from moduli._graph.graphdef import NODE, VARIABLE, GraphDef
@@ -39,7 +40,7 @@ __all__ = ["Binding", "Effects", "Frame", "Packed", "bind"]
 _PASS, _ROOT, _TREE = range(3)
 _LEAF_TYPES = (
     jax.Array,
-    jax.core.Tracer,
+    Tracer,
     np.ndarray,
     np.generic,
     int,
@@ -75,7 +76,7 @@ class Binding:
       plain: the other arguments and parts of arguments, in order.
     """
 
-    __slots__ = ("template", "names", "roots", "flats", "plain")
+    __slots__ = ("flats", "names", "plain", "roots", "template")
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ def _are_disjoint(flats: tuple[Flat, ...]) -> bool:
 class Signature:
     """The part of a Binding that programs keep: how to rebuild the arguments from values."""
 
-    __slots__ = ("template", "names", "graphdefs")
+    __slots__ = ("graphdefs", "names", "template")
 
     def __init__(self, binding: Binding):
         self.template, self.names = binding.template, binding.names
@@ -193,9 +194,7 @@ class Frame:
       kwargs: the rebuilt keyword arguments.
     """
 
-    def __init__(
-        self, signature: Signature, values: Sequence[Sequence[Any]], plain: Sequence[Any]
-    ):
+    def __init__(self, signature: Signature, values: Sequence[Sequence[Any]], plain: Sequence[Any]):
         self._graphdefs = signature.graphdefs
         self._values = values
         self._objects = [
@@ -232,9 +231,7 @@ class Frame:
         written: list[tuple[int, int]] = []
         outputs: list[Any] = []
         for number, group in enumerate(self._values):
-            for index, (holder, value) in enumerate(
-                zip(self._holders(number), group, strict=True)
-            ):
+            for index, (holder, value) in enumerate(zip(self._holders(number), group, strict=True)):
                 if holder._value is not value or keep(number):
                     written.append((number, index))
                     outputs.append(holder._value)
@@ -288,9 +285,7 @@ class Frame:
             num_roots=len(self._roots),
             origins=origins,
             sources=sources,
-            changed=[
-                isinstance(item, Node) and item._moduli.version > 0 for item in after.objects
-            ],
+            changed=[isinstance(item, Node) and item._moduli.version > 0 for item in after.objects],
             treedef=treedef,
             marks=marks,
         )
@@ -323,7 +318,7 @@ class Effects:
       only_variables: whether all of them are values of Variables.
     """
 
-    __slots__ = ("_groups", "_only_variables", "__weakref__")
+    __slots__ = ("__weakref__", "_groups", "_only_variables")
 
     def __init__(self, written: list[tuple[int, int]], only_variables: bool):
         self._only_variables = only_variables
@@ -376,15 +371,15 @@ class ChangedEffects:
     """
 
     __slots__ = (
-        "graphdef",
+        "__weakref__",
         "before",
+        "changed",
+        "graphdef",
+        "marks",
         "num_roots",
         "origins",
         "sources",
-        "changed",
         "treedef",
-        "marks",
-        "__weakref__",
     )
 
     def __init__(
@@ -477,5 +472,7 @@ class Packed:
 
 
 jax.tree_util.register_pytree_node(
-    Packed, lambda packed: (packed.parts, packed.effects), lambda effects, parts: Packed(effects, parts)
+    Packed,
+    lambda packed: (packed.parts, packed.effects),
+    lambda effects, parts: Packed(effects, parts),
 )

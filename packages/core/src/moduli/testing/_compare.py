@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from moduli import errors
+from moduli._compat import is_key_array
 from moduli._graph.split import clone, graphdef, state
 from moduli._state import to_flat_state
 from moduli._variable import Variable
@@ -17,7 +18,9 @@ from moduli._variable import Variable
 __all__ = ["assert_equal_graphs", "assert_unchanged"]
 
 
-def assert_equal_graphs(actual: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+def assert_equal_graphs(
+    actual: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0
+) -> None:
     """Asserts that two graphs have one structure, sharing included, and equal values.
 
     Args:
@@ -57,7 +60,7 @@ def _assert_equal_states(actual: Any, expected: Any, rtol: float, atol: float) -
 
 
 def _plain(value: Any) -> np.ndarray:
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_key_array(value):
         value = jax.random.key_data(value)
     return np.asarray(value)
 
