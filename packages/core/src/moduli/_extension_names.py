@@ -7,12 +7,6 @@ imports; the table tells which package to install for a name that is missing.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moduli_debug import capture as capture
-    from moduli_interop import CheckpointError as CheckpointError
-    from moduli_interop import inspect_checkpoint as inspect_checkpoint
-    from moduli_interop import load as load
-    from moduli_interop import load_state as load_state
-    from moduli_interop import save as save
     from moduli_layers import BatchNorm as BatchNorm
     from moduli_layers import Conv as Conv
     from moduli_layers import Dropout as Dropout
@@ -52,15 +46,21 @@ if TYPE_CHECKING:
     from moduli_layers import standardize as standardize
     from moduli_layers import swish as swish
     from moduli_layers import tanh as tanh
+    from moduli_debug import capture as capture
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
     from moduli_train import ModelAndOptimizer as ModelAndOptimizer
     from moduli_train import MultiMetric as MultiMetric
     from moduli_train import OptArray as OptArray
-    from moduli_train import Optimizer as Optimizer
     from moduli_train import OptState as OptState
     from moduli_train import OptVariable as OptVariable
+    from moduli_train import Optimizer as Optimizer
     from moduli_train import metrics as metrics
+    from moduli_interop import CheckpointError as CheckpointError
+    from moduli_interop import inspect_checkpoint as inspect_checkpoint
+    from moduli_interop import load as load
+    from moduli_interop import load_state as load_state
+    from moduli_interop import save as save
 
 PROVIDED: dict[str, tuple[str, ...]] = {
     "layers": (
@@ -104,7 +104,9 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "swish",
         "tanh",
     ),
-    "debug": ("capture",),
+    "debug": (
+        "capture",
+    ),
     "train": (
         "Metric",
         "MetricState",

@@ -182,7 +182,8 @@ class Pytree(Node, metaclass=PytreeMeta):
         if kind is Annotated:
             check_mutable(self, f"set the attribute `{name}`")
             book.annotate(name, value.status)
-            value = adopt(value.value) if value.status == "data" else value.value
+            adopts = value.status == "data" and value.value.__class__ in containers
+            value = adopt(value.value) if adopts else value.value  # other pytrees stay as they are
             old = _MISSING  # the status may change though the value does not
         elif kind in containers or isinstance(value, tuple):
             value = adopt(value)
