@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against raw JAX, flax.nnx and equinox, side by side in one process."""

@@ -1,0 +1,49 @@
+"""The model for libraries with flax.nnx's interface: moduli and flax itself, the same text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import problem
+
+
+def build(nnx: Any, depth: int) -> Any:
+    """Builds the model with the problem's initial values.
+
+    Args:
+      nnx: moduli or flax.nnx.
+      depth: number of blocks.
+    """
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: Any):
+            width = problem.WIDTH
+            self.linears = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth)])
+            self.norms = nnx.List(
+                [
+                    nnx.BatchNorm(
+                        width, momentum=problem.MOMENTUM, epsilon=problem.EPSILON, rngs=rngs
+                    )
+                    for _ in range(depth)
+                ]
+            )
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for linear, norm in zip(self.linears, self.norms, strict=True):
+                x = jax.nn.relu(norm(linear(x)))
+            return x
+
+    model = Model(nnx.Rngs(0))
+    for block, linear, norm in zip(problem.blocks(depth), model.linears, model.norms, strict=True):
+        linear.kernel[...] = jnp.asarray(block.kernel)
+        norm.mean[...] = jnp.asarray(block.mean)
+        norm.var[...] = jnp.asarray(block.var)
+    return model
+
+
+def loss(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean squared error of the model's outputs."""
+    return problem.loss(model(x), y)

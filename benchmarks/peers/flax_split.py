@@ -1,0 +1,55 @@
+"""flax.nnx's advice for speed: split once, keep the state between calls, merge inside ``jax.jit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from benchmarks import problem
+from benchmarks.peers import _nnx_models
+
+
+def forward(depth: int) -> Callable[[], Any]:
+    """See :mod:`benchmarks.peers`."""
+    model, (x, _) = _nnx_models.build(nnx, depth), problem.data()
+
+    @jax.jit
+    def jitted(graphdef: Any, state: Any, x: jax.Array) -> Any:
+        model = nnx.merge(graphdef, state)
+        y = model(x)
+        return y, nnx.state(model)
+
+    graphdef, state = nnx.split(model)
+
+    def call() -> jax.Array:
+        nonlocal state
+        y, state = jitted(graphdef, state, x)
+        return y
+
+    return call
+
+
+def train_step(depth: int) -> Callable[[], Any]:
+    """See :mod:`benchmarks.peers`."""
+    model, (x, y) = _nnx_models.build(nnx, depth), problem.data()
+    optimizer = nnx.Optimizer(model, optax.adam(problem.LEARNING_RATE), wrt=nnx.Param)
+
+    @jax.jit
+    def step(graphdef: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
+        model, optimizer = nnx.merge(graphdef, state)
+        value, grads = nnx.value_and_grad(_nnx_models.loss)(model, x, y)
+        optimizer.update(model, grads)
+        return value, nnx.state((model, optimizer))
+
+    graphdef, state = nnx.split((model, optimizer))
+
+    def call() -> jax.Array:
+        nonlocal state
+        value, state = step(graphdef, state, x, y)
+        return value
+
+    return call

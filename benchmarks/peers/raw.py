@@ -1,0 +1,69 @@
+"""The yardstick: ``jax.jit`` over dicts of arrays, as one writes it by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks import problem
+
+
+def _init(depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    params, stats = [], []
+    for block in problem.blocks(depth):
+        values = {name: jnp.asarray(v) for name, v in dataclasses.asdict(block).items()}
+        stats.append({name: values.pop(name) for name in ("mean", "var")})
+        params.append(values)
+    return params, stats
+
+
+def _apply(params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    new = []
+    for p, s in zip(params, stats, strict=True):
+        x = x @ p["kernel"] + p["bias"]
+        x, mean, var = problem.normalise(x, p["scale"], p["offset"], s["mean"], s["var"])
+        x = jax.nn.relu(x)
+        new.append({"mean": mean, "var": var})
+    return x, new
+
+
+def forward(depth: int) -> Callable[[], Any]:
+    """See :mod:`benchmarks.peers`."""
+    (params, stats), (x, _) = _init(depth), problem.data()
+    jitted = jax.jit(_apply)
+
+    def call() -> jax.Array:
+        nonlocal stats
+        y, stats = jitted(params, stats, x)
+        return y
+
+    return call
+
+
+def train_step(depth: int) -> Callable[[], Any]:
+    """See :mod:`benchmarks.peers`."""
+    (params, stats), (x, y) = _init(depth), problem.data()
+    tx = optax.adam(problem.LEARNING_RATE)
+    opt_state = tx.init(params)
+
+    def loss(params: Any, stats: Any, x: jax.Array, y: jax.Array) -> Any:
+        prediction, stats = _apply(params, stats, x)
+        return problem.loss(prediction, y), stats
+
+    @jax.jit
+    def step(params: Any, stats: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, x, y)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), stats, opt_state, value
+
+    def call() -> jax.Array:
+        nonlocal params, stats, opt_state
+        params, stats, opt_state, value = step(params, stats, opt_state, x, y)
+        return value
+
+    return call
