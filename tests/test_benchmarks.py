@@ -1,4 +1,4 @@
-"""The benchmarks run, the peers compute the same, and the report is well-formed. Nothing is timed."""
+"""The benchmarks run, peers compute the same, the report is well-formed. Nothing is timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""flax.nnx's advice for speed: split once, keep the state between calls, merge inside ``jax.jit``."""
+"""flax.nnx's advice for speed: split once, keep the state, merge inside ``jax.jit``."""
 
 from __future__ import annotations
 
