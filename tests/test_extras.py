@@ -1,0 +1,193 @@
+"""In a clean environment core alone is small and says what is missing; extras bring just theirs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = ("core", "layers", "debug", "train", "interop")
+pytestmark = pytest.mark.slow
+
+CLOSURE = """
+import importlib.metadata as m, json, re, sys
+from packaging.requirements import Requirement
+def norm(name): return re.sub(r"[-_.]+", "-", name).lower()
+def closure(names):
+    todo, seen = list(names), set()
+    while todo:
+        name = norm(todo.pop())
+        if name in seen: continue
+        try: dist = m.distribution(name)
+        except m.PackageNotFoundError: continue
+        seen.add(name)
+        for text in dist.requires or ():
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": ""}): todo.append(need.name)
+    return seen
+installed = {norm(d.metadata["Name"]) for d in m.distributions()}
+print(json.dumps([sorted(installed), sorted(closure(sys.argv[1:]))]))
+"""
+
+
+def environment() -> dict[str, str]:
+    """The environment without what would let this checkout's packages in."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("MODULI_", "PYTHONPATH"))}
+    return {**keep, "JAX_PLATFORMS": "cpu"}
+
+
+def run(command: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), check=False, cwd=ROOT
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def uv() -> list[str] | None:
+    if shutil.which("uv"):
+        return ["uv"]
+    return [sys.executable, "-m", "uv"] if importlib.util.find_spec("uv") else None
+
+
+class Environment:
+    """A virtual environment with nothing in it."""
+
+    def __init__(self, path: pathlib.Path):
+        venv.create(path, with_pip=uv() is None)
+        scripts = "Scripts" if os.name == "nt" else "bin"
+        self.python = str(path / scripts / "python")
+
+    def install(self, *arguments: str) -> None:
+        tool = uv()
+        if tool is not None:
+            run([*tool, "pip", "install", "--python", self.python, *arguments])
+        else:
+            run([self.python, "-m", "pip", "install", *arguments])
+
+    def run(self, code: str, *arguments: str) -> str:
+        return run([self.python, "-W", "error", "-c", code, *arguments]).stdout
+
+    def distributions(self, *roots: str) -> tuple[set[str], set[str]]:
+        """Returns what is installed, and what the roots need."""
+        installed, needed = json.loads(self.run(CLOSURE, *roots))
+        tools = {"pip", "setuptools", "wheel", "packaging"}
+        return set(installed) - tools, set(needed) - tools
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The five wheels, built from this checkout."""
+    target = tmp_path_factory.mktemp("wheels")
+    for name in PACKAGES:
+        source = f"./packages/{name}"
+        tool = uv()
+        if tool is not None:
+            run([*tool, "build", "--wheel", "--out-dir", str(target), source])
+        else:
+            run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(target), source])
+    return target
+
+
+@pytest.fixture(scope="module")
+def core_alone(wheels: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    found = Environment(tmp_path_factory.mktemp("core") / "venv")
+    found.install("packaging", *map(str, wheels.glob("moduli-*.whl")))
+    return found
+
+
+def test_core_alone_brings_jax_and_pluggy_and_nothing_else(core_alone: Environment) -> None:
+    installed, needed = core_alone.distributions("jax", "jaxlib", "numpy", "pluggy")
+    assert installed == needed | {"moduli"}
+
+
+def test_core_alone_works(core_alone: Environment) -> None:
+    code = """
+import moduli as nnx
+model = nnx.Dict(w=nnx.Param(3.0))
+print(float(nnx.jit(nnx.grad(lambda m: m.w.value ** 2))(model).w.value))
+"""
+    assert core_alone.run(code).strip() == "6.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("Linear", "layers"),
+        ("initializers", "layers"),
+        ("capture", "debug"),
+        ("Optimizer", "train"),
+        ("save", "interop"),
+    ],
+)
+def test_a_missing_name_says_what_to_install(core_alone: Environment, name, extra) -> None:
+    code = f"""
+import moduli
+try:
+    moduli.{name}
+except AttributeError as error:
+    print(error)
+"""
+    assert f'pip install "moduli[{extra}]"' in core_alone.run(code)
+
+
+@pytest.mark.parametrize("call", ["sow(moduli.Intermediate, 'h', 1)", "perturb('h', 1.0)"])
+def test_sow_and_perturb_say_what_to_install(core_alone: Environment, call) -> None:
+    code = f"""
+import moduli
+try:
+    moduli.Dict().{call}
+except moduli.errors.ModuliError as error:
+    print(error)
+"""
+    assert 'pip install "moduli[debug]"' in core_alone.run(code)
+
+
+def test_the_doctor_finds_core_alone_healthy(core_alone: Environment) -> None:
+    done = run([core_alone.python, "-m", "moduli", "doctor", "--json"])
+    report = json.loads(done.stdout)
+    assert report["problems"] == [] and report["versions"]["moduli-layers"] is None
+
+
+def test_extras_bring_just_their_packages(core_alone: Environment, wheels: pathlib.Path) -> None:
+    core_alone.install("--find-links", str(wheels), "moduli[layers,debug]")
+    installed, needed = core_alone.distributions("moduli", "moduli-layers", "moduli-debug")
+    assert installed == needed
+    assert not installed & {"moduli-train", "moduli-interop", "optax"}
+    code = """
+import jax.numpy as jnp, moduli as nnx
+class Model(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    def __call__(self, x):
+        self.sow(nnx.Intermediate, "h", self.layer(x))
+model = Model()
+model(jnp.ones((1, 2)))
+print(model.h.value[0].shape)
+try:
+    nnx.Optimizer
+except AttributeError as error:
+    print(error)
+"""
+    shape, message = core_alone.run(code).strip().splitlines()
+    assert shape == "(1, 3)" and 'pip install "moduli[train]"' in message
+
+
+def test_wheels_are_typed_licensed_and_hold_no_tests(wheels: pathlib.Path) -> None:
+    found = sorted(wheels.glob("*.whl"))
+    assert len(found) == len(PACKAGES)
+    for wheel in found:
+        names = zipfile.ZipFile(wheel).namelist()
+        assert any(name.endswith("py.typed") for name in names), wheel.name
+        assert any(name.endswith("LICENSE") for name in names), wheel.name
+        assert not [name for name in names if "test_" in name], wheel.name
