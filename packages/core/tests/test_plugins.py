@@ -244,6 +244,13 @@ def test_before_and_after_change_arguments_and_output():
     assert Double()(3) == 6
 
 
+def test_only_modules_are_calls_of_modules():
+    recorder = Recorder()
+    with nnx.using(recorder):
+        nnx.Rngs(0).params()
+    assert recorder.calls == []
+
+
 def test_an_output_can_be_replaced_by_none():
     drop = plugin("drop", moduli_after_call=lambda output: nnx.Replace(None))
     with nnx.using(drop):

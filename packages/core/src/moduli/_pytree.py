@@ -138,7 +138,6 @@ class Pytree(Node, metaclass=PytreeMeta):
             for name, item in vars(base).items()
             if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
         )
-        _wrap_call(cls)
         _register(cls)
 
     # -- items, as the graph code reads and writes them -----------------------------------------
@@ -262,7 +261,7 @@ def _new(cls: type[Node]) -> Any:
     return cls._make_empty(trace_state())
 
 
-def _wrap_call(cls: type[Pytree]) -> None:
+def wrap_call(cls: type[Pytree]) -> None:
     """Gives plugins a door into ``__call__`` of every class, at its definition."""
     call = cls.__dict__.get("__call__")
     if call is None or not callable(call) or hasattr(call, "_moduli_function"):
@@ -401,5 +400,4 @@ def _register(cls: type[Node]) -> None:
         register_node(cls, jax.tree_util.GetAttrKey)
 
 
-_wrap_call(Pytree)
 _register(Pytree)
