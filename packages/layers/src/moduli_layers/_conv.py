@@ -35,7 +35,7 @@ class Conv(moduli.Module):
     ``y[i, o] = bias[o] + sum over k, c of x[i * stride + k * dilation, c] * kernel[k, c, o]``.
 
     Attributes:
-      kernel: Param of shape (*kernel_size, in_features // feature_group_count, out_features).
+      kernel: Param of shape ``(*kernel_size, in_features // feature_group_count, out_features)``.
       bias: Param of shape (out_features,), or None if ``use_bias`` is False.
 
     Args:
@@ -160,13 +160,13 @@ class Conv(moduli.Module):
         """Convolves the inputs.
 
         Args:
-          inputs: array of shape (*batch, *spatial, in_features) with any number of batch axes,
+          inputs: array of shape ``(*batch, *spatial, in_features)`` with any number of batch axes,
             none included.
           out_sharding: how the output is laid out over devices, for JAX's explicit sharding
             mode; None leaves it to the compiler. Takes inputs with one batch axis.
 
         Returns:
-          Array of shape (*batch, *new spatial, out_features).
+          Array of shape ``(*batch, *new spatial, out_features)``.
 
         Raises:
           ShapeError: the inputs have too few axes, their last axis does not have

@@ -36,7 +36,7 @@ def pool(
     the result has none.
 
     Args:
-      inputs: array of shape (*batch, *spatial, features), with one spatial axis for each entry
+      inputs: array of shape ``(*batch, *spatial, features)``, with one spatial axis for each entry
         of ``window_shape`` and any number of batch axes.
       init: the value with which a reduction starts, and which padding adds.
       reduce_fn: the reduction, for example :func:`jax.lax.add`.
@@ -46,7 +46,7 @@ def pool(
         up), an int for all sides, or for each dimension an int or a pair (before, after).
 
     Returns:
-      Array of shape (*batch, *new spatial, features).
+      Array of shape ``(*batch, *new spatial, features)``.
 
     Raises:
       ShapeError: the inputs have too few axes, or the window does not fit into them once.
@@ -72,7 +72,7 @@ def avg_pool(
     """Averages over every position of a sliding window.
 
     Args:
-      inputs: array of shape (*batch, *spatial, features); integers become float32.
+      inputs: array of shape ``(*batch, *spatial, features)``; integers become float32.
       window_shape: size of the window in each spatial dimension.
       strides: step of the window; None is 1. See :func:`pool`.
       padding: see :func:`pool`.
@@ -80,7 +80,7 @@ def avg_pool(
         padding were zeros in the data; False divides by the number of real entries.
 
     Returns:
-      Array of shape (*batch, *new spatial, features).
+      Array of shape ``(*batch, *new spatial, features)``.
 
     Raises:
       ShapeError: the inputs have too few axes, or the window does not fit into them once.
@@ -117,13 +117,13 @@ def max_pool(
     """Takes the maximum over every position of a sliding window; padding is never the maximum.
 
     Args:
-      inputs: array of shape (*batch, *spatial, features).
+      inputs: array of shape ``(*batch, *spatial, features)``.
       window_shape: size of the window in each spatial dimension.
       strides: step of the window; None is 1. See :func:`pool`.
       padding: see :func:`pool`.
 
     Returns:
-      Array of shape (*batch, *new spatial, features).
+      Array of shape ``(*batch, *new spatial, features)``.
 
     Raises:
       ShapeError: the inputs have too few axes, or the window does not fit into them once.
@@ -149,13 +149,13 @@ def min_pool(
     """Takes the minimum over every position of a sliding window; padding is never the minimum.
 
     Args:
-      inputs: array of shape (*batch, *spatial, features).
+      inputs: array of shape ``(*batch, *spatial, features)``.
       window_shape: size of the window in each spatial dimension.
       strides: step of the window; None is 1. See :func:`pool`.
       padding: see :func:`pool`.
 
     Returns:
-      Array of shape (*batch, *new spatial, features).
+      Array of shape ``(*batch, *new spatial, features)``.
 
     Raises:
       ShapeError: the inputs have too few axes, or the window does not fit into them once.
