@@ -186,6 +186,7 @@ def test_one_object_differentiated_in_two_ways_is_an_error_with_both_paths():
         (lambda m, x: nnx.grad(loss, argnums="0")(m, x), "argnums takes ints"),
         (lambda m, x: nnx.grad(loss, argnums=(0, 0))(m, x), "twice"),
         (lambda m, x: nnx.grad(3)(m, x), "needs a callable"),
+        (lambda m, x: nnx.grad(lambda m, x: m(x))(m, x), r"scalar.*shape \(4, 2\).*mean"),
         (lambda m, x: nnx.grad(loss, reduce_axes=("i",))(m, x), "reduce_axes"),
         (lambda m, x: nnx.grad(loss)(nnx.Dict(n=nnx.Param(jnp.arange(2))), x), "`n` of argument 0"),
     ],

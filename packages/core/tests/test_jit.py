@@ -303,6 +303,13 @@ def test_static_arguments_by_number_and_by_name():
         nnx.jit(lambda m: 0, static_argnums=0)(model)
 
 
+def test_an_argument_that_cannot_be_traced_says_how_to_mark_it():
+    with pytest.raises(errors.StructureError, match=r"argument 1 .*'train'.*static_argnums=1"):
+        nnx.jit(lambda model, mode: 0)(Counter(), "train")
+    with pytest.raises(errors.StructureError, match=r"argument 'act' .*static_argnames='act'"):
+        nnx.jit(lambda model, act: 0)(Counter(), act=lambda x: x)
+
+
 def test_true_and_one_are_different_static_values():
     run = nnx.jit(lambda x, flag: x + 1 if flag is True else x, static_argnames="flag")
     assert int(run(jnp.asarray(1), flag=1)) == 1 and int(run(jnp.asarray(1), flag=True)) == 2

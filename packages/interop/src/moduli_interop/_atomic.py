@@ -32,6 +32,11 @@ def atomic_write(path: str) -> Iterator[BinaryIO]:
     if os.path.isdir(target):
         raise IsADirectoryError(f"{path} is a directory; a checkpoint is one file")
     directory, name = os.path.split(target)
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(
+            f"cannot write {path}: the folder {directory} does not exist; make it first with "
+            "`pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)`"
+        )
     temporary = os.path.join(directory, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, 0o666)  # the umask applies, as for any new file

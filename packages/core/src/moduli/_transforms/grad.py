@@ -246,6 +246,7 @@ def grad(
 
     Raises:
       StructureError: if an object is differentiated in two ways, or ``argnums`` is wrong.
+      ShapeError: if ``f`` does not return a scalar.
       VariableError: if a selected value is an integer.
 
     Example:
@@ -356,7 +357,15 @@ def _unpack(out: Any, has_aux: bool, transform: str, name: str) -> tuple[Any, An
                 + (f" of {len(out)}" if isinstance(out, (tuple, list)) else "")
             )
         out, aux = out
-    return (out.value if isinstance(out, Variable) else out), aux
+    if isinstance(out, Variable):
+        out = out.value
+    shape = getattr(out, "shape", ())
+    if shape != ():
+        raise errors.ShapeError(
+            f"{transform}: {name} must return a scalar (shape ()); it returned shape {shape}. "
+            "Reduce it, as with `.mean()` or `.sum()`"
+        )
+    return out, aux
 
 
 def _gradient(target: _Target, leaves: list[Any], plain: list[Any]) -> Any:

@@ -119,6 +119,7 @@ class JitWrapped:
     ) -> Any:
         numbers = {n for n, _ in fixed}
         positions = [n for n in range(count) if n not in numbers]
+        _check_plain(self._fun, binding, positions)
         marks = _donated_marks(
             binding,
             [n in self._donate_argnums or n - count in self._donate_argnums for n in positions]
@@ -213,6 +214,21 @@ def _donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int
             groups.add(number)
         start = stop
     return frozenset(groups), frozenset(n for n, flag in enumerate(plain) if flag)
+
+
+def _check_plain(fun: Callable[..., Any], binding: Binding, positions: list[int]) -> None:
+    """Raises if an argument is text or a function, which JAX cannot trace."""
+    plain = iter(binding.plain)
+    for place, mark in zip([*positions, *binding.names], binding.template, strict=True):
+        marks = mark[1] if isinstance(mark, tuple) else (bool(mark),)
+        for value in [next(plain) for is_root in marks if not is_root]:
+            if isinstance(value, (str, bytes, types.FunctionType)):
+                option = "static_argnames" if isinstance(place, str) else "static_argnums"
+                raise errors.StructureError(
+                    f"jit: argument {place!r} of {getattr(fun, '__qualname__', fun)} is a "
+                    f"{type(value).__name__} ({value!r}), which cannot be traced; mark it static: "
+                    f"`moduli.jit(f, {option}={place!r})`"
+                )
 
 
 def _check_static(name: int | str, value: Any, fun: Callable[..., Any]) -> None:
