@@ -24,5 +24,5 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/**/*.md"],
+    patterns=["README.md", "packages/*/README.md", "docs/*.md", "docs/**/*.md"],
 ).pytest()

@@ -205,6 +205,9 @@ def test_walks_are_sorted_and_children_come_first():
     assert [key for key, _ in nnx.iter_children(model)] == ["again", ("alpha", 0), ("alpha", 1)]
     paths = [path for path, _ in nnx.iter_graph(nnx.List([nnx.Param(1.0), 3]))]
     assert paths == [(0,), (1,), ()]
+    shared = Norm(2)
+    paths = [path for path, _ in nnx.iter_graph({"a": shared, "b": [shared, 4]})]
+    assert paths == [("a", "mean"), ("a", "use_running_average"), ("a",), ("b", 1), ()]
 
 
 def test_map_and_set_metadata():

@@ -60,7 +60,14 @@ def iter_graph(node: Any, /) -> Iterator[tuple[Path, Any]]:
       >>> [(path, type(value).__name__) for path, value in nnx.iter_graph(Scale())]
       [(('scale',), 'Param'), (('size',), 'int'), ((), 'Scale')]
     """
-    yield from _iter_graph(node, (), set())
+    seen: set[int] = set()
+    if not is_graph_leaf(node):  # a list, a dict, a State, ... that holds some
+        for path, leaf in iter_pytree(node):
+            if path:
+                yield from _iter_graph(leaf, path, seen)
+        yield (), node
+        return
+    yield from _iter_graph(node, (), seen)
 
 
 def _iter_graph(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
@@ -68,15 +75,9 @@ def _iter_graph(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, 
         if id(value) in seen:
             return
         seen.add(id(value))
-        if isinstance(value, Node):
-            for relative, child in node_children(value):
-                yield from _iter_graph(child, path + relative, seen)
-        yield path, value
-        return
-    if (path == () and is_data(value)) or (isinstance(value, (list, dict, tuple)) and path == ()):
-        for relative, leaf in iter_pytree(value):
-            if relative:
-                yield from _iter_graph(leaf, relative, seen)
+    if isinstance(value, Node):
+        for relative, child in node_children(value):
+            yield from _iter_graph(child, path + relative, seen)
     yield path, value
 
 
