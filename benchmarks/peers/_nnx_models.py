@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks import problem
 
@@ -47,3 +49,24 @@ def build(nnx: Any, depth: int) -> Any:
 def loss(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """Mean squared error of the model's outputs."""
     return problem.loss(model(x), y)
+
+
+def forward(nnx: Any, depth: int) -> Callable[[], Any]:
+    """The jitted forward pass, as the library's users write it; see :mod:`benchmarks.peers`."""
+    model, (x, _) = build(nnx, depth), problem.data()
+    jitted = nnx.jit(lambda model, x: model(x))
+    return lambda: jitted(model, x)
+
+
+def train_step(nnx: Any, depth: int) -> Callable[[], Any]:
+    """The train step, as the library's users write it; see :mod:`benchmarks.peers`."""
+    model, (x, y) = build(nnx, depth), problem.data()
+    optimizer = nnx.Optimizer(model, optax.adam(problem.LEARNING_RATE), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        value, grads = nnx.value_and_grad(loss)(model, x, y)
+        optimizer.update(model, grads)
+        return value
+
+    return lambda: step(model, optimizer, x, y)
