@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -59,8 +62,9 @@ def test_plugins_can_be_chosen_on_the_command_line(watcher, capsys):
     try:
         _, found = report(capsys, "-p", "none", "plugins")
         assert {p["state"] for p in found["plugins"]} == {"blocked"}
-        assert main(["-p", "wach", "plugins"]) == 2
-        assert "did you mean 'watch'" in capsys.readouterr().out
+        assert main(["-p", "wach", "plugins", "--json"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and "did you mean 'watch'" in err
     finally:
         _plugins.select(None)
 
@@ -89,9 +93,67 @@ def test_doctor_reports_a_broken_plugin_and_a_name_clash_and_fails(distribution,
 
 
 def test_doctor_reports_packages_of_different_versions(capsys, monkeypatch, fresh_plugins):
-    from moduli import _cli
+    from moduli import _report
 
-    real = _cli._version
-    monkeypatch.setattr(_cli, "_version", lambda n: "0.0.9" if n == "moduli-train" else real(n))
+    real = _report._version
+    monkeypatch.setattr(_report, "_version", lambda n: "0.0.9" if n == "moduli-train" else real(n))
     status, found = report(capsys, "doctor")
     assert status == 1 and any("different versions" in p for p in found["problems"])
+
+
+def test_doctor_lists_failures_instead_of_failing_when_failures_are_fatal(
+    distribution, capsys, monkeypatch
+):
+    distribution(
+        "typo-plugin",
+        "import moduli\nmoduli_sow = moduli.hookimpl(lambda nam: 1)\n",
+        ENTRY.format(name="typo", module="typo_plugin"),
+    )
+    monkeypatch.setenv("MODULI_STRICT", "1")
+    status, found = report(capsys, "doctor")
+    assert status == 1
+    assert any("typo-plugin 1.0" in p and "nam" in p for p in found["problems"])
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert "problem(s) found:" in text and "quarantined" in text
+
+
+def test_doctor_reports_two_plugins_of_one_name_and_a_name_of_cores(distribution, capsys):
+    for name in ("first-dist", "second-dist"):
+        module = name.replace("-", "_")
+        distribution(name, "", ENTRY.format(name="twin", module=module))
+    distribution("greedy-dist", "", "[moduli.names]\nModule = greedy_dist:Module\n")
+    _, found = report(capsys, "doctor")
+    problems = " ".join(found["problems"])
+    assert "'twin' is used by first-dist" in problems and "second-dist" in problems
+    assert "moduli.Module is claimed by core itself and by greedy-dist 1.0" in problems
+
+
+def test_hooks_are_listed_in_the_order_in_which_a_model_meets_them(capsys, fresh_plugins):
+    _, found = report(capsys, "plugins")
+    assert list(found["hooks"])[:7] == [
+        "moduli_variable_names",
+        "moduli_module_created",
+        "moduli_mode_attributes",
+        "moduli_before_call",
+        "moduli_after_call",
+        "moduli_sow",
+        "moduli_perturb",
+    ]
+
+
+@pytest.mark.parametrize("command", ["plugins", "doctor"])
+def test_the_command_runs_from_a_shell(distribution, command):
+    path = distribution(
+        "broken-plugin", "1 / 0\n", ENTRY.format(name="broken", module="broken_plugin")
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "moduli", "-p=-broken", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *sys.path])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "broken-plugin 1.0" in done.stdout and "blocked" in done.stdout
+    assert done.stderr == ""

@@ -70,6 +70,42 @@ def test_a_declared_name_that_does_not_load_says_whose_it_is(distribution):
         nnx.Gone
 
 
+def test_a_package_that_fails_to_import_is_named(distribution):
+    distribution(
+        "sick-dist", "raise OSError('no library')\n", "[moduli.names]\nSick = sick_dist:S\n"
+    )
+    with pytest.raises(errors.PluginError, match=r"moduli\.Sick.*sick-dist 1\.0.*no library"):
+        nnx.Sick
+
+
+def test_a_name_is_loaded_once_and_then_is_an_attribute(distribution):
+    distribution("once-dist", "class Once:\n    pass\n", "[moduli.names]\nOnce = once_dist:Once\n")
+    from moduli import _facade
+
+    assert "Once" not in vars(nnx)
+    first = nnx.Once
+    assert vars(nnx)["Once"] is first
+    _facade.forget()
+    assert "Once" not in vars(nnx)
+
+
+def test_a_namespace_can_be_a_name(distribution):
+    distribution("space-dist", "value = 7\n", "[moduli.names]\nspace = space_dist\n")
+    assert nnx.space.value == 7
+
+
+def test_dunder_names_read_no_entry_points():
+    code = (
+        "import importlib.metadata as m, moduli\n"
+        "def refuse(*a, **k): raise SystemExit('entry points were read')\n"
+        "m.entry_points = refuse\n"
+        "assert not hasattr(moduli, '__wrapped__') and not hasattr(moduli, '_private')\n"
+        "assert moduli.testing.graphs and moduli.hookspecs.moduli_sow\n"
+        "print('ok')\n"
+    )
+    assert run(code).strip() == "ok"
+
+
 def test_import_moduli_imports_no_plugin_and_reads_no_entry_point(tmp_path):
     for number in range(50):
         name = f"heavy_{number}"

@@ -1,12 +1,14 @@
 """The lazy facade: ``moduli.Linear`` is found in whichever installed package declares it.
 
 Names are entry points of the group ``moduli.names``, so they are plain metadata: nothing is read
-before an unknown attribute is asked for, and nothing is imported but what that name needs.
+before an unknown attribute is asked for, and nothing is imported but what that name needs. What was
+found is kept among ``moduli``'s globals (see ``moduli/__init__.py``).
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import threading
 from typing import Any
 
@@ -16,8 +18,10 @@ from moduli._extension_names import PROVIDED
 __all__ = ["names", "resolve"]
 
 GROUP = "moduli.names"
+SUBMODULES = ("hookspecs", "testing")  # of core's own; imported when they are asked for
 
 _lock = threading.Lock()
+_resolved: set[str] = set()
 _points: dict[str, list[Any]] | None = None
 
 
@@ -37,22 +41,37 @@ def _declared() -> dict[str, list[Any]]:
 
 def forget() -> None:
     """Forgets what was read, so that the next name looks again; for tests and notebooks."""
+    import moduli
+
     global _points
     _points = None
+    while _resolved:
+        name = _resolved.pop()
+        if name in vars(moduli):
+            delattr(moduli, name)
 
 
 def names() -> list[str]:
-    """Returns the names that installed packages add to ``moduli``."""
-    return sorted(_declared())
+    """Returns the names that installed packages add to ``moduli``, and core's lazy submodules."""
+    return sorted({*_declared(), *SUBMODULES})
 
 
 def clashes() -> dict[str, list[str]]:
-    """Returns the names that several packages claim, with who claims them."""
-    return {
-        name: [_describe(point) for point in points]
-        for name, points in _declared().items()
-        if len(points) > 1
-    }
+    """Returns the names that several packages claim, with who claims them.
+
+    A package cannot take a name of core's: core's own is found first, so that is a clash too.
+    """
+    import moduli
+
+    core = {*vars(moduli), *SUBMODULES} - _resolved
+    found = {}
+    for name, points in _declared().items():
+        owners = [_describe(point) for point in points]
+        if name in core:
+            owners.insert(0, "core itself")
+        if len(owners) > 1:
+            found[name] = owners
+    return found
 
 
 def resolve(name: str) -> Any:
@@ -71,6 +90,8 @@ def resolve(name: str) -> Any:
       PluginError: if the package that declares the name fails to import, or lacks it.
       AttributeError: if nobody knows the name.
     """
+    if name in SUBMODULES:
+        return importlib.import_module(f"moduli.{name}")
     points = _declared().get(name, [])
     if len(points) > 1:
         raise errors.NameClashError(
@@ -79,12 +100,14 @@ def resolve(name: str) -> Any:
         )
     if points:
         try:
-            return points[0].load()
-        except (ImportError, AttributeError) as error:
+            value = points[0].load()
+        except Exception as error:
             raise errors.PluginError(
                 f"moduli.{name} is declared by {_describe(points[0])}, which failed to load it: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        _resolved.add(name)
+        return value
     for extra, provided in PROVIDED.items():
         if name in provided:
             raise errors.MissingPluginError(

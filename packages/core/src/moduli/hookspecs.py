@@ -8,23 +8,34 @@ A plugin is a module or an object with some of these functions, each marked with
 
 or that a program turns on for a block: ``with moduli.using(plugin): ...``.
 
-An implementation may leave out arguments that it does not need. Of several plugins, those with a
-smaller ``moduli_phase`` (an attribute of the plugin, 0 by default) run first, then by name; the
-order of installation never matters. Hooks run while a function is traced or eagerly, never inside a
-compiled program.
+Taking arguments
+    An implementation may leave out arguments that it does not need, and names those it takes as
+    they are named here.
 
-What happens when an implementation raises:
+Order
+    Of several plugins, those with a smaller ``moduli_phase`` (an attribute of the plugin, an int, 0
+    by default) run first, then by name. ``@moduli.hookimpl(tryfirst=True)`` and ``trylast=True`` go
+    before and after all others. The order of installation never matters.
 
-- *observing* hooks (no effect on values): the plugin is switched off for the rest of the program
-  and reported once, by distribution, version, hook and cause. ``MODULI_STRICT=1`` raises instead.
-- *value* hooks: the exception goes on to the user, with a note that names the plugin.
-- a :class:`moduli.errors.ModuliError` always goes on to the user: it was raised on purpose.
+When they fire
+    While a function is traced, or eagerly; never inside a compiled program. What the hooks in
+    :data:`IN_PROGRAMS` do becomes part of a compiled program: switching a plugin that implements
+    one of them on or off compiles again (or finds the earlier program), and never silently does
+    nothing. An implementation that is running is not entered again in its thread, so a plugin may
+    make and call modules in its hooks.
+
+When they raise
+    *Observing* hooks (what they return is data for moduli, not a value of the model): a plugin that
+    raises is switched off for the rest of the program and reported once, by distribution, version,
+    hook and cause; the rest goes on. ``MODULI_STRICT=1`` raises instead.
+    *Value* hooks: the exception goes on to the user, with a note that names the plugin.
+    A :class:`moduli.errors.ModuliError` always goes on to the user: it was raised on purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moduli._plugins.markers import hookspec
 
@@ -33,25 +44,36 @@ if TYPE_CHECKING:
     from moduli._plugins.replace import Replace
 
 __all__ = [
-    "moduli_after_call",
-    "moduli_before_call",
-    "moduli_mode_attributes",
-    "moduli_module_created",
-    "moduli_perturb",
-    "moduli_sow",
+    "IN_PROGRAMS",
     "moduli_variable_names",
+    "moduli_module_created",
+    "moduli_mode_attributes",
+    "moduli_before_call",
+    "moduli_after_call",
+    "moduli_sow",
+    "moduli_perturb",
 ]
+
+IN_PROGRAMS = (
+    "moduli_mode_attributes",
+    "moduli_before_call",
+    "moduli_after_call",
+    "moduli_sow",
+    "moduli_perturb",
+)
+"""The hooks whose work becomes part of compiled programs, so that plugins key them."""
 
 
 @hookspec
 def moduli_variable_names() -> Mapping[str, type[Variable[Any]]]:  # type: ignore[empty-body]
     """Names kinds of Variable, so that strings may stand for them.
 
-    Called once, when a name is first looked up. An observing hook.
+    Called when a name is first looked up, and again when other plugins are active. An observing
+    hook.
 
     Returns:
       Names and classes, such as ``{"lora_params": LoRAParam}``. A name that already belongs to
-      another class is a NameClashError.
+      another class is a NameClashError. A name stays known after its plugin is switched off.
 
     Example:
       >>> import moduli
@@ -71,7 +93,9 @@ def moduli_variable_names() -> Mapping[str, type[Variable[Any]]]:  # type: ignor
 def moduli_module_created(module: Pytree) -> None:
     """Sees every Module (and other Pytree) right after its ``__init__``.
 
-    An observing hook. It may set attributes; what it sets is part of the object.
+    An observing hook. It may set attributes; what it sets is part of the object. Modules that a
+    compiled function makes are seen while it is traced, not when it runs; modules that a transform
+    or ``clone`` rebuilds are not new.
 
     Args:
       module: the new object.
@@ -91,7 +115,7 @@ def moduli_module_created(module: Pytree) -> None:
 
 
 @hookspec
-def moduli_mode_attributes(mode: str) -> Mapping[str, Any]:  # type: ignore[empty-body]
+def moduli_mode_attributes(mode: Literal["train", "eval"]) -> Mapping[str, Any]:  # type: ignore[empty-body]
     """Says which attributes ``model.train()`` and ``model.eval()`` set, where a module has them.
 
     An observing hook. Of two plugins that name one attribute, the later in order wins.
@@ -125,9 +149,8 @@ def moduli_before_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Runs before a module's ``__call__``; may replace its arguments.
 
-    A value hook. An active plugin that implements it is part of the key of compiled programs:
-    switching it on or off compiles again (or finds the earlier program), and never silently does
-    nothing. A class's call through ``super().__call__`` belongs to the call that is running.
+    A value hook. It fires once for a module's call: ``super().__call__`` inside belongs to the call
+    that is running. Other methods of a module are not calls.
 
     Args:
       module: the module that is called.
@@ -159,6 +182,7 @@ def moduli_after_call(
     """Runs after a module's ``__call__``; may replace its output.
 
     A value hook; see :func:`moduli_before_call`. Plugins run in the same order as before the call.
+    It does not fire if the call raises.
 
     Args:
       module: the module that was called.

@@ -1,22 +1,31 @@
-"""The plugin system: finding plugins, choosing them, calling their hooks, reporting failures."""
+"""The plugin system: finding plugins, choosing them, calling their hooks, reporting failures.
 
-from moduli._plugins.discovery import add_hookspecs as add_hookspecs
+It reads from the bottom up: ``records`` (what is known of a plugin, quarantine), ``inspection``
+(what an object implements), ``specs`` (which hooks there are), ``plugin_set`` (the plugins in
+force), ``discovery`` (the installed ones), ``dispatch`` (calling hooks), ``calls`` (modules'
+calls).
+"""
+
+from moduli._plugins.calls import call_module as call_module
 from moduli._plugins.discovery import discover as discover
-from moduli._plugins.discovery import installed as installed
 from moduli._plugins.discovery import records as records
 from moduli._plugins.discovery import rediscover as rediscover
 from moduli._plugins.discovery import select as select
 from moduli._plugins.dispatch import active as active
 from moduli._plugins.dispatch import call_first as call_first
-from moduli._plugins.dispatch import call_module as call_module
 from moduli._plugins.dispatch import collect as collect
 from moduli._plugins.dispatch import instrumented as instrumented
 from moduli._plugins.dispatch import module_created as module_created
 from moduli._plugins.dispatch import using as using
 from moduli._plugins.dispatch import watches_creation as watches_creation
+from moduli._plugins.entry_points import installed as installed
 from moduli._plugins.markers import hookimpl as hookimpl
 from moduli._plugins.markers import hookspec as hookspec
 from moduli._plugins.plugin_set import PluginSet as PluginSet
+from moduli._plugins.plugin_set import add_hookspecs as add_hookspecs
 from moduli._plugins.records import PluginRecord as PluginRecord
 from moduli._plugins.records import PluginWarning as PluginWarning
+from moduli._plugins.records import reporting_only as reporting_only
 from moduli._plugins.replace import Replace as Replace
+from moduli._plugins.specs import declare_all as declare_all
+from moduli._plugins.specs import hook_names as hook_names

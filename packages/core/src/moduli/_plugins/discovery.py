@@ -3,74 +3,59 @@
 from __future__ import annotations
 
 import threading
-import time
-from typing import Any
 
+from moduli._plugins import specs
+from moduli._plugins.entry_points import installed, load, record_of
+from moduli._plugins.inspection import Plugin
 from moduli._plugins.plugin_set import PluginSet
-from moduli._plugins.records import PluginRecord, quarantine
+from moduli._plugins.records import PluginRecord, report
 from moduli._plugins.selection import Selection
 
-__all__ = ["add_hookspecs", "discover", "installed", "records", "rediscover", "select"]
+__all__ = ["discover", "found", "records", "rediscover", "select", "selection"]
 
 GROUP = "moduli"
-SPECS_GROUP = "moduli.hookspecs"
 
-_lock = threading.RLock()
-_extra_specs: list[Any] = []
-_found: list[PluginSet | None] = [None]
+_lock = threading.Lock()  # guards the variables below; nothing is imported while it is held
+found: PluginSet | None = None  # what discover() returns, for the guards to read directly
 _records: list[PluginRecord] = []
-_selection: list[Selection | None] = [None]
+_chosen: str | None = None
+
+
+class _Here(threading.local):
+    meanwhile: PluginSet | None = None  # what is in force while this thread loads the plugins
+
+
+_here = _Here()
 
 
 def select(text: str | None) -> None:
     """Chooses plugins as ``MODULI_PLUGINS`` does, for this program; None goes back to that."""
-    with _lock:
-        _selection[0] = None if text is None else Selection(text)
-        _found[0] = None
+    global _chosen
+    _chosen = text
+    rediscover()
 
 
-def add_hookspecs(module: Any) -> None:
-    """Declares more hooks, for extension packages that other plugins may extend.
-
-    Args:
-      module: a module (or object) with functions marked ``@moduli.hookspec``. A distribution that
-        names the same module under the entry point group ``moduli.hookspecs`` lets plugins
-        implement its hooks whatever is imported first.
-    """
-    with _lock:
-        if module in _extra_specs:
-            return
-        _extra_specs.append(module)
-        current = _found[0]
-        if current is not None and module not in current.specs:
-            current.specs.append(module)
-            current.manager.add_hookspecs(module)
-
-
-def installed(group: str) -> list[Any]:
-    """Returns the entry points of a group, sorted by name and target."""
-    import importlib.metadata
-
-    points = importlib.metadata.entry_points(group=group)
-    unique = {(point.name, point.value): point for point in points}
-    return [unique[key] for key in sorted(unique)]
+def selection() -> Selection:
+    """Returns the choice of plugins that holds now."""
+    return Selection(_chosen)
 
 
 def discover() -> PluginSet:
-    """Returns the set of installed plugins; imports them at the first call."""
-    current = _found[0]
-    if current is not None:
-        return current
-    with _lock:
-        if _found[0] is None:
-            _found[0] = _discover()
-        return _found[0]
+    """Returns the set of installed plugins; imports them at the first call.
+
+    Raises:
+      PluginError: if the choice of plugins names one that is not installed, or, under
+        ``MODULI_STRICT=1``, if a plugin fails.
+    """
+    return found or _discover()
 
 
 def rediscover() -> None:
     """Forgets what was found, so that the next need looks again; for tests and tools."""
+    global found
     with _lock:
-        _found[0] = None
+        found = None
+        specs.forget_installed()
 
 
 def records() -> list[PluginRecord]:
@@ -80,45 +65,36 @@ def records() -> list[PluginRecord]:
 
 
 def _discover() -> PluginSet:
-    from moduli import hookspecs
+    global found, _records
+    if _here.meanwhile is not None:  # a plugin makes modules while it is imported
+        return _here.meanwhile
+    _here.meanwhile = PluginSet([])
+    try:
+        plugins, known = _load_installed()
+    finally:
+        _here.meanwhile = None
+    with _lock:  # two threads may both have loaded them; the first one's set holds
+        if found is None:
+            found, _records = plugins, known
+        plugins, known = found, list(_records)
+    report(known)
+    return plugins
 
+
+def _load_installed() -> tuple[PluginSet, list[PluginRecord]]:
     points = installed(GROUP)
-    selection = _selection[0] or Selection()
-    selection.check(point.name for point in points)
-    _records.clear()
-    for point in installed(SPECS_GROUP):
-        record = _record(point)
-        module = _load(point, record)
-        if record.state == "active":
-            add_hookspecs(module)
-        else:
-            _records.append(record)
-    plugins = []
+    chosen = selection()
+    chosen.check(point.name for point in points)
+    known: list[PluginRecord] = []
+    plugins: list[Plugin] = []
     for point in points:
-        record = _record(point)
-        _records.append(record)
-        if not selection.allows(point.name):
+        record = record_of(point)
+        known.append(record)
+        if not chosen.allows(point.name):
             record.state = "blocked"
             continue
-        plugin = _load(point, record)
+        source = load(point, record)
         if record.state == "active":
-            plugins.append((plugin, record))
-    return PluginSet([hookspecs, *_extra_specs], plugins)  # plugins may have added hooks by now
-
-
-def _record(point: Any) -> PluginRecord:
-    name = version = "unknown"
-    if point.dist is not None:
-        name, version = point.dist.metadata["Name"] or name, point.dist.version or version
-    return PluginRecord(point.name, name, version, point.value)
-
-
-def _load(point: Any, record: PluginRecord) -> Any:
-    start = time.perf_counter()
-    try:
-        return point.load()
-    except Exception as error:
-        quarantine(record, f"to import {point.value!r}", error)
-        return None
-    finally:
-        record.load_ms = (time.perf_counter() - start) * 1000
+            plugins.append(Plugin(source, record))
+    known += specs.declare_for(hook for plugin in plugins for hook in plugin.record.hooks)
+    return PluginSet(plugins), known

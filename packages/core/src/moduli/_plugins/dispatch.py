@@ -1,4 +1,4 @@
-"""Calling hooks: what is active here, first results, collected results, calls of modules.
+"""Calling hooks: what is active here, first results, collected results.
 
 The guards ``instrumented()`` and ``watches_creation()`` are on the path of every module call; they
 cost one context variable and one attribute.
@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moduli import errors
-from moduli._plugins.discovery import discover
-from moduli._plugins.plugin_set import PluginSet
-from moduli._plugins.records import PluginRecord
-from moduli._plugins.replace import Replace
+from moduli._plugins import discovery, specs
+from moduli._plugins.inspection import Plugin
+from moduli._plugins.plugin_set import PluginSet, switch_off
+from moduli._plugins.records import PluginRecord, report, reporting_only
 
 __all__ = [
     "active",
     "call_first",
-    "call_module",
+    "call_implementation",
     "collect",
     "instrumented",
     "module_created",
@@ -32,34 +32,39 @@ __all__ = [
 _overlay: contextvars.ContextVar[PluginSet | None] = contextvars.ContextVar(
     "moduli_plugins", default=None
 )
-_calling = threading.local()
+_here = threading.local()
 _PROVIDERS = {"moduli_sow": ("Module.sow", "debug"), "moduli_perturb": ("Module.perturb", "debug")}
+_MAPPINGS = ("moduli_variable_names", "moduli_mode_attributes")
 
 
 def active() -> PluginSet:
     """Returns the plugins in force here: those of the innermost ``using``, or the installed."""
-    return _overlay.get() or discover()
+    return _overlay.get() or discovery.found or discovery.discover()
 
 
 def instrumented() -> bool:
     """Says whether a plugin wants to see calls of modules."""
-    return (_overlay.get() or discover()).wraps_calls
+    return (_overlay.get() or discovery.found or discovery.discover()).wraps_calls
 
 
 def watches_creation() -> bool:
     """Says whether a plugin wants to see new modules."""
-    return (_overlay.get() or discover()).watches_creation
+    return (_overlay.get() or discovery.found or discovery.discover()).watches_creation
 
 
 @contextlib.contextmanager
 def using(*plugins: Any) -> Iterator[None]:
     """Turns plugins on for a block, in this thread (and context) only.
 
+    They join the plugins that are active already, in order of (phase, name); a plugin that is
+    active already is not added twice. Compiled programs are kept for each plugin *object*, so
+    make a plugin once and use it often.
+
     Args:
       *plugins: modules or objects with ``@moduli.hookimpl`` functions.
 
     Raises:
-      PluginError: if one implements an unknown hook.
+      PluginError: if one implements an unknown hook, or none.
 
     Example:
       >>> import moduli
@@ -71,56 +76,87 @@ def using(*plugins: Any) -> Iterator[None]:
       ...     _ = moduli.List()
       made a List
     """
-    current = active()
-    extra = []
-    for plugin in plugins:
-        known = current.records.get(id(plugin))
-        if known is None:
-            name = getattr(plugin, "__name__", type(plugin).__name__)
-            extra.append((plugin, PluginRecord(name, "", "")))
-    chosen = PluginSet(current.specs, [*current.plugins, *extra]) if extra else current
-    for _, record in extra:
-        if record.state == "quarantined":
-            raise errors.PluginError(f"moduli.using: {record.title} failed {record.cause}")
-    token = _overlay.set(chosen)
+    token = _overlay.set(_extended(active(), plugins))
     try:
         yield
     finally:
         _overlay.reset(token)
 
 
+def _extended(current: PluginSet, sources: tuple[Any, ...]) -> PluginSet:
+    known = {id(plugin.source) for plugin in current.plugins}
+    added: list[Plugin] = []
+    with reporting_only():  # a failure is raised below, strict or not
+        for source in {id(source): source for source in sources}.values():
+            if id(source) not in known:
+                name = getattr(source, "__name__", None) or type(source).__name__
+                added.append(Plugin(source, PluginRecord(name)))
+        if not added:
+            return current
+        failed = specs.declare_for(hook for plugin in added for hook in plugin.record.hooks)
+        extended = PluginSet([*current.plugins, *added])
+    report(failed)
+    for record in (plugin.record for plugin in added):
+        if record.state == "quarantined":
+            raise errors.PluginError(f"moduli.using: {record.title} failed {record.cause}")
+    return extended
+
+
 def collect(hook_name: str, /, **kwargs: Any) -> list[tuple[str, Any]]:
-    """Calls an observing hook and returns (plugin name, result) of every plugin that answers."""
-    plugins = active()
+    """Calls an observing hook and returns (plugin name, result) of every plugin that answers.
+
+    Args:
+      hook_name: the hook.
+      **kwargs: all of its arguments.
+
+    Returns:
+      Pairs of name and result in the order in which plugins run, without results of None. A plugin
+      that raises is switched off and reported.
+
+    Raises:
+      ModuliError: that a plugin raises on purpose.
+      PluginError: under ``MODULI_STRICT=1``, if a plugin fails.
+    """
     results = []
-    for impl, record in plugins.implementations(hook_name):
+    for impl, record in active().implementations(hook_name):
         try:
-            result = _call(impl, kwargs)
+            result = call_implementation(impl, record, hook_name, kwargs)
+            if result is None:
+                continue
+            if hook_name in _MAPPINGS and not isinstance(result, Mapping):
+                raise TypeError(
+                    f"it returned a {type(result).__name__}; return a dict, or None for nothing"
+                )
         except errors.ModuliError:
             raise
         except Exception as error:
-            plugins.drop(record, f"in the hook {hook_name}", error)
+            switch_off(record, f"in the hook {hook_name}", error)
             continue
-        if result is not None:
-            results.append((record.name, result))
+        results.append((record.name, result))
     return results
 
 
 def call_first(hook_name: str, /, **kwargs: Any) -> Any:
     """Calls a value hook until a plugin answers with something other than None.
 
+    Args:
+      hook_name: the hook.
+      **kwargs: all of its arguments.
+
+    Returns:
+      The first answer.
+
     Raises:
-      MissingPluginError: if no plugin answers; the text is the command that installs one.
+      MissingPluginError: if no plugin answers; the text says what to install or to switch on.
+      Exception: what a plugin raises, with a note that names it.
     """
+    asked = []
     for impl, record in active().implementations(hook_name):
-        result = _call_noted(impl, record, hook_name, kwargs)
+        result = call_implementation(impl, record, hook_name, kwargs)
         if result is not None:
             return result
-    feature, extra = _PROVIDERS.get(hook_name, (hook_name, "all"))
-    raise errors.MissingPluginError(
-        f"{feature} needs a plugin that implements the hook {hook_name}: "
-        f'pip install "moduli[{extra}]"'
-    )
+        asked.append(record.name)
+    raise errors.MissingPluginError(_missing(hook_name, asked))
 
 
 def module_created(module: Any) -> None:
@@ -128,66 +164,50 @@ def module_created(module: Any) -> None:
     collect("moduli_module_created", module=module)
 
 
-def call_module(
-    module: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+def call_implementation(
+    impl: Any, record: PluginRecord, hook_name: str, kwargs: Mapping[str, Any]
 ) -> Any:
-    """Calls a module's function between the hooks before and after it.
+    """Calls one plugin's implementation of a hook; an exception gets a note that names it.
 
-    Args:
-      module: the module.
-      function: its class's ``__call__``.
-      args: positional arguments, without the module.
-      kwargs: keyword arguments.
+    An implementation that is running in this thread is not entered again: a plugin that makes
+    modules while it is told of a module, or calls one, does not run into itself.
     """
-    running = _calling.__dict__.setdefault("modules", [])
-    if running and running[-1] is module:  # super().__call__ inside the call
-        return function(module, *args, **kwargs)
-    plugins = active()
-    for impl, record in plugins.implementations("moduli_before_call"):
-        known = {"module": module, "args": args, "kwargs": kwargs}
-        changed = _call_noted(impl, record, "moduli_before_call", known)
-        if changed is not None:
-            args, kwargs = _checked_arguments(changed, record)
-    running.append(module)
+    running = _here.__dict__.setdefault("running", set())
+    key = (id(record), hook_name)
+    if key in running:
+        return None
+    running.add(key)
     try:
-        output = function(module, *args, **kwargs)
-    finally:
-        running.pop()
-    for impl, record in plugins.implementations("moduli_after_call"):
-        known = {"module": module, "args": args, "kwargs": kwargs, "output": output}
-        changed = _call_noted(impl, record, "moduli_after_call", known)
-        if changed is not None:
-            if not isinstance(changed, Replace):
-                raise errors.PluginError(
-                    f"{record.title}: moduli_after_call returned a {type(changed).__name__}; "
-                    "return None, or moduli.Replace(new_output)"
-                )
-            output = changed.value
-    return output
-
-
-def _checked_arguments(
-    changed: Any, record: PluginRecord
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    try:
-        args, kwargs = changed
-        return tuple(args), dict(kwargs)
-    except (TypeError, ValueError):
-        raise errors.PluginError(
-            f"{record.title}: moduli_before_call returned a {type(changed).__name__}; return None, "
-            "or a pair (args, kwargs) of a tuple and a dict"
-        ) from None
-
-
-def _call(impl: Any, kwargs: dict[str, Any]) -> Any:
-    return impl.function(*[kwargs[name] for name in impl.argnames])
-
-
-def _call_noted(impl: Any, record: PluginRecord, hook: str, kwargs: dict[str, Any]) -> Any:
-    try:
-        return _call(impl, kwargs)
+        return impl.function(*[kwargs[name] for name in impl.argnames])
     except Exception as error:
-        note = f"raised in the hook {hook} of {record.title}"
+        note = f"raised in the hook {hook_name} of {record.title}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
+    finally:
+        running.discard(key)
+
+
+def _missing(hook_name: str, asked: list[str]) -> str:
+    feature, extra = _PROVIDERS.get(hook_name, (None, None))
+    if asked:
+        return (
+            f"no plugin answered the hook {hook_name}; asked were {', '.join(asked)}, and all "
+            "returned None"
+        )
+    if extra is None:
+        return (
+            f"no active plugin implements the hook {hook_name}; `python -m moduli plugins` lists "
+            "the plugins that are installed, and their hooks"
+        )
+    message = (
+        f"{feature} needs a plugin that implements the hook {hook_name}: "
+        f'pip install "moduli[{extra}]"'
+    )
+    for record in discovery.records():
+        if record.name == extra and record.state == "blocked":
+            chosen = discovery.selection().source
+            message += f" (the {record.title} is installed, but {chosen} leaves it out)"
+        elif record.name == extra and record.state == "quarantined":
+            message += f" (the {record.title} is installed, but failed {record.cause})"
+    return message

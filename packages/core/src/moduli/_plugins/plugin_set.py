@@ -2,126 +2,180 @@
 
 from __future__ import annotations
 
-import difflib
+import threading
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import pluggy
 
-from moduli import errors
+from moduli._plugins import specs
+from moduli._plugins.inspection import Plugin, check_hooks
 from moduli._plugins.markers import PROJECT
-from moduli._plugins.records import PluginRecord, quarantine
+from moduli._plugins.records import PluginRecord, quarantine, report
 
-__all__ = ["PluginSet"]
+__all__ = ["PluginSet", "add_hookspecs", "switch_off"]
 
-_WRAPPING = ("moduli_before_call", "moduli_after_call")
-_INSTRUMENTING = (*_WRAPPING, "moduli_sow", "moduli_perturb")  # what they do is in the program
-_NOTHING = object()
-_tokens: dict[Any, Any] = {}
+_lock = threading.RLock()
+_sets: weakref.WeakSet[PluginSet] = weakref.WeakSet()
 
 
-def _token(plugins: tuple[Any, ...]) -> Any:
-    """Returns one object for equal tuples of instrumenting plugins; it keys compiled programs."""
+class Token:
+    """Stands for plugins in the keys of compiled programs: one object for one tuple of plugins."""
+
+    __slots__ = ("__weakref__", "plugins")
+
+    def __init__(self, plugins: tuple[Any, ...]):
+        self.plugins = plugins  # alive as long as the token, so that their ids stay theirs
+
+
+_NO_PLUGINS = Token(())
+_tokens: weakref.WeakValueDictionary[tuple[int, ...], Token] = weakref.WeakValueDictionary()
+
+
+def _token(plugins: tuple[Any, ...]) -> Token:
     key = tuple(map(id, plugins))
-    known = _tokens.get(key)
-    if known is None:
-        known = _tokens[key] = (_NOTHING, plugins)  # keeps the plugins alive, so ids stay theirs
-    return key
+    if not key:
+        return _NO_PLUGINS
+    token = _tokens.get(key)
+    if token is None:
+        token = _tokens[key] = Token(plugins)
+    return token
+
+
+class _Manager(pluggy.PluginManager):
+    """A manager of Plugins and Specs, of which is known already what they hold."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return plugin.options.get(name)
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return self.declared.get(name)
+
+    def declare(self, spec: specs.Spec) -> None:
+        self.declared = spec.options
+        self.add_hookspecs(spec.module)
 
 
 class PluginSet:
     """The plugins in force in some context.
 
+    pluggy calls what was registered last first, and ``tryfirst`` and ``trylast`` go before and
+    after all others. Plugins are registered from the last to the first by (phase, name), so that
+    is the order in which they run.
+
     Args:
-      specs: modules that declare hooks.
-      plugins: pairs (plugin, record); they run by (phase, name).
+      plugins: the plugins, in any order; those that are not active stay out.
 
     Attributes:
-      manager: pluggy's plugin manager.
-      hook: its hooks.
+      hook: pluggy's hooks.
       wraps_calls: whether some plugin implements moduli_before_call or moduli_after_call.
       watches_creation: whether some plugin implements moduli_module_created.
-      token: equal for sets with the same instrumenting plugins; part of a program's key.
+      token: one object for all sets with the same plugins in programs; part of a program's key.
     """
 
-    def __init__(self, specs: Iterable[Any], plugins: Iterable[tuple[Any, PluginRecord]]):
-        self.specs = list(specs)
-        self.manager = pluggy.PluginManager(PROJECT)
-        for spec in self.specs:
-            self.manager.add_hookspecs(spec)
-        self.records: dict[int, PluginRecord] = {}
-        self.plugins: list[tuple[Any, PluginRecord]] = []
-        ordered = sorted(plugins, key=lambda item: (_phase(item[0]), item[1].name))
-        for plugin, record in reversed(ordered):  # pluggy runs the last registered first
-            if record.state == "active":
-                self._register(plugin, record)
-        self.plugins.reverse()
-        self.hook = self.manager.hook
-        self.refresh()
+    hook: Any
+    wraps_calls: bool
+    watches_creation: bool
+    token: Token
 
-    def _register(self, plugin: Any, record: PluginRecord) -> None:
-        record.phase = _phase(plugin)
-        try:
-            self.manager.register(plugin, name=f"{record.name}#{id(plugin)}")
-            self._check_names(plugin, record)
-        except Exception as error:
-            if self.manager.is_registered(plugin):
-                self.manager.unregister(plugin)
-            quarantine(record, "to register", error)
-            return
-        record.hooks = tuple(sorted(c.name for c in self.manager.get_hookcallers(plugin) or ()))
-        self.records[id(plugin)] = record
-        self.plugins.append((plugin, record))
+    def __init__(self, plugins: Iterable[Plugin]):
+        self.plugins = sorted(plugins, key=lambda p: (p.record.phase, p.record.name))
+        with _lock:
+            self.rebuild()
+            _sets.add(self)
 
-    def _check_names(self, plugin: Any, record: PluginRecord) -> None:
-        """Raises for a misspelt hook: an implementation of a ``moduli_`` hook nobody declares."""
-        known = set(self.hook_names())
-        for caller in self.manager.get_hookcallers(plugin) or ():
-            name = caller.name
-            mine = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
-            if caller.has_spec() or any(impl.optionalhook for impl in mine):
+    def rebuild(self) -> None:
+        """Registers the active plugins with the hooks that are declared now."""
+        known = specs.hook_names()
+        manager = _Manager(PROJECT)
+        for spec in specs.specs():
+            manager.declare(spec)
+        for plugin in reversed(self.plugins):
+            record = plugin.record
+            if record.state != "active":
                 continue
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known hooks: {sorted(known)}"
-            raise errors.PluginError(
-                f"it implements {name!r}, which is no hook; {hint} (mark it "
-                "@moduli.hookimpl(optionalhook=True) if another package declares it)"
+            try:
+                check_hooks(plugin, known, in_block=not record.distribution)
+                taken = manager.has_plugin(record.name)
+                manager.register(plugin, f"{record.name} ({id(plugin)})" if taken else record.name)
+            except Exception as error:
+                quarantine(record, "to register", error)
+        self.hook = manager.hook
+        self._implementations = {
+            name: tuple(
+                (impl, impl.plugin.record)
+                for impl in reversed(getattr(manager.hook, name).get_hookimpls())
             )
-
-    def hook_names(self) -> list[str]:
-        """Returns the declared hooks, in the order in which they were declared."""
-        callers = vars(self.manager.hook).values()
-        return [c.name for c in callers if isinstance(c, pluggy.HookCaller) and c.has_spec()]
-
-    def refresh(self) -> None:
-        """Works out what calls need to know, after plugins have come or gone."""
-        self.wraps_calls = any(map(self._implementations, _WRAPPING))
-        self.watches_creation = bool(self._implementations("moduli_module_created"))
-        instrumenting = tuple(
-            plugin
-            for plugin, record in self.plugins
-            if record.state == "active" and any(hook in record.hooks for hook in _INSTRUMENTING)
+            for name in {*known, *vars(manager.hook)}
+            if not name.startswith("_")
+        }
+        in_programs = specs.in_programs()
+        self.token = _token(
+            tuple(
+                plugin.source
+                for plugin in self.plugins
+                if plugin.record.state == "active" and in_programs.intersection(plugin.record.hooks)
+            )
         )
-        self.token = _token(instrumenting)
+        self.watches_creation = bool(self.implementations("moduli_module_created"))
+        self.wraps_calls = bool(
+            self.implementations("moduli_before_call") or self.implementations("moduli_after_call")
+        )
 
-    def _implementations(self, hook: str) -> list[Any]:
-        caller = getattr(self.manager.hook, hook, None)
-        return [] if caller is None else list(reversed(caller.get_hookimpls()))
-
-    def implementations(self, hook: str) -> list[tuple[Any, PluginRecord]]:
+    def implementations(self, hook: str) -> tuple[tuple[Any, PluginRecord], ...]:
         """Returns (implementation, record) of a hook, in the order in which they run."""
-        return [(impl, self.records[id(impl.plugin)]) for impl in self._implementations(hook)]
-
-    def drop(self, record: PluginRecord, doing: str, error: BaseException) -> None:
-        """Quarantines a plugin and takes it out of this set."""
-        quarantine(record, doing, error)
-        for plugin, known in self.plugins:
-            if known is record and self.manager.is_registered(plugin):
-                self.manager.unregister(plugin)
-        self.plugins = [item for item in self.plugins if item[1] is not record]
-        self.refresh()
+        return self._implementations.get(hook, ())
 
 
-def _phase(plugin: Any) -> int:
-    phase = getattr(plugin, "moduli_phase", 0)
-    return phase if isinstance(phase, int) else 0
+def switch_off(record: PluginRecord, doing: str, error: BaseException) -> None:
+    """Quarantines a plugin that failed in a hook, takes it out of every set, and reports it.
+
+    Raises:
+      PluginError: under ``MODULI_STRICT=1``.
+    """
+    quarantine(record, doing, error)
+    _rebuild_where(lambda plugins: any(plugin.record is record for plugin in plugins.plugins))
+    report([record])
+
+
+def add_hookspecs(module: Any) -> None:
+    """Declares more hooks, for extension packages that other plugins may extend.
+
+    Args:
+      module: a module (or object) with functions marked ``@moduli.hookspec``. A distribution that
+        names the same module under the entry point group ``moduli.hookspecs`` lets plugins
+        implement its hooks whatever is imported first. A tuple ``IN_PROGRAMS`` in the module lists
+        those of its hooks whose work becomes part of compiled programs, so that switching a plugin
+        that implements them compiles again.
+
+    Raises:
+      PluginError: if the module declares no hook, or one that is declared already.
+
+    Example:
+      >>> import moduli
+      >>> from moduli import plugins
+      >>> class Hooks:
+      ...     @staticmethod
+      ...     @moduli.hookspec
+      ...     def moduli_example_greeting(name: str) -> str:
+      ...         "Greets someone."
+      >>> plugins.add_hookspecs(Hooks)
+      >>> class Polite:
+      ...     @moduli.hookimpl
+      ...     def moduli_example_greeting(self, name):
+      ...         return f"Good morning, {name}"
+      >>> with moduli.using(Polite()):
+      ...     plugins.collect("moduli_example_greeting", name="Ada")
+      [('Polite', 'Good morning, Ada')]
+    """
+    if specs.declare(module):
+        _rebuild_where(lambda plugins: True)
+        report(plugin.record for plugins in list(_sets) for plugin in plugins.plugins)
+
+
+def _rebuild_where(concerned: Any) -> None:
+    with _lock:
+        for plugins in list(_sets):
+            if concerned(plugins):
+                plugins.rebuild()

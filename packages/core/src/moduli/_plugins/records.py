@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 
 from moduli import errors
 
-__all__ = ["PluginRecord", "PluginWarning", "is_strict", "quarantine"]
+__all__ = ["PluginRecord", "PluginWarning", "quarantine", "report", "reporting_only"]
+
+_reporting_only: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "moduli_reporting_only", default=False
+)
 
 
 class PluginWarning(UserWarning):
     """A plugin did not load, or failed and was switched off."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class PluginRecord:
     """One plugin that an installed distribution declares, or that a program passed to ``using``.
 
@@ -29,17 +36,19 @@ class PluginRecord:
       phase: its ``moduli_phase``.
       load_ms: milliseconds that its import took.
       cause: why it is quarantined.
+      reported: whether a warning has said so.
     """
 
     name: str
-    distribution: str
-    version: str
+    distribution: str = ""
+    version: str = ""
     target: str = ""
     state: str = "active"
     hooks: tuple[str, ...] = ()
     phase: int = 0
     load_ms: float = 0.0
     cause: str = ""
+    reported: bool = False
 
     @property
     def title(self) -> str:
@@ -48,13 +57,8 @@ class PluginRecord:
         return f"plugin {self.name!r} of {where}" if where else f"plugin {self.name!r}"
 
 
-def is_strict() -> bool:
-    """Says whether ``MODULI_STRICT`` makes failures of plugins fatal."""
-    return os.environ.get("MODULI_STRICT", "").lower() not in ("", "0", "false", "no")
-
-
 def quarantine(record: PluginRecord, doing: str, cause: BaseException) -> None:
-    """Switches a plugin off and reports it once; raises instead under ``MODULI_STRICT=1``.
+    """Switches a plugin off; raises instead under ``MODULI_STRICT=1``.
 
     Args:
       record: the plugin.
@@ -67,11 +71,39 @@ def quarantine(record: PluginRecord, doing: str, cause: BaseException) -> None:
     if record.state == "quarantined":
         return
     record.state = "quarantined"
-    record.cause = " ".join(f"{doing}: {type(cause).__name__}: {cause}".split())
-    message = (
-        f"{record.title} failed {record.cause}. It is switched off; the rest goes on. "
-        f"MODULI_STRICT=1 makes this an error, MODULI_PLUGINS=-{record.name} leaves the plugin out"
-    )
-    if is_strict():
-        raise errors.PluginError(message) from cause
-    warnings.warn(message, PluginWarning, stacklevel=4)
+    kind = "" if isinstance(cause, errors.PluginError) else f"{type(cause).__name__}: "
+    record.cause = " ".join(f"{doing}: {kind}{cause}".split())
+    if _is_strict():
+        record.reported = True
+        raise errors.PluginError(f"{record.title} failed {record.cause}") from cause
+
+
+def report(records: Iterable[PluginRecord]) -> None:
+    """Warns of each plugin that was switched off, once."""
+    for record in records:
+        if record.state != "quarantined" or record.reported or _reporting_only.get():
+            continue
+        record.reported = True
+        message = (
+            f"{record.title} failed {record.cause}. It is switched off; the rest goes on. "
+            "MODULI_STRICT=1 makes this an error"
+        )
+        if record.distribution:
+            message += f", MODULI_PLUGINS=-{record.name} leaves the plugin out"
+        warnings.warn(message, PluginWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def reporting_only() -> Iterator[None]:
+    """Neither warns nor raises of failing plugins in a block, for a tool that lists them itself."""
+    token = _reporting_only.set(True)
+    try:
+        yield
+    finally:
+        _reporting_only.reset(token)
+
+
+def _is_strict() -> bool:
+    if _reporting_only.get():
+        return False
+    return os.environ.get("MODULI_STRICT", "").lower() not in ("", "0", "false", "no")

@@ -27,9 +27,12 @@ class Selection:
     """
 
     def __init__(self, text: str | None = None):
-        text = os.environ.get("MODULI_PLUGINS", "") if text is None else text
+        if text is None:
+            text = os.environ.get("MODULI_PLUGINS", "")
+            self.source = f"MODULI_PLUGINS={text!r}"
+        else:
+            self.source = f"the choice of plugins {text!r}"
         names = [part.strip() for part in text.split(",") if part.strip()]
-        self.text = text
         self.excluded = {name[1:] for name in names if name.startswith("-")}
         self.included = {name for name in names if not name.startswith("-")}
         self.none = "none" in self.included
@@ -47,12 +50,15 @@ class Selection:
         Raises:
           PluginError: with near misses.
         """
-        known = sorted(known)
+        known = sorted(set(known))
         for name in sorted(self.included | self.excluded):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"installed: {known}"
+                hint = (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else f"installed are {', '.join(known) or 'none'}"
+                )
                 raise errors.PluginError(
-                    f"MODULI_PLUGINS={self.text!r} names the plugin {name!r}, which is not "
-                    f"installed; {hint}"
+                    f"{self.source} names the plugin {name!r}, which is not installed; {hint}"
                 )

@@ -1,0 +1,83 @@
+"""A module's call between the hooks before and after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from moduli import errors
+from moduli._plugins.dispatch import active, call_implementation
+from moduli._plugins.records import PluginRecord
+from moduli._plugins.replace import Replace
+
+__all__ = ["call_module"]
+
+_here = threading.local()
+
+
+def call_module(
+    module: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Calls a module's function between the hooks before and after it.
+
+    Args:
+      module: the module.
+      function: the ``__call__`` of its class, or of a base class when called through ``super()``.
+      args: positional arguments, without the module.
+      kwargs: keyword arguments.
+
+    Returns:
+      The output, after the hooks.
+
+    Raises:
+      PluginError: if a hook returns something other than it may.
+      Exception: what the function or a hook raises; in a hook, with a note that names the plugin.
+    """
+    running = _here.__dict__.setdefault("modules", [])
+    if running and running[-1] is module and function is not _own_function(module):
+        return function(module, *args, **kwargs)  # super().__call__ is part of the call around it
+    plugins = active()
+    for impl, record in plugins.implementations("moduli_before_call"):
+        known = {"module": module, "args": args, "kwargs": kwargs}
+        changed = call_implementation(impl, record, "moduli_before_call", known)
+        if changed is not None:
+            args, kwargs = _checked_arguments(changed, record)
+    running.append(module)
+    try:
+        output = function(module, *args, **kwargs)
+    finally:
+        running.pop()
+    for impl, record in plugins.implementations("moduli_after_call"):
+        known = {"module": module, "args": args, "kwargs": kwargs, "output": output}
+        changed = call_implementation(impl, record, "moduli_after_call", known)
+        if changed is not None:
+            output = _checked_output(changed, record)
+    return output
+
+
+def _own_function(module: Any) -> Any:
+    call = type(module).__call__
+    return getattr(call, "_moduli_function", call)
+
+
+def _checked_arguments(
+    changed: Any, record: PluginRecord
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(changed, (tuple, list)) and len(changed) == 2:
+        args, kwargs = changed
+        if isinstance(args, (tuple, list)) and isinstance(kwargs, dict):
+            return tuple(args), kwargs
+    raise errors.PluginError(
+        f"{record.title}: moduli_before_call returned a {type(changed).__name__}; return None, "
+        "or a pair (args, kwargs) of a tuple and a dict"
+    )
+
+
+def _checked_output(changed: Any, record: PluginRecord) -> Any:
+    if isinstance(changed, Replace):
+        return changed.value
+    raise errors.PluginError(
+        f"{record.title}: moduli_after_call returned a {type(changed).__name__}; return None, "
+        "or moduli.Replace(new_output)"
+    )

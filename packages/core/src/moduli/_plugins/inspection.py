@@ -1,0 +1,128 @@
+"""What a plugin implements: reads an object or a module once, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+import pluggy
+
+from moduli import errors
+from moduli._plugins.markers import PROJECT
+from moduli._plugins.records import PluginRecord, quarantine
+
+__all__ = ["Plugin", "check_hooks"]
+
+_parser = pluggy.PluginManager(PROJECT)  # only reads marks; nothing is registered with it
+
+
+class Plugin:
+    """A plugin object, its record, and its hook functions, as they are registered with pluggy.
+
+    pluggy compares plugins with ``==`` and reads every attribute at each registration; this stands
+    in for the object, is equal to nothing but itself, and lists no attributes but hooks.
+
+    Args:
+      source: a module or an object with functions marked ``@moduli.hookimpl``.
+      record: where it comes from; gets the hooks and the phase.
+
+    Attributes:
+      options: pluggy's options of each function, by the attribute that holds it.
+      unmarked: its functions that are named like hooks and have no mark.
+    """
+
+    def __init__(self, source: Any, record: PluginRecord):
+        self.source = source
+        self.record = record
+        self.options: dict[str, Any] = {}
+        self.unmarked: list[str] = []
+        try:
+            for name in dir(source):
+                if not name.startswith("__"):
+                    self._read(name)
+            record.hooks = tuple(sorted(o["specname"] for o in self.options.values()))
+            record.phase = _phase(source)
+        except Exception as error:
+            quarantine(record, "to register", error)
+
+    def _read(self, name: str) -> None:
+        options = _marks(self.source, name)
+        if options is not None:
+            _check_bound(self.source, name)
+            key = f"hook {name}"  # no attribute of this class is named so
+            self.options[key] = {**options, "specname": options["specname"] or name}
+            setattr(self, key, getattr(self.source, name))
+        elif name.startswith("moduli_") and _is_unmarked(self.source, name):
+            self.unmarked.append(name)
+
+    def __dir__(self) -> list[str]:
+        return list(self.options)
+
+
+def check_hooks(plugin: Plugin, known: Collection[str], *, in_block: bool = False) -> None:
+    """Raises for what pluggy would accept in silence.
+
+    Args:
+      plugin: the plugin.
+      known: the names of all declared hooks.
+      in_block: whether the program itself turns the plugin on, so that it should have hooks.
+
+    Raises:
+      PluginError: for a misspelt hook, a hook without its mark, a wrapper, or no hooks at all.
+    """
+    for options in plugin.options.values():
+        hook = options["specname"]
+        if hook not in known and not options["optionalhook"]:
+            raise errors.PluginError(
+                f"it implements {hook!r}, which is no hook; {_near(hook, known)} (mark it "
+                "@moduli.hookimpl(optionalhook=True) if a package that may be missing declares it)"
+            )
+        if options["wrapper"] or options["hookwrapper"]:
+            raise errors.PluginError(
+                f"its {hook!r} is a wrapper, which moduli's hooks do not have: implement "
+                "moduli_before_call and moduli_after_call, or a hook of an earlier moduli_phase"
+            )
+    for name in plugin.unmarked:
+        if name in known:
+            raise errors.PluginError(f"its function {name!r} is not marked @moduli.hookimpl")
+    if in_block and not plugin.options:
+        raise errors.PluginError(
+            "it implements no hook; mark its functions with @moduli.hookimpl (the hooks are "
+            "listed in moduli.hookspecs)"
+        )
+
+
+def _marks(source: Any, name: str) -> Any:
+    options = _parser.parse_hookimpl_opts(source, name)
+    static = inspect.getattr_static(source, name, None)
+    if options is None and isinstance(static, (staticmethod, classmethod)):
+        return getattr(static, f"{PROJECT}_impl", None)  # pluggy < 1.7 sees only marks inside
+    return options
+
+
+def _check_bound(source: Any, name: str) -> None:
+    if inspect.isclass(source) and inspect.isfunction(inspect.getattr_static(source, name)):
+        raise errors.PluginError(
+            f"it is a class, and its {name!r} needs an object: use an instance, "
+            f"{source.__name__}(), or make the function a staticmethod"
+        )
+
+
+def _is_unmarked(source: Any, name: str) -> bool:
+    function = inspect.getattr_static(source, name)
+    is_spec = _parser.parse_hookspec_opts(source, name) is not None  # imported from a spec file
+    return inspect.isroutine(function) and not is_spec
+
+
+def _phase(source: Any) -> int:
+    phase = getattr(source, "moduli_phase", 0)
+    if isinstance(phase, bool) or not isinstance(phase, int):
+        raise errors.PluginError(f"its moduli_phase is {phase!r}; it must be an int")
+    return phase
+
+
+def _near(hook: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(hook, sorted(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known hooks: {', '.join(sorted(known))}"
