@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 import moduli
 
@@ -21,7 +22,7 @@ class _Ranges:
 
     @moduli.hookimpl
     def moduli_after_call(self, module: moduli.Module, output: Any) -> None:
-        if not isinstance(output, jax.Array) or isinstance(output, jax.core.Tracer):
+        if not isinstance(output, jax.Array) or isinstance(output, Tracer):
             return  # inside a trace there are no numbers to look at
         low, high = float(output.min()), float(output.max())
         name = type(module).__name__
