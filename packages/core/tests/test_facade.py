@@ -127,6 +127,19 @@ def test_import_moduli_imports_no_plugin_and_reads_no_entry_point(tmp_path):
     assert run(code, tmp_path).strip() == "ok"
 
 
+def test_import_moduli_brings_itself_and_the_standard_library_beyond_what_it_needs():
+    code = (
+        "import sys, jax, numpy, pluggy\n"
+        "before = set(sys.modules)\n"
+        "import moduli\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - sys.stdlib_module_names - {'jax'}))\n"
+        "print([n for n in ('moduli.hookspecs', 'moduli.testing', 'moduli._facade', 'moduli._cli')"
+        " if n in sys.modules])\n"
+    )
+    assert run(code).splitlines() == ["['moduli']", "[]"]
+
+
 def test_what_core_knows_of_the_extensions_is_what_they_declare():
     script = ROOT / "tools" / "sync_names.py"
     done = subprocess.run([sys.executable, str(script), "--check"], check=False)
