@@ -140,6 +140,15 @@ def test_import_moduli_brings_itself_and_the_standard_library_beyond_what_it_nee
     assert run(code).splitlines() == ["['moduli']", "[]"]
 
 
+def test_public_objects_say_their_public_path():
+    import pickle
+
+    for value in (nnx.Param, nnx.Module, nnx.List, nnx.State, nnx.Rngs, nnx.split, nnx.jit):
+        assert value.__module__ == "moduli"
+        assert pickle.loads(pickle.dumps(value)) is value
+    assert repr(nnx.Param) == "<class 'moduli.Param'>"
+
+
 def test_what_core_knows_of_the_extensions_is_what_they_declare():
     script = ROOT / "tools" / "sync_names.py"
     done = subprocess.run([sys.executable, str(script), "--check"], check=False)

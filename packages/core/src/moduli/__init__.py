@@ -47,6 +47,7 @@ from moduli._plugins import Replace as Replace
 from moduli._plugins import hookimpl as hookimpl
 from moduli._plugins import hookspec as hookspec
 from moduli._plugins import using as using
+from moduli._public import claim_public_names
 from moduli._pytree import Pytree as Pytree
 from moduli._pytree import data as data
 from moduli._pytree import dataclass as dataclass
@@ -84,6 +85,9 @@ from moduli._variable_names import variable_type_from_name as variable_type_from
 __version__ = "0.1.0"
 
 Object = Pytree
+
+claim_public_names(globals())
+del claim_public_names
 
 if _TYPE_CHECKING:
     from moduli._extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
