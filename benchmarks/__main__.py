@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--depth", type=int, nargs="+", default=[3, 20, 100])
     parser.add_argument("--rounds", type=int, default=21, help="turns of every peer")
     parser.add_argument("--budget", type=float, default=0.05, help="seconds of one turn")
+    parser.add_argument("--calls", type=int, help="calls in one turn, in place of the budget")
     parser.add_argument("--only", nargs="+", default=[], choices=list(PEERS), metavar="PEER")
     parser.add_argument("--no-operations", action="store_true", help="leave out split, merge, ...")
     parser.add_argument("--json", type=pathlib.Path, help="write all numbers to this file")
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         depths=options.depth,
         rounds=options.rounds,
         budget_s=options.budget,
+        repeats=options.calls,
         only=options.only,
         operations=not options.no_operations,
     )

@@ -1,4 +1,9 @@
-"""Timing side by side: every round runs every peer, so that noise meets all of them alike."""
+"""Timing side by side: every round runs every peer, so that noise meets all of them alike.
+
+On a shared machine the time of a call changes by a factor of two from one second to the next. So a
+ratio is taken within a round, where peers follow each other closely, and the median over the rounds
+is reported. The order rotates, so that nobody always comes after the same other one.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +15,47 @@ from typing import Any
 
 import jax
 
+MOST_CALLS = 1000
+
 
 def round_robin(
-    calls: Mapping[str, Callable[[], Any]], *, rounds: int, budget_s: float
-) -> dict[str, float]:
-    """Returns the median time of one call, in microseconds, for each name.
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    budget_s: float,
+    repeats: int | None = None,
+) -> dict[str, list[float]]:
+    """Returns for each name the time of one call in each round, in microseconds.
 
     Args:
-      calls: what to measure; each is called once before, to compile.
+      calls: what to measure; each is called four times before, to compile and to settle.
       rounds: how often every one of them has its turn.
       budget_s: about how long one turn takes, in seconds.
+      repeats: calls in one turn, in place of what the budget allows.
     """
-    repeats = {}
+    counts = {}
     for name, call in calls.items():
         jax.block_until_ready(_arrays(call()))
         once = min(_time(call, 1) for _ in range(3))
-        repeats[name] = max(1, min(200, int(budget_s / max(once, 1e-7))))
+        counts[name] = repeats or max(1, min(MOST_CALLS, int(budget_s / max(once, 1e-7))))
     times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     gc.collect()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_time(call, repeats[name]) / repeats[name] * 1e6)
-    return {name: statistics.median(values) for name, values in times.items()}
+    for number in range(rounds):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            times[name].append(_time(calls[name], counts[name]) / counts[name] * 1e6)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> float:
+    """Returns the median over the rounds of one's time divided by the other's."""
+    return statistics.median(ratios(times, name, reference))
+
+
+def ratios(times: Mapping[str, list[float]], name: str, reference: str) -> list[float]:
+    """Returns one's time divided by the other's, for each round."""
+    return [a / b for a, b in zip(times[name], times[reference], strict=True)]
 
 
 def _time(call: Callable[[], Any], repeats: int) -> float:

@@ -1,28 +1,53 @@
-"""One file a peer. Each has ``forward(depth)`` and ``train_step(depth)``.
+"""One file a peer. Each has ``forward(depth)`` and ``train_step(depth)``, which return a Job.
 
-Both return a function without arguments that makes one jitted call and keeps all state (statistics,
-parameters, optimizer state) for the next one, as a training loop would. ``forward`` returns the
-outputs, ``train_step`` the loss.
+A Job's call keeps all state (statistics, parameters, optimizer state) for the next one, as a
+training loop would.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.util
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 PEERS = {
     "raw jax.jit": "raw",
+    "raw again": "raw",
     "moduli.jit": "moduli_jit",
     "equinox.filter_jit": "equinox_jit",
     "flax.nnx split/merge": "flax_split",
     "flax.nnx.jit": "flax_jit",
 }
-"""Name in the report -> module in this folder; the first is what the others are compared with."""
+"""Name in the report -> module in this folder; the first is what the others are compared with.
+
+The second is the first once more: how far its ratio is from 1 is how much the machine's noise moves
+the others.
+"""
+
+LIBRARIES = {"equinox_jit": "equinox", "flax_split": "flax", "flax_jit": "flax"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is measured, and how to see that it did its work.
+
+    Attributes:
+      call: makes one jitted call; returns the outputs, or for a train step the loss.
+      weights: returns what the calls so far left behind: for each block its kernel and its running
+        mean and variance.
+    """
+
+    call: Callable[[], Any]
+    weights: Callable[[], list[tuple[Any, Any, Any]]]
 
 
 def load(name: str) -> ModuleType | None:
     """Imports a peer, or returns None if its library is not installed."""
-    try:
-        return importlib.import_module(f"benchmarks.peers.{PEERS[name]}")
-    except ImportError:
+    module = PEERS[name]
+    library = LIBRARIES.get(module)
+    if library is not None and importlib.util.find_spec(library) is None:
         return None
+    return importlib.import_module(f"benchmarks.peers.{module}")

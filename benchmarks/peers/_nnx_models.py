@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import problem
+from benchmarks.peers import Job
 
 
 def build(nnx: Any, depth: int) -> Any:
@@ -51,14 +51,22 @@ def loss(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return problem.loss(model(x), y)
 
 
-def forward(nnx: Any, depth: int) -> Callable[[], Any]:
+def weights(model: Any) -> list[tuple[Any, Any, Any]]:
+    """See :class:`benchmarks.peers.Job`."""
+    return [
+        (linear.kernel[...], norm.mean[...], norm.var[...])
+        for linear, norm in zip(model.linears, model.norms, strict=True)
+    ]
+
+
+def forward(nnx: Any, depth: int) -> Job:
     """The jitted forward pass, as the library's users write it; see :mod:`benchmarks.peers`."""
     model, (x, _) = build(nnx, depth), problem.data()
     jitted = nnx.jit(lambda model, x: model(x))
-    return lambda: jitted(model, x)
+    return Job(lambda: jitted(model, x), lambda: weights(model))
 
 
-def train_step(nnx: Any, depth: int) -> Callable[[], Any]:
+def train_step(nnx: Any, depth: int) -> Job:
     """The train step, as the library's users write it; see :mod:`benchmarks.peers`."""
     model, (x, y) = build(nnx, depth), problem.data()
     optimizer = nnx.Optimizer(model, optax.adam(problem.LEARNING_RATE), wrt=nnx.Param)
@@ -69,4 +77,4 @@ def train_step(nnx: Any, depth: int) -> Callable[[], Any]:
         optimizer.update(model, grads)
         return value
 
-    return lambda: step(model, optimizer, x, y)
+    return Job(lambda: step(model, optimizer, x, y), lambda: weights(model))

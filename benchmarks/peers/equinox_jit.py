@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import problem
+from benchmarks.peers import Job
 
 
 class Block(eqx.Module):
@@ -45,7 +45,11 @@ def _init(depth: int) -> tuple[Model, Any]:
     return Model([Block(*values[:4]) for values in made]), [values[4:] for values in made]
 
 
-def forward(depth: int) -> Callable[[], Any]:
+def _weights(model: Model, stats: Any) -> list[tuple[Any, Any, Any]]:
+    return [(block.kernel, *s) for block, s in zip(model.blocks, stats, strict=True)]
+
+
+def forward(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
     (model, stats), (x, _) = _init(depth), problem.data()
     jitted = eqx.filter_jit(lambda model, stats, x: model(x, stats))
@@ -55,10 +59,10 @@ def forward(depth: int) -> Callable[[], Any]:
         y, stats = jitted(model, stats, x)
         return y
 
-    return call
+    return Job(call, lambda: _weights(model, stats))
 
 
-def train_step(depth: int) -> Callable[[], Any]:
+def train_step(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
     (model, stats), (x, y) = _init(depth), problem.data()
     tx = optax.adam(problem.LEARNING_RATE)
@@ -79,4 +83,4 @@ def train_step(depth: int) -> Callable[[], Any]:
         model, stats, opt_state, value = step(model, stats, opt_state, x, y)
         return value
 
-    return call
+    return Job(call, lambda: _weights(model, stats))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +9,10 @@ import optax
 from flax import nnx
 
 from benchmarks import problem
-from benchmarks.peers import _nnx_models
+from benchmarks.peers import Job, _nnx_models
 
 
-def forward(depth: int) -> Callable[[], Any]:
+def forward(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
     model, (x, _) = _nnx_models.build(nnx, depth), problem.data()
 
@@ -30,10 +29,10 @@ def forward(depth: int) -> Callable[[], Any]:
         y, state = jitted(graphdef, state, x)
         return y
 
-    return call
+    return Job(call, lambda: _nnx_models.weights(nnx.merge(graphdef, state)))
 
 
-def train_step(depth: int) -> Callable[[], Any]:
+def train_step(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
     model, (x, y) = _nnx_models.build(nnx, depth), problem.data()
     optimizer = nnx.Optimizer(model, optax.adam(problem.LEARNING_RATE), wrt=nnx.Param)
@@ -52,4 +51,4 @@ def train_step(depth: int) -> Callable[[], Any]:
         value, state = step(graphdef, state, x, y)
         return value
 
-    return call
+    return Job(call, lambda: _nnx_models.weights(nnx.merge(graphdef, state)[0]))

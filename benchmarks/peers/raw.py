@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import problem
+from benchmarks.peers import Job
 
 
 def _init(depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -32,7 +32,11 @@ def _apply(params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     return x, new
 
 
-def forward(depth: int) -> Callable[[], Any]:
+def _weights(params: Any, stats: Any) -> list[tuple[Any, Any, Any]]:
+    return [(p["kernel"], s["mean"], s["var"]) for p, s in zip(params, stats, strict=True)]
+
+
+def forward(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
     (params, stats), (x, _) = _init(depth), problem.data()
     jitted = jax.jit(_apply)
@@ -42,10 +46,10 @@ def forward(depth: int) -> Callable[[], Any]:
         y, stats = jitted(params, stats, x)
         return y
 
-    return call
+    return Job(call, lambda: _weights(params, stats))
 
 
-def train_step(depth: int) -> Callable[[], Any]:
+def train_step(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
     (params, stats), (x, y) = _init(depth), problem.data()
     tx = optax.adam(problem.LEARNING_RATE)
@@ -66,4 +70,4 @@ def train_step(depth: int) -> Callable[[], Any]:
         params, stats, opt_state, value = step(params, stats, opt_state, x, y)
         return value
 
-    return call
+    return Job(call, lambda: _weights(params, stats))
