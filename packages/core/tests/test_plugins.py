@@ -86,6 +86,25 @@ def test_a_plugin_names_a_kind_of_variable(distribution):
     assert nnx.variable_name_from_type(kinds_plugin.Ema) == "ema_params"
 
 
+def test_names_of_a_plugin_hold_while_it_is_on():
+    class Ours(nnx.Variable):
+        pass
+
+    class Theirs(nnx.Variable):
+        pass
+
+    for kind in (Ours, Theirs):
+        with nnx.using(plugin("names", moduli_variable_names=lambda kind=kind: {"mine": kind})):
+            assert nnx.variable_type_from_name("mine") is kind
+    with pytest.raises(errors.PathError, match="mine"):
+        nnx.variable_type_from_name("mine")
+    clash = plugin("clash", moduli_variable_names=lambda: {"params": Ours})
+    with nnx.using(clash):
+        for _ in range(2):  # every time, not only at the first look
+            with pytest.raises(errors.NameClashError, match=r"'clash'.*'params'.*Param"):
+                nnx.variable_type_from_name("params")
+
+
 # -- choosing --------------------------------------------------------------------------------------
 
 

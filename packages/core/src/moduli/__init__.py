@@ -5,7 +5,7 @@ name that an installed extension package declares: ``nnx.Linear`` from moduli-la
 ``nnx.Optimizer`` from moduli-train, and so on.
 """
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 from moduli import errors as errors
@@ -89,7 +89,7 @@ Object = Pytree
 claim_public_names(globals())
 del claim_public_names
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from moduli._extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
 else:
 
@@ -105,4 +105,4 @@ else:
     def __dir__() -> list[str]:
         from moduli import _facade
 
-        return sorted({*globals(), *_facade.names()} - {"_TYPE_CHECKING", "_Any"})
+        return sorted({*globals(), *_facade.names()} - {"TYPE_CHECKING", "_Any"})

@@ -9,15 +9,26 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-try:  # jax >= 0.10
-    from jax.extend.core import get_opaque_trace_state as _get_trace_state  # type: ignore
-except ImportError:  # jax 0.9
-    from jax.core import get_opaque_trace_state as _get_trace_state  # type: ignore
-
 __all__ = ["PyTreeDef", "Tracer", "is_key_array", "trace_state"]
 
-trace_state: Callable[[], Any] = _get_trace_state
-"""Returns a token that is equal only while the same JAX trace is the innermost one."""
+_get_trace_state: Callable[[], Any] | None = None
+
+
+def trace_state() -> Any:
+    """Returns a token that is equal only while the same JAX trace is the innermost one."""
+    return (_get_trace_state or _find_trace_state())()
+
+
+def _find_trace_state() -> Callable[[], Any]:
+    """Imports it at the first need: ``jax.extend`` brings Pallas, which ``import jax`` does not."""
+    global _get_trace_state
+    try:  # jax >= 0.10
+        from jax.extend.core import get_opaque_trace_state  # type: ignore
+    except ImportError:  # jax 0.9
+        from jax.core import get_opaque_trace_state  # type: ignore
+    _get_trace_state = get_opaque_trace_state
+    return get_opaque_trace_state
+
 
 PyTreeDef = jax.tree_util.PyTreeDef
 

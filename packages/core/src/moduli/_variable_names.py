@@ -36,24 +36,27 @@ _types: dict[str, type[Variable[Any]]] = {
     "rng_keys": RngKey,
     "rng_counts": RngCount,
 }
-_plugins_asked: list[Any] = [None]
+_of_plugins: tuple[Any, dict[str, type[Variable[Any]]]] = (None, {})  # the plugin set, its names
 
 
-def _load_plugin_names() -> None:
+def _known_types() -> dict[str, type[Variable[Any]]]:
+    """Returns the registered names, and those of the plugins in force here."""
+    global _of_plugins
     from moduli import _plugins
 
     active = _plugins.active()
-    if _plugins_asked[0] is active:
-        return
-    _plugins_asked[0] = active
-    for plugin, names in _plugins.collect("moduli_variable_names"):
-        for name, cls in names.items():
-            known = _types.setdefault(name, cls)
-            if known is not cls:
-                raise errors.NameClashError(
-                    f"plugin {plugin!r} names {cls.__module__}.{cls.__qualname__} {name!r}, which "
-                    f"is already the name of {known.__module__}.{known.__qualname__}"
-                )
+    if _of_plugins[0] is not active:
+        found: dict[str, type[Variable[Any]]] = {}
+        for plugin, names in _plugins.collect("moduli_variable_names"):
+            for name, cls in names.items():
+                known = _types.get(name, found.setdefault(name, cls))
+                if known is not cls:
+                    raise errors.NameClashError(
+                        f"plugin {plugin!r} names {cls.__module__}.{cls.__qualname__} {name!r}, "
+                        f"which is already the name of {known.__module__}.{known.__qualname__}"
+                    )
+        _of_plugins = (active, found)
+    return {**_types, **_of_plugins[1]}
 
 
 def register_variable_name(
@@ -82,8 +85,7 @@ def register_variable_name(
     """
     if typ is None:
         return lambda cls: register_variable_name(name, cls, overwrite=overwrite)
-    _load_plugin_names()
-    known = _types.get(name)
+    known = _known_types().get(name)
     if known is not None and known is not typ and not overwrite:
         raise errors.NameClashError(
             f"the variable name {name!r} already belongs to {known.__module__}."
@@ -106,14 +108,14 @@ def variable_type_from_name(
     Raises:
       PathError: if the name is unknown and ``allow_register`` is false.
     """
-    _load_plugin_names()
-    cls = _types.get(name)
+    known = _known_types()
+    cls = known.get(name)
     if cls is not None:
         return cls
     if allow_register:
         return register_variable_name(name, type(_camel_case(name), (base,), {"__slots__": ()}))
-    near = difflib.get_close_matches(name, _types, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known names: {sorted(_types)}."
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known names: {sorted(known)}."
     raise errors.PathError(
         f"no kind of Variable is named {name!r}; {hint} Register one with "
         f"`moduli.register_variable_name({name!r}, MyVariable)`."
@@ -135,8 +137,7 @@ def variable_name_from_type(typ: type[Variable[Any]], /, *, allow_register: bool
       >>> nnx.variable_name_from_type(nnx.BatchStat)
       'batch_stats'
     """
-    _load_plugin_names()
-    for name, cls in _types.items():
+    for name, cls in _known_types().items():
         if cls is typ:
             return name
     if not allow_register:
