@@ -2,12 +2,15 @@
 
 On a shared machine the time of a call changes by a factor of two from one second to the next. So a
 ratio is taken within a round, where peers follow each other closely, and the median over the rounds
-is reported. The order rotates, so that nobody always comes after the same other one.
+is reported. What runs before matters too: a slow peer leaves cold caches and garbage behind.
+So each round has its own order, drawn at random (rotating is not enough: it keeps neighbours
+together), and the first call of a turn is not timed.
 """
 
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -40,10 +43,12 @@ def round_robin(
         counts[name] = repeats or max(1, min(MOST_CALLS, int(budget_s / max(once, 1e-7))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
+    shuffle = random.Random(0).shuffle
     gc.collect()
-    for number in range(rounds):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
+    for _ in range(rounds):
+        shuffle(names)
+        for name in names:
+            jax.block_until_ready(_arrays(calls[name]()))
             times[name].append(_time(calls[name], counts[name]) / counts[name] * 1e6)
     return times
 

@@ -87,14 +87,17 @@ def test_a_missing_library_leaves_its_peers_out(monkeypatch):
     assert peers.load("moduli.jit") is not None
 
 
-def test_every_round_runs_every_peer_and_the_order_rotates():
+def test_every_round_runs_every_peer_in_an_order_of_its_own():
     from benchmarks.timing import round_robin
 
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    times = round_robin(calls, rounds=3, budget_s=1.0, repeats=1)
-    assert "".join(order[-9:]) == "abcbcacab"
-    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 3)
+    times = round_robin(calls, rounds=40, budget_s=1.0, repeats=1)
+    turns = order[-240::2]  # each turn is one call that is not timed, and one that is
+    assert turns == order[-239::2]
+    found = ["".join(turns[start : start + 3]) for start in range(0, 120, 3)]
+    assert set(found) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 40)
 
 
 def test_ratios_are_taken_within_rounds():
