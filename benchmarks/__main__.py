@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--depth", type=int, nargs="+", default=[3, 20, 100])
-    parser.add_argument("--rounds", type=int, default=61, help="turns of every peer")
+    parser.add_argument("--rounds", type=int, default=41, help="turns of every peer")
     parser.add_argument("--budget", type=float, default=0.015, help="seconds of one turn")
     parser.add_argument("--calls", type=int, help="calls in one turn, in place of the budget")
     parser.add_argument("--only", nargs="+", default=[], choices=list(PEERS), metavar="PEER")
