@@ -20,6 +20,7 @@ import numpy as np
 from moduli import errors
 from moduli._compat import Tracer, is_key_array, trace_state
 from moduli._epoch import EPOCH
+from moduli._sites import Site, describe_site, find_site
 from moduli._static import metadata_key
 
 __all__ = [
@@ -54,7 +55,7 @@ _BINARY = (
     "rshift",
     "divmod",
 )
-_SLOTS = ("_value", "_metadata", "_trace")
+_SLOTS = ("_value", "_metadata", "_trace", "_made")
 
 
 class Variable(Generic[A]):
@@ -98,6 +99,7 @@ class Variable(Generic[A]):
             )
         write = object.__setattr__
         write(self, "_trace", trace_state())
+        write(self, "_made", find_site())
         write(self, "_metadata", metadata or _EMPTY)
         write(self, "_value", value)
         create = self._hook("on_create_value")
@@ -105,13 +107,16 @@ class Variable(Generic[A]):
             write(self, "_value", _run_hooks(create, self, value))
 
     @classmethod
-    def _make(cls, value: Any, metadata: Mapping[str, Any], trace: Any) -> Variable[Any]:
+    def _make(
+        cls, value: Any, metadata: Mapping[str, Any], trace: Any, made: Site | None = None
+    ) -> Variable[Any]:
         """Builds a Variable without hooks and checks; for graph code that rebuilds objects."""
         self = object.__new__(cls)
         write = object.__setattr__
         write(self, "_value", value)
         write(self, "_metadata", metadata)
         write(self, "_trace", trace)
+        write(self, "_made", made)
         return self
 
     # -- the value ---------------------------------------------------------------------------
@@ -178,11 +183,12 @@ class Variable(Generic[A]):
         if self._trace != trace_state():
             from moduli._graph.locate import describe_owner
 
+            place, site = describe_owner(self), describe_site(self)
             raise errors.TraceError(
-                f"cannot write {describe_owner(self)} here: it was made outside of the JAX "
-                "transform (jit, grad, vmap, scan, ...) that is running, so the write would leak "
-                "a tracer or be lost. Pass the module that holds it as an argument of the "
-                "transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) "
+                f"cannot write {place}{f' ({site})' if site else ''} here: it was made outside of "
+                "the JAX transform (jit, grad, vmap, scan, ...) that is running, so the write "
+                "would leak a tracer or be lost. Pass the module that holds it as an argument of "
+                "the transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) "
                 "instead of JAX's own, or return the new value and write it outside."
             )
 
@@ -207,7 +213,7 @@ class Variable(Generic[A]):
         new = self._value if value is _MISSING else value
         if isinstance(new, Variable):
             new = new._value
-        return type(self)._make(new, merged, trace_state())
+        return type(self)._make(new, merged, trace_state(), self._made)
 
     replace = copy
 
@@ -362,6 +368,7 @@ class Variable(Generic[A]):
         object.__setattr__(self, "_value", _unpack_keys(value))
         object.__setattr__(self, "_metadata", metadata or _EMPTY)
         object.__setattr__(self, "_trace", trace_state())
+        object.__setattr__(self, "_made", None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (object.__new__, (type(self),), self.__getstate__())
@@ -372,7 +379,7 @@ class Variable(Generic[A]):
         value = jax.tree.map(
             lambda leaf: leaf if isinstance(leaf, jax.Array) else deepcopy(leaf, memo), self._value
         )
-        new = type(self)._make(value, self._metadata, trace_state())
+        new = type(self)._make(value, self._metadata, trace_state(), self._made)
         memo[id(self)] = new
         return new
 
@@ -494,14 +501,19 @@ _add_operators()
 class _Aux:
     """What a Variable is besides its value, when JAX takes it as a pytree."""
 
-    __slots__ = ("cls", "key", "metadata")
+    __slots__ = ("cls", "key", "made", "metadata")
 
-    def __init__(self, cls: type[Variable[Any]], metadata: Mapping[str, Any]):
+    def __init__(self, cls: type[Variable[Any]], metadata: Mapping[str, Any], made: Site | None):
         self.cls, self.metadata = cls, metadata
         self.key = () if metadata is _EMPTY else metadata_key(dict(sorted(metadata.items())))
+        self.made = made  # for messages alone: no part of what is compared
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Aux) and self.cls is other.cls and self.key == other.key
+        return (
+            other.__class__ is _Aux
+            and self.cls is other.cls  # type: ignore[attr-defined]
+            and self.key == other.key  # type: ignore[attr-defined]
+        )
 
     def __hash__(self) -> int:
         return hash((self.cls, self.key))
@@ -514,11 +526,8 @@ _VALUE_KEY = jax.tree_util.GetAttrKey("value")
 
 
 def _register(cls: type[Variable[Any]]) -> None:
-    plain = _Aux(cls, _EMPTY)
-
     def aux_of(variable: Variable[Any]) -> _Aux:
-        metadata = variable._metadata
-        return plain if not metadata else _Aux(cls, metadata)
+        return _Aux(cls, variable._metadata or _EMPTY, variable._made)
 
     def flatten(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:
         return (variable._value,), aux_of(variable)
@@ -528,7 +537,7 @@ def _register(cls: type[Variable[Any]]) -> None:
 
     def unflatten(aux: _Aux, children: Iterable[Any]) -> Variable[Any]:
         (value,) = children
-        return cls._make(value, aux.metadata, trace_state())
+        return cls._make(value, aux.metadata, trace_state(), aux.made)
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
