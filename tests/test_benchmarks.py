@@ -30,9 +30,23 @@ def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_peer_agrees_with_raw_jax(job, peer, library):
     pytest.importorskip(library)
-    from benchmarks.measure import peers  # compares outputs, and raises where they differ
+    from benchmarks.agreement import agreeing_jobs  # raises where outputs or weights differ
 
-    assert set(peers(job, depth=2, only=[peer])) == {"raw jax.jit", peer}
+    jobs = agreeing_jobs(job, depth=2, only=[peer])
+    assert set(jobs) == {"raw jax.jit", peer}
+    if job == "train_step":
+        # the state is donated, all of it, where that is asked for, and nowhere else
+        sizes = {
+            (name, donate): made.lower(donate).compile().memory_analysis()
+            for name, made in jobs.items()
+            for donate in (False, True)
+        }
+        for donate in (False, True):
+            raw, ours = sizes["raw jax.jit", donate], sizes[peer, donate]
+            assert (raw.alias_size_in_bytes > 0) is donate
+            for kind in ("argument_size_in_bytes", "alias_size_in_bytes"):
+                more = getattr(ours, kind) - getattr(raw, kind)
+                assert more in (0, 4)  # nnx's optimizers count their steps as well
 
 
 @pytest.mark.parametrize("job", ["forward", "train_step"])
@@ -59,7 +73,7 @@ def test_raw_jax_agrees_with_numpy(job):
 
 @pytest.mark.parametrize("fault", ["output", "statistics"])
 def test_a_peer_that_does_something_else_is_found(monkeypatch, fault):
-    from benchmarks import measure
+    from benchmarks import agreement
     from benchmarks.peers import load
 
     peer = load("moduli.jit")
@@ -76,7 +90,7 @@ def test_a_peer_that_does_something_else_is_found(monkeypatch, fault):
     monkeypatch.setattr(peer, "forward", wrong)
     message = {"output": r"moduli\.jit, call 0", "statistics": r"moduli\.jit, running mean"}
     with pytest.raises(AssertionError, match=message[fault]):
-        measure.peers("forward", depth=1, only=["moduli.jit"])
+        agreement.agreeing_jobs("forward", depth=1, only=["moduli.jit"])
 
 
 def test_a_missing_library_leaves_its_peers_out(monkeypatch):
@@ -101,46 +115,198 @@ def test_every_round_runs_every_peer_in_an_order_of_its_own():
 
 
 def test_ratios_are_taken_within_rounds():
-    from benchmarks.timing import ratio
+    from benchmarks.timing import ratios
 
     # the machine is ten times slower in the second round; each round says 2
-    assert ratio({"raw": [1.0, 10.0, 1.0], "peer": [2.0, 20.0, 2.0]}, "peer", "raw") == 2.0
+    times = {"raw": [1.0, 10.0, 1.0], "peer": [2.0, 20.0, 2.0]}
+    assert ratios(times, "peer", "raw") == [2.0, 2.0, 2.0]
+
+
+def test_work_from_cold_is_timed_in_stages():
+    from benchmarks.timing import from_cold
+
+    done: list[str] = []
+    calls = {name: (lambda name=name: done.append(name) or name) for name in "ab"}
+    stages = {"first": lambda call: call() + "1", "second": lambda got: done.append(got)}
+    times = from_cold(calls, rounds=2, stages=stages)
+    assert done[:2] == ["a", "b"]  # what Python does once
+    assert sorted(done[2:]) == ["a", "a", "a1", "a1", "b", "b", "b1", "b1"]
+    assert all(after == before + "1" for before, after in zip(done[2::2], done[3::2], strict=True))
+    assert {s: {n: len(t) for n, t in by.items()} for s, by in times.items()} == {
+        "first": {"a": 2, "b": 2},
+        "second": {"a": 2, "b": 2},
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("donate", [False, True])
+def test_lowering_starts_anew_each_time(donate):
+    from benchmarks.peers import PEERS, load
+
+    for name in PEERS:
+        peer = load(name)
+        if peer is not None:
+            job = peer.train_step(1)
+            first, second = job.lower(donate), job.lower(donate)
+            assert first is not second
+            assert first.as_text() == second.as_text()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_report(tmp_path, capsys):
     pytest.importorskip("flax")
+    pytest.importorskip("equinox")
     pytest.importorskip("matplotlib")
     from benchmarks.__main__ import main
+    from benchmarks.peers import PEERS
+    from benchmarks.sections import SECTIONS
+    from benchmarks.settings import QUICK
+    from benchmarks.stress_cases import CASES
 
     numbers, table, picture = (tmp_path / name for name in ("r.json", "r.md", "r.png"))
     files = ["--json", str(numbers), "--markdown", str(table), "--plot", str(picture)]
-    main(["--depth", "1", "--rounds", "1", "--calls", "1", "--only", "moduli.jit", *files])
+    main(["--quick", *files])
     text = table.read_text()
     assert capsys.readouterr().out.strip() == text.strip()
     result = json.loads(numbers.read_text())
+    found = result["sections"]
+    assert set(found) == set(SECTIONS)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    for job in ("forward", "train_step"):
-        times = result["jobs"][job]["1"]
-        assert set(times) == {"raw jax.jit", "moduli.jit"}
-        raw, ours = times["raw jax.jit"], times["moduli.jit"]
-        assert ["1", f"{statistics.median(raw):.0f}", f"{ours[0] / raw[0]:.2f}"] in rows
-    for operation, by_depth in result["operations"].items():
-        times = by_depth["1"]
-        # the operations have three rounds at least, so what is reported is a median
-        found = [f / m for f, m in zip(times["flax.nnx"], times["moduli"], strict=True)]
-        assert [operation, f"{statistics.median(found):.1f}"] in rows
-    assert {"split + merge", "state", "update", "clone"} < set(result["operations"])
+
+    def check_row(label, times):
+        raw = times["raw jax.jit"]
+        cells = [
+            f"{statistics.median(a / b for a, b in zip(values, raw, strict=True)):.2f}"
+            for name, values in times.items()
+            if name != "raw jax.jit"
+        ]
+        assert [label, *cells] in [[*row[:1], *row[2:]] for row in rows]
+
+    depths = list(map(str, QUICK.depths))
+    for by_depth in (found["calls"]["forward"], found["calls"]["train_step"], found["tracing"]):
+        assert list(by_depth) == depths
+        for depth, times in by_depth.items():
+            assert list(times) == list(PEERS)
+            check_row(depth, times)
+    assert set(found["stress"]["cases"]) == set(CASES)
+    for case, times in found["stress"]["cases"].items():
+        assert set(times) == {"raw jax.jit", "raw again", "moduli.jit", "flax.nnx.jit"}
+        check_row(case, times)
+    assert {"split + merge", "state", "update", "clone"} < set(found["operations"])
+    for operation, by_depth in found["operations"].items():
+        faster = [
+            statistics.median(f / m for f, m in zip(t["flax.nnx"], t["moduli"], strict=True))
+            for t in by_depth.values()
+        ]
+        assert [operation, *[f"{value:.1f}" for value in faster]] in rows
     for fact in ("jax", "flax", "python", "cores", "device", "width"):
         assert f"{fact} {result['environment'][fact]}" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_sections_can_be_chosen(tmp_path, capsys):
+    from benchmarks.__main__ import main
+
+    numbers, picture = tmp_path / "r.json", tmp_path / "r.png"
+    main(["--quick", "--sections", "building", "--json", str(numbers), "--plot", str(picture)])
+    assert set(json.loads(numbers.read_text())["sections"]) == {"building"}
+    assert "random keys" in capsys.readouterr().out
+    assert not picture.exists()  # building has no panel
+
+
+def test_ratios_of_memory():
+    from benchmarks import memory
+
+    raw = {"argument": 1000, "output": 1000, "alias": 0, "temp": 2048}
+    ours = {"argument": 1000, "output": 1050, "alias": 0, "temp": 1024}
+    kept = {"raw jax.jit": raw, "moduli.jit": ours}
+    for sizes in kept.values():
+        sizes["total"] = memory.total(sizes)
+    text = "\n".join(memory.report({"depth": 20, "kept": kept}))
+    assert "| moduli.jit, state kept | 1.000 | 1.050 | 0 | 0.500 | 0.759 |" in text
+    assert memory.total({**raw, "alias": 900}) == 1000 + 1000 + 2048 - 900
+    assert "no memory analysis" in "\n".join(memory.report({}))
+
+
+def test_the_parts_of_building_add_up():
+    from benchmarks.building import parts
+
+    times = {"whole": [9e3], "ready arrays": [6e3], "keys": [3e3], "statistics": [1e3]}
+    assert list(parts(times).values()) == [3.0, 3.0, 1.0, 2.0]
+
+
+def test_ready_arrays_take_the_place_of_the_initializers():
+    import jax.numpy as jnp
+    from benchmarks.peers import _nnx_models
+
+    import moduli
+
+    calls = []
+
+    def ones(key, shape, dtype):
+        calls.append(shape)
+        return jnp.ones(shape, dtype)
+
+    made = _nnx_models.model_class(moduli, 2, kernel=ones, bias=ones, scale=ones)(moduli.Rngs(0))
+    assert len(calls) == 2 * 4
+    assert float(made.linears[1].kernel[...].min()) == 1.0
+
+
+def test_a_stack_that_is_missing_is_said(monkeypatch):
+    from benchmarks import stack_models, stacking
+    from benchmarks.settings import QUICK
+
+    def missing(depth):
+        raise stack_models.StackMissing("moduli has no Stack yet")
+
+    models = {"raw loop": stack_models.looped_by_hand, "moduli Stack": missing}
+    monkeypatch.setattr(stack_models, "MODELS", models)
+    found = stacking.measure(QUICK)
+    assert "Left out: moduli Stack (moduli has no Stack yet)." in stacking.report(found)
+    assert set(found["times"]["compile"][1]) == {"raw loop"}
+
+
+@pytest.mark.parametrize("model", ["raw loop", "raw lax.scan", "moduli loop", "moduli Stack"])
+def test_deep_models_lower_forward_and_backward(model):
+    from benchmarks import stack_models
+
+    try:
+        lower = stack_models.MODELS[model](3)
+    except stack_models.StackMissing as missing:
+        pytest.skip(str(missing))
+    text = lower().as_text()
+    scans = model in ("raw lax.scan", "moduli Stack")
+    assert ("stablehlo.while" in text) is scans
+    products = text.count("stablehlo.dot_general")
+    # a block: two products forward; backward two for the kernels, and two for the inputs, of which
+    # the first block needs one
+    assert products == 6 if scans else products >= 3 * 6 - 1
+
+
+def test_the_plot_has_a_panel_for_what_was_measured(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks.plot import plot
+
+    times = {"raw jax.jit": [1.0] * 5, "moduli.jit": [1.0, 1.1, 1.2, 1.3, 1.4]}
+    by_depth = {"3": times, "20": times}
+    stages = {"trace": by_depth, "compile": by_depth}
+    sections = {
+        "calls": {"forward": by_depth},
+        "tracing": by_depth,
+        "stacking": {"times": stages, "notes": {}},
+    }
+    path = tmp_path / "all.svg"
+    assert plot({"sections": sections}, path)
+    found = path.read_text()
+    assert found.count('id="axes_') == 4
+    assert plot({"sections": {"calls": {"forward": by_depth}}}, path)
+    assert not plot({"sections": {"building": {}}}, tmp_path / "none.svg")
 
 
 def test_quartiles_stand_beside_the_median():
     from benchmarks.report import markdown
 
     times = {"raw jax.jit": [10.0] * 5, "moduli.jit": [10.0, 11.0, 12.0, 13.0, 14.0]}
-    text = markdown(
-        {"environment": {}, "rounds": 5, "jobs": {"forward": {3: times}}, "operations": {}}
-    )
-    assert "| 3 | 10 | 1.20 (1.05-1.35) |" in text
+    sections = {"calls": {"forward": {3: times}}}
+    text = markdown({"environment": {}, "rounds": 5, "sections": sections})
+    assert "| 3 | 10 µs | 1.20 (1.05-1.35) |" in text

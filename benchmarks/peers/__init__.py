@@ -7,9 +7,10 @@ training loop would.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,7 @@ The second is the first once more: how far its ratio is from 1 is how much the m
 the others.
 """
 
+RAW = next(iter(PEERS))
 LIBRARIES = {"equinox_jit": "equinox", "flax_split": "flax", "flax_jit": "flax"}
 
 
@@ -38,10 +40,23 @@ class Job:
       call: makes one jitted call; returns the outputs, or for a train step the loss.
       weights: returns what the calls so far left behind: for each block its kernel and its running
         mean and variance.
+      lower: traces and lowers the same function from the start (a new function object each time,
+        which no cache knows), with its state donated or not. Train steps have it.
     """
 
     call: Callable[[], Any]
     weights: Callable[[], list[tuple[Any, Any, Any]]]
+    lower: Callable[[bool], Any] | None = None
+
+
+def fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns another function that does the same, so that nothing cached for it is found."""
+
+    @functools.wraps(function)
+    def again(*args: Any) -> Any:
+        return function(*args)
+
+    return again
 
 
 def load(name: str) -> ModuleType | None:
@@ -51,3 +66,21 @@ def load(name: str) -> ModuleType | None:
     if library is not None and importlib.util.find_spec(library) is None:
         return None
     return importlib.import_module(f"benchmarks.peers.{module}")
+
+
+def jobs(job: str, depth: int, only: Sequence[str] = ()) -> dict[str, Job]:
+    """Returns the Jobs of every installed peer.
+
+    Args:
+      job: "forward" or "train_step".
+      depth: number of blocks.
+      only: names of peers; all by default. Raw JAX always takes part.
+    """
+    made: dict[str, Job] = {}
+    for name in PEERS:
+        if only and name not in only and name != RAW:
+            continue
+        module = load(name)
+        if module is not None:
+            made[name] = getattr(module, job)(depth)
+    return made

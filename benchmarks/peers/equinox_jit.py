@@ -72,15 +72,23 @@ def train_step(depth: int) -> Job:
         prediction, stats = model(x, stats)
         return problem.loss(prediction, y), stats
 
-    @eqx.filter_jit
-    def step(model: Model, stats: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
+    def step(model: Any, stats: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
         (value, stats), grads = eqx.filter_value_and_grad(loss, has_aux=True)(model, stats, x, y)
         updates, opt_state = tx.update(grads, opt_state, model)
         return eqx.apply_updates(model, updates), stats, opt_state, value
 
+    jitted = eqx.filter_jit(step)
+
     def call() -> jax.Array:
         nonlocal model, stats, opt_state
-        model, stats, opt_state, value = step(model, stats, opt_state, x, y)
+        model, stats, opt_state, value = jitted(model, stats, opt_state, x, y)
         return value
 
-    return Job(call, lambda: _weights(model, stats))
+    def lower(donate: bool) -> Any:
+        def batch_first(batch: Any, model: Model, stats: Any, opt_state: Any) -> Any:
+            return step(model, stats, opt_state, *batch)
+
+        again = eqx.filter_jit(batch_first, donate="all-except-first" if donate else "none")
+        return again.lower((x, y), model, stats, opt_state).lowered  # jax.stages.Lowered
+
+    return Job(call, lambda: _weights(model, stats), lower)

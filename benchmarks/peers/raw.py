@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import problem
-from benchmarks.peers import Job
+from benchmarks.peers import Job, fresh
 
 
-def _init(depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def init(depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the blocks' parameters and running statistics."""
     params, stats = [], []
     for block in problem.blocks(depth):
         values = {name: jnp.asarray(v) for name, v in dataclasses.asdict(block).items()}
@@ -22,7 +23,8 @@ def _init(depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return params, stats
 
 
-def _apply(params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+def apply(params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    """The forward pass: outputs, and the new running statistics."""
     new = []
     for p, s in zip(params, stats, strict=True):
         x = x @ p["kernel"] + p["bias"]
@@ -38,8 +40,8 @@ def _weights(params: Any, stats: Any) -> list[tuple[Any, Any, Any]]:
 
 def forward(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
-    (params, stats), (x, _) = _init(depth), problem.data()
-    jitted = jax.jit(_apply)
+    (params, stats), (x, _) = init(depth), problem.data()
+    jitted = jax.jit(apply)
 
     def call() -> jax.Array:
         nonlocal stats
@@ -51,23 +53,28 @@ def forward(depth: int) -> Job:
 
 def train_step(depth: int) -> Job:
     """See :mod:`benchmarks.peers`."""
-    (params, stats), (x, y) = _init(depth), problem.data()
+    (params, stats), (x, y) = init(depth), problem.data()
     tx = optax.adam(problem.LEARNING_RATE)
     opt_state = tx.init(params)
 
     def loss(params: Any, stats: Any, x: jax.Array, y: jax.Array) -> Any:
-        prediction, stats = _apply(params, stats, x)
+        prediction, stats = apply(params, stats, x)
         return problem.loss(prediction, y), stats
 
-    @jax.jit
     def step(params: Any, stats: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
         (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, x, y)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), stats, opt_state, value
 
+    jitted = jax.jit(step)
+
     def call() -> jax.Array:
         nonlocal params, stats, opt_state
-        params, stats, opt_state, value = step(params, stats, opt_state, x, y)
+        params, stats, opt_state, value = jitted(params, stats, opt_state, x, y)
         return value
 
-    return Job(call, lambda: _weights(params, stats))
+    def lower(donate: bool) -> Any:
+        again = jax.jit(fresh(step), donate_argnums=(0, 1, 2) if donate else ())
+        return again.lower(params, stats, opt_state, x, y)
+
+    return Job(call, lambda: _weights(params, stats), lower)

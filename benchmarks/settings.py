@@ -1,0 +1,54 @@
+"""What a run is asked to do: sizes, rounds, which peers. One object that every section reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes and rounds of a run; the defaults are those of the README.
+
+    Attributes:
+      depths: numbers of blocks of the models.
+      rounds: how often every peer has its turn; slow measurements take a part of it.
+      budget_s: about how long a turn takes, in seconds.
+      repeats: calls in a turn, in place of what the budget allows.
+      only: names of peers; all by default. Raw JAX always takes part.
+      detail_depth: number of blocks where one depth is enough: memory, building, stress.
+      stack_depths: numbers of blocks of the looped and scanned models.
+      many_modules: how many modules the model of many modules has.
+      many_variables: how many Variables the model of many Variables has.
+    """
+
+    depths: tuple[int, ...] = (3, 20, 100)
+    rounds: int = 41
+    budget_s: float = 0.015
+    repeats: int | None = None
+    only: tuple[str, ...] = ()
+    detail_depth: int = 20
+    stack_depths: tuple[int, ...] = (4, 16, 64)
+    many_modules: int = 1000
+    many_variables: int = 5000
+
+    @property
+    def some_rounds(self) -> int:
+        """Rounds of what takes much longer than a call, or needs less precision."""
+        return max(1, self.rounds // 3)
+
+    @property
+    def few_rounds(self) -> int:
+        """Rounds of what takes seconds: tracing and compiling."""
+        return max(1, self.rounds // 5)
+
+
+QUICK = Settings(
+    depths=(1,),
+    rounds=2,
+    repeats=1,
+    detail_depth=1,
+    stack_depths=(1, 2),
+    many_modules=4,
+    many_variables=6,
+)
+"""Tiny sizes and two rounds: to see that everything runs. Its numbers mean nothing."""
