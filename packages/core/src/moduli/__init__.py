@@ -69,6 +69,13 @@ from moduli._transforms.grad import DiffState as DiffState
 from moduli._transforms.grad import grad as grad
 from moduli._transforms.grad import value_and_grad as value_and_grad
 from moduli._transforms.jit import jit as jit
+from moduli._transforms.partition_names import PARTITION_NAME as PARTITION_NAME
+from moduli._transforms.prefixes import Carry as Carry
+from moduli._transforms.prefixes import StateAxes as StateAxes
+from moduli._transforms.prefixes import StateSharding as StateSharding
+from moduli._transforms.prefixes import prefix as prefix
+from moduli._transforms.scan import scan as scan
+from moduli._transforms.vmap import vmap as vmap
 from moduli._variable import BatchStat as BatchStat
 from moduli._variable import Cache as Cache
 from moduli._variable import Intermediate as Intermediate

@@ -13,7 +13,8 @@ import jax
 from moduli import _plugins, errors
 from moduli._graph.nodes import Node
 from moduli._static import UnhashableStatic, static_key
-from moduli._transforms.lift import Binding, Frame, Packed, Signature, bind
+from moduli._transforms.effects import Packed
+from moduli._transforms.lift import Binding, Frame, Signature, bind
 
 __all__ = ["JitWrapped", "jit"]
 
@@ -153,6 +154,8 @@ class _Program:
         options: dict[str, Any],
     ):
         self.groups, self.plain = donated
+        kept = self.groups
+        keep = (lambda leaf: leaf[0] in kept) if kept else None
 
         def run(values: Any, plain: Any) -> Packed:
             frame = Frame(signature, values, plain)
@@ -160,7 +163,7 @@ class _Program:
             for position, value in fixed:
                 args.insert(position, value)
             out = fun(*args, **frame.kwargs, **fixed_names)
-            effects, outputs = frame.finish(out, self.groups.__contains__)
+            effects, outputs = frame.finish(out, keep=keep)
             return Packed(effects, outputs)
 
         run.__name__ = run.__qualname__ = getattr(fun, "__name__", type(fun).__name__)

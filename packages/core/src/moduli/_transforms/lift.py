@@ -18,24 +18,24 @@ A transform only says how the leaves are partitioned between steps 1 and 2.
 
 from __future__ import annotations
 
-import collections
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from moduli._compat import Tracer
 from moduli._graph.cache import flat_of
-from moduli._graph.flatten import Flat, flatten_roots
-from moduli._graph.graphdef import NODE, VARIABLE, GraphDef
+from moduli._graph.flatten import Flat, Slot, flatten_roots
+from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
 from moduli._graph.nodes import Node, is_graph_leaf
-from moduli._graph.unflatten import build, decode, fill
+from moduli._graph.unflatten import build, decode
+from moduli._transforms.effects import ChangedEffects, Effects
 from moduli._variable import _EMPTY, Variable
 
-__all__ = ["Binding", "Effects", "Frame", "Packed", "bind"]
+__all__ = ["Binding", "Frame", "Signature", "bind"]
 
 _PASS, _ROOT, _TREE = range(3)
 _LEAF_TYPES = (
@@ -51,9 +51,7 @@ _LEAF_TYPES = (
     type(None),
 )
 _pass_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
-_write_value = Variable.__dict__["_value"].__set__
 _read_value = operator.attrgetter("_value")
-_exhaust = collections.deque(maxlen=0).extend  # runs an iterator at the speed of C
 
 
 def _kind(value: Any) -> int:
@@ -171,6 +169,24 @@ def _are_disjoint(flats: tuple[Flat, ...]) -> bool:
     return answer
 
 
+Leaf = tuple[int, int]
+"""(number of the graph, number of the leaf in it)"""
+
+
+class New(NamedTuple):
+    """Where a value stands that was not there before.
+
+    Attributes:
+      root: the number of the root: an argument's, or after those a returned object's.
+      path: from there.
+      holder: its Variable or Slot.
+    """
+
+    root: int
+    path: tuple[Any, ...]
+    holder: Any
+
+
 class Signature:
     """The part of a Binding that programs keep: how to rebuild the arguments from values."""
 
@@ -214,31 +230,62 @@ class Frame:
         self.args = args[:count]
         self.kwargs = dict(zip(signature.names, args[count:], strict=True))
 
-    def finish(self, out: Any, keep: Callable[[int], bool] = lambda group: False) -> Any:
+    def finish(
+        self,
+        out: Any,
+        *,
+        keep: Callable[[Leaf], bool] | None = None,
+        drop: Callable[[Leaf], bool] | None = None,
+        strict: bool = False,
+    ) -> Any:
         """Writes down what the function did.
 
+        Afterwards ``homes`` has, for each output, the leaf that it is the new value of, or None;
+        and ``new`` has, for each output without one, where it stands now.
+
         Args:
-          out: what it returned: any pytree, modules and Variables included.
-          keep: says of a graph (by number) that all its values must be outputs, written or not.
+          out: what the function returned: any pytree, modules and Variables included.
+          keep: says of a leaf that its value must be an output, written or not.
+          drop: says of a leaf that its value is never an output: the caller keeps the old one.
+          strict: a value stays with its own leaf: one that was moved to another Variable is an
+            output there (needed where leaves are not alike, as under different axes).
 
         Returns:
           A pair: the Effects, and the pytree of values that the pure function has to return.
         """
         leaves, treedef = jax.tree.flatten(out, is_leaf=is_graph_leaf)
         marks = tuple([is_graph_leaf(leaf) for leaf in leaves])
+        self.homes: list[Leaf | None] = []
+        self.new: dict[int, New] = {}
         if True in marks or not self._same_structure():
-            return self._finish_changed(leaves, treedef, marks, keep)
-        written: list[tuple[int, int]] = []
+            return self._finish_changed(leaves, treedef, marks, keep, drop, strict)
         outputs: list[Any] = []
         for number, group in enumerate(self._values):
             for index, (holder, value) in enumerate(zip(self._holders(number), group, strict=True)):
-                if holder._value is not value or keep(number):
-                    written.append((number, index))
-                    outputs.append(holder._value)
+                leaf = (number, index)
+                new = holder._value
+                if new is value and (keep is None or not keep(leaf)):
+                    continue
+                if drop is None or not drop(leaf):
+                    self.homes.append(leaf)
+                    outputs.append(new)
         only_variables = all(None not in graphdef.leaf_objects for graphdef in self._graphdefs)
-        return Effects(written, only_variables), (out, outputs)
+        return Effects(self.homes, only_variables), (out, outputs)
+
+    def values_now(self) -> list[list[Any]]:
+        """The values that the fresh objects hold now, a list for each graph.
+
+        Raises LookupError if the structure has changed.
+        """
+        if not self._same_structure():
+            raise LookupError
+        return [
+            [holder._value for holder in self._holders(number)]
+            for number in range(len(self._values))
+        ]
 
     def _same_structure(self) -> bool:
+        """Says whether no argument has changed in anything but values."""
         for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
             for index, item in enumerate(objects):
                 if isinstance(item, Node):
@@ -257,7 +304,13 @@ class Frame:
         return flatten_roots(self._roots[start : start + len(graphdef.roots)]).holders
 
     def _finish_changed(
-        self, leaves: list[Any], treedef: Any, marks: tuple[bool, ...], keep: Callable[[int], bool]
+        self,
+        leaves: list[Any],
+        treedef: Any,
+        marks: tuple[bool, ...],
+        keep: Callable[[Leaf], bool] | None,
+        drop: Callable[[Leaf], bool] | None,
+        strict: bool,
     ) -> Any:
         after = flatten_roots([*self._roots, *[x for x, m in zip(leaves, marks, strict=True) if m]])
         home = {
@@ -271,13 +324,25 @@ class Frame:
             for index, value in enumerate(group)
         }
         origins = [home.get(id(item)) for item in after.objects]
-        sources: list[tuple[int, int] | int] = []
+        sources: list[Leaf | int] = []
         outputs: list[Any] = []
-        for value in after.values():
-            source: Any = given.get(id(value))
-            if source is None or keep(source[0]):
-                source = len(outputs)
+        many = len(after.graphdef.roots) > 1
+        for holder, path in zip(after.holders, after.graphdef.leaf_paths, strict=True):
+            value = holder._value
+            own = self._home_leaf(holder, home)
+            source = given.get(id(value))
+            if own is not None and drop is not None and drop(own):
+                source = own
+            elif (
+                source is None or (strict and source != own) or (keep is not None and keep(source))
+            ):
+                if own is None:
+                    root, path = (path[0], path[1:]) if many else (0, path)
+                    self.new[len(outputs)] = New(root, path, holder)
+                self.homes.append(own)
+                sources.append(len(outputs))
                 outputs.append(value)
+                continue
             sources.append(source)
         effects = ChangedEffects(
             graphdef=after.graphdef,
@@ -292,6 +357,59 @@ class Frame:
         plain = [leaf for leaf, is_object in zip(leaves, marks, strict=True) if not is_object]
         return effects, (plain, outputs)
 
+    def variables(self) -> list[tuple[Leaf, Variable[Any]]]:
+        """Lists the fresh Variables of the arguments with the leaves whose values they hold."""
+        return [
+            ((number, entry[3]), item)
+            for number, (graphdef, objects) in enumerate(
+                zip(self._graphdefs, self._objects, strict=True)
+            )
+            for entry, item in zip(graphdef.objects, objects, strict=True)
+            if isinstance(item, Variable)
+        ]
+
+    def leaves_below(self, root: Any) -> list[Leaf]:
+        """Lists which leaves of the arguments stand below an object that the function returns."""
+        home = {
+            id(item): (number, index)
+            for number, objects in enumerate(self._objects)
+            for index, item in enumerate(objects)
+        }
+        if id(root) not in home:
+            return []
+        found = [self._home_leaf(holder, home) for holder in flatten_roots((root,)).holders]
+        return [leaf for leaf in found if leaf is not None]
+
+    def _home_leaf(self, holder: Any, home: dict[int, tuple[int, int]]) -> Leaf | None:
+        """Finds which leaf of the arguments a holder is."""
+        if isinstance(holder, Slot):
+            origin = home.get(id(holder.node))
+            if origin is None:
+                return None
+            slots = _slot_leaves(self._graphdefs[origin[0]])
+            index = slots.get((origin[1], holder.key, holder.position))
+            return None if index is None else (origin[0], index)
+        origin = home.get(id(holder))
+        if origin is None:
+            return None
+        return (origin[0], self._graphdefs[origin[0]].objects[origin[1]][3])
+
+
+def _slot_leaves(graphdef: GraphDef) -> dict[tuple[int, Any, int | None], int]:
+    """The leaf of each bare array: by object, key, and position in a pytree attribute."""
+    found: dict[tuple[int, Any, int | None], int] = {}
+    for index, entry in enumerate(graphdef.objects):
+        if entry[0] != NODE:
+            continue
+        for key, code in entry[2]:
+            if code[0] == LEAF:
+                found[(index, key, None)] = code[1]
+            elif code[0] == TREE:
+                for position, child in enumerate(code[3]):
+                    if child[0] == LEAF:
+                        found[(index, key, position)] = child[1]
+    return found
+
 
 def _rebuild(mark: Any, roots: Any, plain: Any) -> Any:
     if mark == _PASS:
@@ -300,179 +418,3 @@ def _rebuild(mark: Any, roots: Any, plain: Any) -> Any:
         return next(roots)
     treedef, marks = mark
     return jax.tree.unflatten(treedef, [next(roots if is_root else plain) for is_root in marks])
-
-
-def _picker(indices: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Returns a function that picks these items of a sequence, always as a tuple."""
-    if len(indices) == 1:
-        only = indices[0]
-        return lambda items: (items[only],)
-    return operator.itemgetter(*indices)
-
-
-class Effects:
-    """What a traced function did to its arguments when it changed values alone.
-
-    Args:
-      written: (graph number, leaf index) of each written value, in the order of the outputs.
-      only_variables: whether all of them are values of Variables.
-    """
-
-    __slots__ = ("__weakref__", "_groups", "_only_variables")
-
-    def __init__(self, written: list[tuple[int, int]], only_variables: bool):
-        self._only_variables = only_variables
-        groups: dict[int, list[int]] = {}
-        for number, index in written:
-            groups.setdefault(number, []).append(index)
-        self._groups = [(number, _picker(indices)) for number, indices in groups.items()]
-
-    def apply(
-        self,
-        flats: tuple[Flat, ...],
-        values: Sequence[Sequence[Any]],
-        out: Any,
-        outputs: Sequence[Any],
-    ) -> Any:
-        """Does the same to the caller's objects.
-
-        Args:
-          flats: of the call's Binding.
-          values: the values that were passed in.
-          out: first part of what the pure function returned.
-          outputs: second part.
-
-        Returns:
-          What the call returns.
-        """
-        new = iter(outputs)
-        for number, getter in self._groups:
-            holders = getter(flats[number].holders)
-            if self._only_variables:
-                _exhaust(map(_write_value, holders, new))
-            else:
-                for holder, value in zip(holders, new, strict=False):
-                    setattr(holder, "_value", value)  # noqa: B010 - a Slot or a Variable
-        return out
-
-
-class ChangedEffects:
-    """What a traced function did when it changed the structure, or returned objects.
-
-    Attributes:
-      graphdef: the structure afterwards, with the returned objects as further roots.
-      before: the structures that the call was given.
-      num_roots: how many of the roots are arguments.
-      origins: for each object afterwards the (graph, index) of the object it was before, or None.
-      sources: for each value afterwards where it comes from: an input (graph, leaf), or the number
-        of an output.
-      changed: for each object afterwards whether it is a node with other items than before.
-      treedef, marks: how the result is put together from plain outputs and returned objects.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "before",
-        "changed",
-        "graphdef",
-        "marks",
-        "num_roots",
-        "origins",
-        "sources",
-        "treedef",
-    )
-
-    def __init__(
-        self,
-        *,
-        graphdef: GraphDef,
-        before: tuple[GraphDef, ...],
-        num_roots: int,
-        origins: list[tuple[int, int] | None],
-        sources: list[tuple[int, int] | int],
-        changed: list[bool],
-        treedef: Any,
-        marks: tuple[bool, ...],
-    ):
-        self.graphdef, self.before, self.num_roots = graphdef, before, num_roots
-        self.origins, self.sources, self.changed = origins, sources, changed
-        self.treedef, self.marks = treedef, marks
-
-    def apply(
-        self,
-        flats: tuple[Flat, ...],
-        values: Sequence[Sequence[Any]],
-        plain: list[Any],
-        outputs: list[Any],
-    ) -> Any:
-        """Does the same to the caller's objects; see :meth:`Effects.apply`."""
-        new_values = [
-            outputs[source] if isinstance(source, int) else values[source[0]][source[1]]
-            for source in self.sources
-        ]
-        existing = {
-            index: flats[origin[0]].objects[origin[1]]
-            for index, origin in enumerate(self.origins)
-            if origin is not None
-        }
-        objects = build(self.graphdef, new_values, existing)
-        for index, target in existing.items():
-            entry, origin = self.graphdef.objects[index], self.origins[index]
-            assert origin is not None
-            if entry[0] == VARIABLE:
-                if self.sources[entry[3]] != self._leaf_before(origin):
-                    _write_value(target, new_values[entry[3]])
-                before = self.before[origin[0]].metadatas.get(origin[1], _EMPTY)
-                metadata = self.graphdef.metadatas.get(index, _EMPTY)
-                if metadata is not before and entry[2] != self._entry_before(origin)[2]:
-                    target._set_all_metadata(metadata)
-            elif self.changed[index]:
-                fill(target, entry, objects, new_values)
-                target._moduli.changed()
-            else:
-                self._write_arrays(target, entry, objects, new_values)
-        roots = [decode(code, objects, new_values) for code in self.graphdef.roots]
-        returned, others = iter(roots[self.num_roots :]), iter(plain)
-        leaves = [next(returned if is_object else others) for is_object in self.marks]
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    def _entry_before(self, origin: tuple[int, int]) -> Any:
-        return self.before[origin[0]].objects[origin[1]]
-
-    def _leaf_before(self, origin: tuple[int, int]) -> tuple[int, int]:
-        return (origin[0], self._entry_before(origin)[3])
-
-    @staticmethod
-    def _write_arrays(
-        node: Any, entry: tuple[Any, ...], objects: list[Any], values: list[Any]
-    ) -> None:
-        """Writes bare arrays of a node whose structure is the same."""
-        assert entry[0] == NODE
-        for key, code in entry[2]:
-            if code[0] >= 2:  # LEAF or TREE
-                node._write(key, decode(code, objects, values))
-
-
-class Packed:
-    """The result of a pure function: a pytree whose static part is the Effects.
-
-    JAX keeps the static part with the compiled program, so a call that hits it gets the Effects of
-    the trace that made it. (Unflattening has to give a pytree back: JAX's C++ dispatch re-flattens
-    the first result, and leaves the fast path if that gives anything but arrays.)
-
-    Attributes:
-      effects: what the function did.
-      parts: the pair (out, outputs) for ``effects.apply``.
-    """
-
-    __slots__ = ("effects", "parts")
-
-    def __init__(self, effects: Any, parts: Any):
-        self.effects, self.parts = effects, parts
-
-
-jax.tree_util.register_pytree_node(
-    Packed,
-    lambda packed: (packed.parts, packed.effects),
-    lambda effects, parts: Packed(effects, parts),
-)

@@ -1,0 +1,103 @@
+"""What all transforms do with the function and the arguments that they are given."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._graph.nodes import Node, is_graph_leaf
+
+__all__ = ["Function", "check_callable", "function_name"]
+
+
+def function_name(f: Any) -> str:
+    """The name of a function for messages."""
+    return getattr(f, "__qualname__", None) or type(f).__name__
+
+
+def check_callable(f: Any, transform: str, example: str) -> None:
+    """Raises if ``f`` cannot be called: most often options were passed by position."""
+    if not callable(f):
+        raise errors.StructureError(
+            f"{transform} needs a callable; got a {type(f).__name__}. As a decorator with options "
+            f"write `@moduli.{transform}({example})`"
+        )
+
+
+class Function:
+    """A user's function, with what Python would fill in made explicit.
+
+    A bound method of a module is its function with the module as first argument, a module is its
+    ``__call__``, and a default argument that holds modules is an argument like any other; so their
+    Variables are lifted too.
+
+    Args:
+      f: a function, a method, or a module.
+
+    Attributes:
+      call: takes all arguments.
+      bound: the module that comes first, or an empty tuple.
+      name: for messages.
+    """
+
+    def __init__(self, f: Callable[..., Any]):
+        self.bound: tuple[Any, ...] = ()
+        self.name = function_name(f)
+        self.call = f
+        if isinstance(f, types.MethodType) and isinstance(f.__self__, Node):
+            self.bound, self.call = (f.__self__,), f.__func__
+        elif isinstance(f, Node):
+            self.bound, self.call = (f,), type(f).__call__
+        try:
+            self._signature = inspect.signature(self.call)
+        except (TypeError, ValueError):
+            self._signature = None
+        self._defaults = self._module_defaults()
+
+    def _module_defaults(self) -> dict[str, Any]:
+        parameters = self._signature.parameters if self._signature else {}
+        return {
+            name: parameter.default
+            for name, parameter in parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+            and any(map(is_graph_leaf, jax.tree.leaves(parameter.default, is_leaf=is_graph_leaf)))
+        }
+
+    def complete(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Adds the bound module, and the defaults that hold modules, to the arguments."""
+        args, kwargs = (*self.bound, *args), dict(kwargs)
+        if self._defaults and self._signature is not None:
+            given = self._signature.bind_partial(*args, **kwargs).arguments
+            kwargs.update({n: v for n, v in self._defaults.items() if n not in given})
+        return args, kwargs
+
+    def positional(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turns keyword arguments into positional ones where the signature allows it."""
+        if not kwargs or self._signature is None:
+            return args, dict(kwargs)
+        try:
+            given = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        return given.args, given.kwargs
+
+    @property
+    def has_module_defaults(self) -> bool:
+        """Whether a default argument holds a module."""
+        return bool(self._defaults)
+
+
+def wraps(f: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``functools.wraps`` that also takes modules, whose ``__dict__`` is their own."""
+    updated = () if isinstance(f, Node) else functools.WRAPPER_UPDATES
+    return functools.wraps(f, updated=updated)

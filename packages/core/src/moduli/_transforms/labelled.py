@@ -1,0 +1,333 @@
+"""A call whose every value has a label: an axis, the carry, a sharding.
+
+``LabelledCall`` spreads the user's prefix over the leaves of a bound call, checks that each value
+has one label, and groups the outputs of the pure function by label, so that a transform passes JAX
+one short prefix however many values there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._graph.flatten import Slot
+from moduli._graph.nodes import Node, is_graph_leaf, plain_key
+from moduli._rngs import Rngs, RngStream
+from moduli._sites import describe_site
+from moduli._state import State
+from moduli._transforms.lift import Frame, Leaf, New, Signature, bind
+from moduli._transforms.prefixes import FilterPrefix, label_finder, spread
+from moduli._variable import Intermediate, RngState, Variable
+
+__all__ = ["LabelledCall", "Outputs"]
+
+Path = tuple[Any, ...]
+_PLAIN = -1
+_DETAILED = (FilterPrefix, State, Node, Variable)
+_STREAMS = (Rngs, RngStream, RngState)
+
+
+class LabelledCall:
+    """The arguments of one call with a label for each value.
+
+    Args:
+      transform: the name of the transform and of its prefix, for messages: ("vmap", "in_axes").
+      function: the name of the user's function, for messages.
+      args: positional arguments.
+      kwargs: keyword arguments.
+      labels: the prefix of the positional arguments.
+      keyword_label: the label of all keyword arguments.
+      valid: says whether something is a label of this transform.
+      expected: which labels there are, for messages.
+
+    Attributes:
+      binding, signature: see ``lift``.
+      values: the values of each graph; ``value_labels`` their labels.
+      leaves: the other arguments' leaves; ``leaf_labels`` their labels.
+    """
+
+    def __init__(
+        self,
+        transform: tuple[str, str],
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        labels: Any,
+        *,
+        keyword_label: Any,
+        valid: Callable[[Any], bool],
+        expected: str,
+    ):
+        self.transform, self.prefix_name, self.function = *transform, function
+        self._valid, self._expected = valid, expected
+        self.binding = bind(args, kwargs)
+        self.signature = Signature(self.binding)
+        self.values = self.binding.values()
+        self.leaves, self.treedef = jax.tree.flatten(self.binding.plain)
+        name = f"{self.transform}: {self.prefix_name}"
+        each: Sequence[Any] = [labels] * len(args)
+        if isinstance(labels, (tuple, list)):
+            each = labels
+            if len(each) != len(args):
+                raise errors.StructureError(
+                    f"{name} has {len(each)} entries, but {function} was called with {len(args)} "
+                    f"positional arguments: {labels!r}"
+                )
+        self.leaf_labels: list[Any] = []
+        self.leaf_names: list[str] = []
+        self.root_names: list[str] = []
+        self._finders: list[Callable[[Path, Any], Any]] = []
+        self._explicit: list[bool] = []
+        uniform: list[Any] = []
+        places: list[Any] = [*range(len(args)), *self.binding.names]
+        items = [*args, *[kwargs[n] for n in self.binding.names]]
+        for place, item in zip(places, items, strict=True):
+            label = each[place] if isinstance(place, int) else keyword_label
+            entry = f"{name}[{place}]" if isinstance(place, int) else f"{name} of {place!r}"
+            where = f"argument {place!r}"
+            paths = jax.tree_util.tree_flatten_with_path(item, is_leaf=is_graph_leaf)[0]
+            marks = spread(label, item, entry)
+            for (key_path, leaf), (found, base) in zip(paths, marks, strict=True):
+                spot = where + jax.tree_util.keystr(key_path)
+                if is_graph_leaf(leaf):
+                    self.root_names.append(spot)
+                    self._finders.append(label_finder(found, base, entry))
+                    uniform.append(found)
+                    self._explicit.append(
+                        isinstance(found, _DETAILED) or isinstance(leaf, _STREAMS)
+                    )
+                else:
+                    self.leaf_labels.append(self._checked(found, spot))
+                    self.leaf_names.append(spot)
+        self.value_labels = self._label_values(uniform)
+
+    def _checked(self, label: Any, spot: str) -> Any:
+        if not self._valid(label):
+            raise errors.StructureError(
+                f"{self.transform}: {self.prefix_name} gives {spot} the label {label!r}; it must be "
+                f"{self._expected}"
+            )
+        return label
+
+    def _label_values(self, uniform: list[Any]) -> list[list[Any]]:
+        labelled: list[list[Any]] = []
+        start = 0
+        for flat in self.binding.flats:
+            graphdef = flat.graphdef
+            stop = start + len(graphdef.roots)
+            first = uniform[start]
+            if isinstance(first, Hashable) and all(
+                other is first or (type(other) is type(first) and other == first)
+                for other in uniform[start:stop]
+            ):
+                if self._valid(first):
+                    labelled.append([first] * graphdef.num_leaves)
+                    start = stop
+                    continue
+            many = stop - start > 1
+            labels: list[Any] = [_PLAIN] * graphdef.num_leaves
+            seen: dict[int, tuple[int, Path]] = {}
+            for path, index in graphdef.path_to_leaf.items():
+                root, rest = (start + path[0], path[1:]) if many else (start, path)
+                holder = flat.holders[index]
+                leaf = holder._value if isinstance(holder, Slot) else holder
+                label = self._finders[root](rest, leaf)
+                spot = f"`{errors.format_path(rest)}` of {self.root_names[root]}"
+                self._checked(label, spot)
+                known = seen.setdefault(index, (root, rest))
+                if known == (root, rest):
+                    labels[index] = label
+                elif labels[index] != label:
+                    one = f"`{errors.format_path(known[1])}` of {self.root_names[known[0]]}"
+                    raise errors.StructureError(
+                        f"{self.transform}: {one} and {spot} are the same "
+                        f"{_kind_and_site(holder)}, but {self.prefix_name} gives it "
+                        f"{labels[index]!r} there and {label!r} here; give both the same"
+                    )
+            labelled.append(labels)
+            start = stop
+        return labelled
+
+    def describe(self, leaf: Leaf) -> str:
+        """Writes where a value of a graph stands: kind, path, argument, file and line."""
+        number, index = leaf
+        flat = self.binding.flats[number]
+        start = sum(len(earlier.graphdef.roots) for earlier in self.binding.flats[:number])
+        path = flat.graphdef.leaf_paths[index]
+        root = start
+        if len(flat.graphdef.roots) > 1:
+            root, path = start + path[0], path[1:]
+        holder = flat.holders[index]
+        return (
+            f"the {_kind_and_site(holder)} at `{errors.format_path(path)}` of "
+            f"{self.root_names[root]}"
+        )
+
+    def is_explicit(self, leaf: Leaf) -> bool:
+        """Says whether the user chose the label for this value itself, not for a module around it.
+
+        That is so below a StateAxes or another detailed prefix, and for streams that are passed
+        as arguments.
+        """
+        number, index = leaf
+        flat = self.binding.flats[number]
+        start = sum(len(earlier.graphdef.roots) for earlier in self.binding.flats[:number])
+        if len(flat.graphdef.roots) == 1:
+            return self._explicit[start]
+        paths = flat.graphdef.path_to_leaf.items()
+        return any(self._explicit[start + path[0]] for path, leaf in paths if leaf == index)
+
+    def label_of(self, leaf: Leaf) -> Any:
+        """The label of a value of a graph."""
+        return self.value_labels[leaf[0]][leaf[1]]
+
+    def label_of_new(self, new: New) -> Any:
+        """The label of a value that was made below an argument."""
+        leaf = new.holder._value if isinstance(new.holder, Slot) else new.holder
+        spot = f"`{errors.format_path(new.path)}` of {self.root_names[new.root]}"
+        return self._checked(self._finders[new.root](new.path, leaf), spot)
+
+    def all_labels(self) -> list[Any]:
+        """All labels, with repetitions: of the graphs' values, then of the other leaves."""
+        return [label for group in self.value_labels for label in group] + self.leaf_labels
+
+    def all_values(self) -> list[Any]:
+        """All values, in the order of :meth:`all_labels`."""
+        return [value for group in self.values for value in group] + self.leaves
+
+    def describe_all(self, position: int) -> str:
+        """Writes where the value at a position of :meth:`all_values` stands."""
+        for number, group in enumerate(self.values):
+            if position < len(group):
+                return self.describe((number, position))
+            position -= len(group)
+        return self.leaf_names[position]
+
+    def frame(self, values: Sequence[Any]) -> Frame:
+        """Rebuilds the arguments.
+
+        Args:
+          values: (traced) values in the order of :meth:`all_values`.
+        """
+        groups, start = [], 0
+        for group in self.values:
+            groups.append(list(values[start : start + len(group)]))
+            start += len(group)
+        plain = jax.tree.unflatten(self.treedef, list(values[start:]))
+        return Frame(self.signature, groups, plain)
+
+
+def _kind_and_site(holder: Any) -> str:
+    if isinstance(holder, Variable):
+        site = describe_site(holder)
+        return type(holder).__name__ + (f" ({site})" if site else "")
+    return "array"
+
+
+class Outputs:
+    """What a pure function returned, grouped by label.
+
+    Args:
+      call: the labelled call.
+      frame: the frame in which the function ran.
+      out: what the function returned.
+      out_labels: the prefix of ``out``.
+      name: what that prefix is, for messages: "vmap: out_axes".
+      finish: arguments of ``Frame.finish``.
+
+    Attributes:
+      effects: see ``lift``.
+      labels: the label of each value, the result's leaves first.
+      values: the values.
+      count: how many of them are leaves of the result.
+      homes: for each of the others which leaf of the arguments it is the new value of, or None.
+      names: where each value stands, for messages.
+    """
+
+    def __init__(
+        self,
+        call: LabelledCall,
+        frame: Frame,
+        out: Any,
+        out_labels: Any,
+        name: str,
+        *,
+        intermediate_label: Any = None,
+        **finish: Any,
+    ):
+        marks = spread(out_labels, out, name)
+        self.effects, (rest, outputs) = frame.finish(out, strict=True, **finish)
+        leaves, self._treedef = jax.tree.flatten(rest)
+        pairs, _ = jax.tree_util.tree_flatten_with_path(out, is_leaf=is_graph_leaf)
+        self.values = [*leaves, *outputs]
+        self.count, self.homes = len(leaves), frame.homes
+        self.labels, self.names = [], []
+        finders, spots = [], []
+        for (path, leaf), (label, base) in zip(pairs, marks, strict=True):
+            spot = "the result" + "".join(f"[{plain_key(key)!r}]" for key in path)
+            if is_graph_leaf(leaf):
+                finders.append(label_finder(label, base, name))
+                spots.append(spot)
+                self._check_alias(call, frame, leaf, label, spot, name)
+            else:
+                self.labels.append(label)
+                self.names.append(spot)
+        roots = len(call.root_names)
+        for position, home in enumerate(frame.homes):
+            if home is not None:
+                self.labels.append(call.label_of(home))
+                self.names.append(call.describe(home))
+                continue
+            new = frame.new[position]
+            kind = type(new.holder).__name__
+            if new.root >= roots:
+                leaf = new.holder._value if isinstance(new.holder, Slot) else new.holder
+                label = finders[new.root - roots](new.path, leaf)
+                spot = spots[new.root - roots]
+            else:
+                label, spot = call.label_of_new(new), call.root_names[new.root]
+                if not isinstance(label, int) and isinstance(new.holder, Intermediate):
+                    label = label if intermediate_label is None else intermediate_label
+            self.labels.append(label)
+            self.names.append(f"the new {kind} at `{errors.format_path(new.path)}` of {spot}")
+
+    @staticmethod
+    def _check_alias(
+        call: LabelledCall, frame: Frame, root: Any, label: Any, spot: str, name: str
+    ) -> None:
+        """Raises if an argument is returned under another label than it was passed."""
+        if isinstance(label, _DETAILED):
+            return
+        for leaf in frame.leaves_below(root):
+            given = call.label_of(leaf)
+            if _key(given) != _key(label) and isinstance(given, (int, type(None))):
+                raise errors.StructureError(
+                    f"{name} returns {spot} under {label!r}, but it contains "
+                    f"{call.describe(leaf)}, which was passed under {given!r}; return it under the "
+                    "same, or return a copy (`moduli.clone`)"
+                )
+
+    def rebuild(self, values: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """Puts (out, outputs) for ``effects.apply`` together from the values after the transform."""
+        rest = jax.tree.unflatten(self._treedef, list(values[: self.count]))
+        return rest, list(values[self.count :])
+
+    def grouped(self, labels: Sequence[Any]) -> list[list[Any]]:
+        """The values of each of these labels."""
+        places = {_key(label): number for number, label in enumerate(labels)}
+        groups: list[list[Any]] = [[] for _ in labels]
+        for label, value in zip(self.labels, self.values, strict=True):
+            groups[places[_key(label)]].append(value)
+        return groups
+
+    def ungrouped(self, labels: Sequence[Any], groups: Sequence[Sequence[Any]]) -> list[Any]:
+        """The inverse of :meth:`grouped`."""
+        iterators = {_key(label): iter(group) for label, group in zip(labels, groups, strict=True)}
+        return [next(iterators[_key(label)]) for label in self.labels]
+
+
+def _key(label: Any) -> Any:
+    return (type(label), label)

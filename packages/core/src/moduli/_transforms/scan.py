@@ -1,0 +1,198 @@
+"""scan: loop over an axis of modules and arrays, compiled once for all steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._transforms.arguments import Function, check_callable, wraps
+from moduli._transforms.labelled import LabelledCall
+from moduli._transforms.lift import Frame
+from moduli._transforms.looped import LoopBody
+from moduli._transforms.partition_names import PartitionNames
+from moduli._transforms.prefixes import Carry, labels_in
+from moduli._transforms.streams import SplitStreams
+from moduli._transforms.vmap import check_sizes
+
+__all__ = ["scan"]
+
+
+def scan(
+    f: Callable[..., Any] | None = None,
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    in_axes: Any = (Carry, 0),
+    out_axes: Any = (Carry, 0),
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Any:
+    """``jax.lax.scan`` for functions that take modules, with all their updates.
+
+    ``f`` runs once for each slice. What is marked :class:`Carry` goes from step to step; an int is
+    the axis along which a value is sliced, and along which a result is stacked; None is the same
+    in each step. Modules under None see their own writes in the next step (BatchNorm statistics,
+    counts of random streams), as in a Python loop. A sliced module whose random streams are single
+    keys gets them split, one for each step.
+
+    Args:
+      f: a function, a method, or a module. Without it a decorator is returned.
+      length: number of steps, if no argument is sliced.
+      reverse: start from the last slice.
+      unroll: how many steps to write out in one round of the compiled loop; True for all.
+      in_axes: a prefix of the positional arguments: ints, None, and at most one Carry, which
+        stands for a whole argument; for modules also :class:`StateAxes` (there Carry may stand
+        for parts) and what :func:`prefix` returns.
+      out_axes: a prefix of the result: ints, and Carry in the place of the new carry.
+      transform_metadata: see :func:`vmap`.
+
+    Returns:
+      The function that runs the loop: it returns what ``f`` returns, with the last carry, and
+      results stacked.
+
+    Raises:
+      StructureError: if axes do not fit, or a carry changes its objects or its structure.
+      ShapeError: if sliced values differ in length, or a carried value changes shape or dtype.
+
+    Example:
+      >>> import moduli as nnx, jax, jax.numpy as jnp
+      >>> class Block(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.w = nnx.Param(jax.random.normal(rngs.params(), (3, 3)))
+      ...     def __call__(self, x):
+      ...         return jnp.tanh(x @ self.w)
+      >>> blocks = nnx.vmap(Block)(nnx.Rngs(0).split(4))
+      >>> @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+      ... def forward(x, block):
+      ...     return block(x)
+      >>> forward(jnp.ones(3), blocks).shape
+      (3,)
+    """
+    options = {
+        "length": length,
+        "reverse": reverse,
+        "unroll": unroll,
+        "in_axes": in_axes,
+        "out_axes": out_axes,
+        "transform_metadata": transform_metadata,
+    }
+    if f is None:
+        return functools.partial(scan, **options)
+    check_callable(f, "scan", "in_axes=..., out_axes=...")
+    place_in = _carry_place(in_axes, "in_axes")
+    place_out = _carry_place(out_axes, "out_axes")
+    if (place_in is None) != (place_out is None):
+        raise errors.StructureError(
+            f"scan: moduli.Carry stands in one of in_axes={in_axes!r} and out_axes={out_axes!r}, "
+            "but not in the other; what a step carries in, it has to return"
+        )
+    function = Function(f)
+    names = PartitionNames(transform_metadata, "scan")
+    shift = len(function.bound)
+
+    @wraps(f)
+    def looped(*args: Any, **kwargs: Any) -> Any:
+        given, keywords = function.complete(*function.positional(args, kwargs))
+        labels: Any = in_axes
+        if place_in == _WHOLE:
+            if len(given) != 1 + shift:
+                raise errors.StructureError(
+                    f"scan: in_axes=moduli.Carry stands for one argument, but {function.name} was "
+                    f"called with {len(given) - shift}; write in_axes=(moduli.Carry, ...)"
+                )
+            labels = (Carry,)
+        if shift:
+            rest = labels if isinstance(labels, (tuple, list)) else [labels] * (len(given) - shift)
+            labels = (None, *rest)
+        call = LabelledCall(
+            ("scan", "in_axes"),
+            function.name,
+            given,
+            keywords,
+            labels,
+            keyword_label=None,
+            valid=_is_label,
+            expected="an int, None or moduli.Carry",
+        )
+        streams = SplitStreams(call, broadcast=False)
+        steps = check_sizes(call, length)
+        if streams:
+            streams.split(steps)
+        inside = names.inside(call)
+
+        def run(frame: Frame) -> Any:
+            inside.enter(frame)
+            out = function.call(*frame.args, **frame.kwargs)
+            if place_out not in (None, _WHOLE):
+                _check_result(out, out_axes, function.name)
+            inside.leave(frame, out, out_axes)
+            return out
+
+        carry_of = None
+        if place_in is not None:
+            first = shift + (0 if place_in == _WHOLE else place_in)
+
+            def carry_out(out: Any) -> Any:
+                return out if place_out == _WHOLE else out[place_out]
+
+            carry_of = (lambda frame: frame.args[first], carry_out)
+        body = LoopBody(call, run, carry_of, out_axes, "scan: out_axes")
+        carry, stacked = jax.lax.scan(
+            lambda carry, xs: body.step(carry, xs),
+            body.init,
+            body.sliced,
+            length=steps,
+            reverse=reverse,
+            unroll=unroll,
+        )
+        result = body.finish(carry, stacked)
+        if streams:
+            streams.count_up()
+        return result
+
+    return looped
+
+
+_WHOLE = -1
+
+
+def _is_label(label: Any) -> bool:
+    return (
+        label is None or label is Carry or (isinstance(label, int) and not isinstance(label, bool))
+    )
+
+
+def _carry_place(axes: Any, name: str) -> int | None:
+    """Where Carry stands among the entries of a prefix: its index, _WHOLE, or None."""
+    if axes is Carry:
+        return _WHOLE
+    if not isinstance(axes, (tuple, list)):
+        return None
+    places = [number for number, entry in enumerate(axes) if entry is Carry]
+    if len(places) > 1:
+        raise errors.StructureError(
+            f"scan: {name}={axes!r} has moduli.Carry in {len(places)} places; put what is carried "
+            "into one tuple: in_axes=(moduli.Carry, ...) with f((a, b), ...)"
+        )
+    for number, entry in enumerate(axes):
+        if isinstance(entry, (tuple, list, dict)) and Carry in labels_in(entry):
+            raise errors.StructureError(
+                f"scan: {name}[{number}]={entry!r} has moduli.Carry inside; it stands for a whole "
+                "argument, so move what is carried into an argument of its own"
+            )
+    return places[0] if places else None
+
+
+def _check_result(out: Any, out_axes: Any, name: str) -> None:
+    if not isinstance(out, (tuple, list)) or len(out) != len(out_axes):
+        got = f"{type(out).__name__}" + (
+            f" of {len(out)}" if isinstance(out, (tuple, list)) else ""
+        )
+        raise errors.StructureError(
+            f"scan: out_axes={out_axes!r} has {len(out_axes)} entries, but {name} returned a {got}; "
+            "write out_axes=moduli.Carry if the result is the carry alone"
+        )

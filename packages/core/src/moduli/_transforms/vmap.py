@@ -1,0 +1,247 @@
+"""vmap and pmap: map a function over an axis of modules and arrays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._transforms.arguments import Function, check_callable, wraps
+from moduli._transforms.labelled import LabelledCall, Outputs
+from moduli._transforms.partition_names import PartitionNames
+from moduli._transforms.prefixes import labels_in
+from moduli._transforms.running import running
+from moduli._transforms.streams import SPLIT, SplitStreams
+
+__all__ = ["vmap"]
+
+
+def vmap(
+    f: Callable[..., Any] | None = None,
+    *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    axis_name: Hashable | None = None,
+    axis_size: int | None = None,
+    spmd_axis_name: Any = None,
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Any:
+    """``jax.vmap`` for functions that take modules, with all their updates.
+
+    What the function writes to a mapped Variable is stacked along its axis; a Variable under the
+    axis None is one for all elements, and writing it a value that differs between them is an error.
+    Random streams of a module are split, so that each element draws its own keys, and the caller's
+    stream counts one draw; to share one stream, pass the Rngs themselves under None, or name them:
+    ``StateAxes({moduli.RngState: None, ...: 0})``.
+
+    Args:
+      f: a function, a method, or a module. Without it a decorator is returned.
+      in_axes: a prefix of the positional arguments: ints and None; for modules also
+        :class:`StateAxes` and what :func:`prefix` returns. Keyword arguments are mapped over axis
+        0 if they cannot be passed by position.
+      out_axes: a prefix of the result, likewise. New objects in the result get it too.
+      axis_name: name of the axis for collectives such as ``jax.lax.psum``.
+      axis_size: its size, if no argument tells.
+      spmd_axis_name: as of ``jax.vmap``.
+      transform_metadata: ``{moduli.PARTITION_NAME: name}`` inserts the name of the axis into the
+        partition names of Variables that are mapped.
+
+    Returns:
+      The mapped function.
+
+    Raises:
+      StructureError: if axes do not fit the arguments, or one Variable gets two axes.
+      ShapeError: if mapped values differ in the size of their axis.
+
+    Example:
+      >>> import moduli as nnx, jax, jax.numpy as jnp
+      >>> class Ensemble(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.w = nnx.Param(jax.random.normal(rngs.params(), (2, 3)))
+      >>> models = nnx.vmap(Ensemble)(nnx.Rngs(0).split(5))
+      >>> models.w.shape
+      (5, 2, 3)
+      >>> nnx.vmap(lambda m, x: x @ m.w, in_axes=(0, None))(models, jnp.ones((4, 2))).shape
+      (5, 4, 3)
+    """
+    options = {
+        "in_axes": in_axes,
+        "out_axes": out_axes,
+        "axis_name": axis_name,
+        "axis_size": axis_size,
+        "spmd_axis_name": spmd_axis_name,
+        "transform_metadata": transform_metadata,
+    }
+    if f is None:
+        return functools.partial(vmap, **options)
+    check_callable(f, "vmap", "in_axes=...")
+    function = Function(f)
+    names = PartitionNames(transform_metadata, "vmap")
+    axes_of_arguments = _with_bound(in_axes, function)
+
+    @wraps(f)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        given, keywords = function.complete(*function.positional(args, kwargs))
+        call = LabelledCall(
+            ("vmap", "in_axes"),
+            function.name,
+            given,
+            keywords,
+            _bound_axes(axes_of_arguments, function, len(given)),
+            keyword_label=0,
+            valid=_is_axis,
+            expected="an int or None",
+        )
+        streams = SplitStreams(call, broadcast=True)
+        size = check_sizes(call, axis_size)
+        if streams:
+            streams.split(size)
+        every, labels = call.all_values(), call.all_labels()
+        in_labels = [0 if label is SPLIT else label for label in labels]
+        axes = _all_axes(in_labels, out_axes)
+        names_in = names.inside(call)
+        outputs: Any = None
+
+        def pure(values: list[Any]) -> list[list[Any]]:
+            nonlocal outputs
+            new = iter(values)
+            merged = [
+                old if axis is None else next(new)
+                for old, axis in zip(every, in_labels, strict=True)
+            ]
+            frame = call.frame(merged)
+            names_in.enter(frame)
+            with running("vmap", function.name):
+                out = function.call(*frame.args, **frame.kwargs)
+            names_in.leave(frame, out, out_axes)
+            outputs = Outputs(
+                call,
+                frame,
+                out,
+                out_axes,
+                "vmap: out_axes",
+                intermediate_label=0,
+                drop=streams.__contains__ if streams else None,
+            )
+            _check_labels(outputs)
+            return outputs.grouped(axes)
+
+        values = [v for v, axis in zip(every, in_labels, strict=True) if axis is not None]
+        arguments: Any = ([axis for axis in in_labels if axis is not None],)
+        transformed = functools.partial(
+            jax.vmap,
+            in_axes=arguments,
+            axis_name=axis_name,
+            axis_size=size,
+            spmd_axis_name=spmd_axis_name,
+        )
+        try:
+            groups = transformed(pure, out_axes=list(axes))(values)
+        except ValueError as error:
+            culprit = _find_batched(transformed, pure, values, axes, lambda: outputs)
+            if culprit is None or isinstance(error, errors.ModuliError):
+                raise
+            raise errors.StructureError(culprit) from None
+        out, new = outputs.rebuild(outputs.ungrouped(axes, groups))
+        result = outputs.effects.apply(call.binding.flats, call.values, out, new)
+        if streams:
+            streams.count_up()
+        return result
+
+    return mapped
+
+
+def _with_bound(in_axes: Any, function: Function) -> Any:
+    """Puts None before the axes of the arguments for the module of a bound method."""
+    if function.bound and isinstance(in_axes, (tuple, list)):
+        return (None, *in_axes)
+    return in_axes
+
+
+def _bound_axes(in_axes: Any, function: Function, count: int) -> Any:
+    if function.bound and not isinstance(in_axes, (tuple, list)):
+        return (None, *[in_axes] * (count - 1))
+    return in_axes
+
+
+def _is_axis(label: Any) -> bool:
+    return label is None or (isinstance(label, int) and not isinstance(label, bool))
+
+
+def _all_axes(in_labels: Sequence[Any], out_axes: Any) -> list[Any]:
+    """All axes that an output may have: the prefix that JAX gets."""
+    found: dict[Any, None] = {0: None, None: None}
+    found.update(dict.fromkeys(in_labels))
+    for axis in labels_in(out_axes):
+        found[axis] = None
+    return list(found)
+
+
+def check_sizes(call: LabelledCall, size: int | None) -> int:
+    """Finds the size of the mapped axis, and checks that all mapped values have it."""
+    first = "axis_size" if size is not None else ""
+    every = zip(call.all_values(), call.all_labels(), strict=True)
+    for position, (value, axis) in enumerate(every):
+        if not isinstance(axis, int):
+            continue
+        for leaf in jax.tree.leaves(value):
+            shape = getattr(leaf, "shape", ())
+            if not -len(shape) <= axis < len(shape):
+                raise errors.ShapeError(
+                    f"{call.transform}: {call.describe_all(position)} has shape {shape}, which has "
+                    f"no axis {axis} to map over; give it the axis None, or pass it with such an axis"
+                )
+            if size is None:
+                size, first = shape[axis], call.describe_all(position)
+            elif shape[axis] != size:
+                raise errors.ShapeError(
+                    f"{call.transform}: {call.describe_all(position)} has shape {shape}, so size "
+                    f"{shape[axis]} along axis {axis}; but {first} has size {size}"
+                )
+    if size is None:
+        raise errors.StructureError(
+            f"{call.transform}: no argument of {call.function} is mapped, so the size of the axis "
+            f"is unknown; give one of them an axis in {call.prefix_name}, or pass axis_size"
+        )
+    return size
+
+
+def _check_labels(outputs: Outputs) -> None:
+    for label, name in zip(outputs.labels, outputs.names, strict=True):
+        if not _is_axis(label):
+            raise errors.StructureError(
+                f"vmap: out_axes gives {name} the label {label!r}; it must be an int or None"
+            )
+
+
+def _find_batched(
+    transformed: Callable[..., Any],
+    pure: Callable[..., Any],
+    values: list[Any],
+    axes: list[Any],
+    outputs: Callable[[], Outputs],
+) -> str | None:
+    """Finds which value under the axis None differs between elements; for the message only."""
+    if outputs() is None:
+        return None
+    place = axes.index(None)
+    names = [
+        name for name, label in zip(outputs().names, outputs().labels, strict=True) if label is None
+    ]
+    for number, name in enumerate(names):
+
+        def one(values: list[Any], number: int = number) -> Any:
+            return pure(values)[place][number]
+
+        try:
+            jax.eval_shape(transformed(one, out_axes=None), values)
+        except ValueError:
+            return (
+                f"vmap: {name} is under the axis None, one for all elements, but got a value that "
+                "differs between them; give it an axis (`moduli.StateAxes`), or reduce the value, "
+                "as with `jax.lax.pmean(value, axis_name)`"
+            )
+    return None
