@@ -25,6 +25,7 @@ from moduli._filters import WithTag as WithTag
 from moduli._graph.graphdef import GraphDef as GraphDef
 from moduli._graph.nodes import is_data as is_data
 from moduli._graph.nodes import register_data_type as register_data_type
+from moduli._graph.recursive_map import recursive_map as recursive_map
 from moduli._graph.split import clone as clone
 from moduli._graph.split import flatten as flatten
 from moduli._graph.split import graphdef as graphdef
@@ -52,6 +53,12 @@ from moduli._pytree import Pytree as Pytree
 from moduli._pytree import data as data
 from moduli._pytree import dataclass as dataclass
 from moduli._pytree import static as static
+from moduli._rng_functions import SplitBackups as SplitBackups
+from moduli._rng_functions import fork_rngs as fork_rngs
+from moduli._rng_functions import reseed as reseed
+from moduli._rng_functions import restore_rngs as restore_rngs
+from moduli._rng_functions import split_rngs as split_rngs
+from moduli._rng_functions import with_rngs as with_rngs
 from moduli._rngs import Rngs as Rngs
 from moduli._rngs import RngStream as RngStream
 from moduli._state import FlatState as FlatState
