@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax
 from moduli import errors
 from moduli._graph.nodes import Node, is_graph_leaf
 
-__all__ = ["Function", "check_callable", "function_name"]
+__all__ = ["Function", "Static", "check_callable", "function_name", "split_static", "wraps"]
 
 
 def function_name(f: Any) -> str:
@@ -101,3 +102,56 @@ def wraps(f: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``functools.wraps`` that also takes modules, whose ``__dict__`` is their own."""
     updated = () if isinstance(f, Node) else functools.WRAPPER_UPDATES
     return functools.wraps(f, updated=updated)
+
+
+class Static:
+    """Positional arguments that are not traced, taken out of a call.
+
+    Args:
+      values: by position.
+    """
+
+    def __init__(self, values: dict[int, Any]):
+        self.values = values
+
+    def around(self, function: Function) -> Function:
+        """Returns a function of the other arguments."""
+        if not self.values:
+            return function
+        inner = copy.copy(function)
+        shift = len(function.bound)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            merged = list(args)
+            for position, value in sorted(self.values.items()):
+                merged.insert(position + shift, value)
+            return function.call(*merged, **kwargs)
+
+        inner.call = call
+        return inner
+
+
+def split_static(
+    args: tuple[Any, ...], static_argnums: int | Iterable[int], transform: str, name: str
+) -> tuple[Static, tuple[Any, ...]]:
+    """Takes the static arguments out.
+
+    Raises:
+      StructureError: if a position is no argument, or a static argument holds a module.
+    """
+    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+    values: dict[int, Any] = {}
+    for number in numbers:
+        position = number + len(args) if number < 0 else number
+        if not 0 <= position < len(args):
+            raise errors.StructureError(
+                f"{transform}: static_argnums has {number}, but {name} was called with {len(args)} "
+                "positional arguments"
+            )
+        values[position] = args[position]
+        if any(map(is_graph_leaf, jax.tree.leaves(args[position], is_leaf=is_graph_leaf))):
+            raise errors.StructureError(
+                f"{transform}: argument {position} of {name} holds a module and is marked static; "
+                "modules carry arrays, so leave it out of static_argnums"
+            )
+    return Static(values), tuple(arg for n, arg in enumerate(args) if n not in values)

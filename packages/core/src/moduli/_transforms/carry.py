@@ -25,7 +25,8 @@ def check_same_objects(transform: str, function: str, given: Any, returned: Any)
     """Raises unless ``returned`` is a pytree like ``given`` with the same modules in it.
 
     Args:
-      transform, function: for messages.
+      transform: its name, for messages.
+      function: its name, for messages.
       given: the carry that the function got.
       returned: the carry that it returned.
     """
@@ -60,7 +61,8 @@ def check_same_types(
     """Raises if a carried value changes its structure, shape or dtype from step to step.
 
     Args:
-      transform, function: for messages.
+      transform: its name, for messages.
+      function: its name, for messages.
       old: the values that the function got.
       new: the values that it left.
       describe: writes where the value of a number stands.
@@ -80,7 +82,7 @@ def check_same_types(
             if was.shape != now.shape or (was.dtype != now.dtype and not was.weak_type):
                 raise errors.ShapeError(
                     f"{transform}: {function} changes {describe(number)}, which is carried, from "
-                    f"{was.dtype}{list(was.shape)} to {now.dtype}{list(now.shape)}; a carried value "
-                    "keeps shape and dtype. Cast the new value (`.astype(old.dtype)`), or start "
-                    "with what the loop makes"
+                    f"{was.dtype}{list(was.shape)} to {now.dtype}{list(now.shape)}; a carried "
+                    "value keeps shape and dtype. Cast the new value (`.astype(old.dtype)`), or "
+                    "start with what the loop makes"
                 )

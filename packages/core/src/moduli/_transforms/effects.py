@@ -81,6 +81,10 @@ class Effects:
                     setattr(holder, "_value", value)  # noqa: B010 - a Slot or a Variable
         return out
 
+    def result(self, values: Sequence[Sequence[Any]], out: Any, outputs: Sequence[Any]) -> Any:
+        """Returns what the call returns and leaves the caller's objects as they are."""
+        return out
+
     def _check(self, flats: tuple[Flat, ...], value: Any) -> None:
         """Raises before a value of this trace is written into an object of another."""
         if isinstance(value, jax.Array) and not isinstance(value, Tracer):
@@ -150,10 +154,7 @@ class ChangedEffects:
     ) -> Any:
         """Does the same to the caller's objects; see :meth:`Effects.apply`."""
         self._check(flats)
-        new_values = [
-            outputs[source] if isinstance(source, int) else values[source[0]][source[1]]
-            for source in self.sources
-        ]
+        new_values = self._new_values(values, outputs)
         existing = {
             index: flats[origin[0]].objects[origin[1]]
             for index, origin in enumerate(self.origins)
@@ -175,6 +176,21 @@ class ChangedEffects:
                 target._moduli.changed()
             else:
                 self._write_arrays(target, entry, objects, new_values)
+        return self._result(objects, new_values, plain)
+
+    def result(self, values: Sequence[Sequence[Any]], plain: list[Any], outputs: list[Any]) -> Any:
+        """Returns what the call returns around new objects; the caller's stay as they are."""
+        new_values = self._new_values(values, outputs)
+        objects = build(self.graphdef, new_values)
+        return self._result(objects, new_values, plain)
+
+    def _new_values(self, values: Sequence[Sequence[Any]], outputs: list[Any]) -> list[Any]:
+        return [
+            outputs[source] if isinstance(source, int) else values[source[0]][source[1]]
+            for source in self.sources
+        ]
+
+    def _result(self, objects: list[Any], new_values: list[Any], plain: list[Any]) -> Any:
         roots = [decode(code, objects, new_values) for code in self.graphdef.roots]
         returned, others = iter(roots[self.num_roots :]), iter(plain)
         leaves = [next(returned if is_object else others) for is_object in self.marks]

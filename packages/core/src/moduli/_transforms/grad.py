@@ -16,7 +16,9 @@ from moduli._filters import Filter, to_predicate
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
 from moduli._state import from_flat_state
+from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.lift import Binding, Frame, Signature, bind
+from moduli._transforms.running import running
 from moduli._variable import Param, Variable
 
 __all__ = ["DiffState", "grad", "value_and_grad"]
@@ -59,6 +61,7 @@ class _Target:
 
     def __init__(self, argnum: int, filter: Any):
         self.argnum, self.filter = argnum, filter
+        self.shift = 0  # how many arguments come before the user's own
         self.mark: Any = None
         self.leaves: list[list[tuple[Any, Any, tuple[int, int]]]] = []  # per root
         self.roots: list[Any] = []
@@ -97,7 +100,7 @@ def _select(binding: Binding, targets: list[_Target], allow_int: bool) -> None:
         for number, flat in enumerate(binding.flats)
         for index, holder in enumerate(flat.holders)
     }
-    by_argument = {target.argnum: target for target in targets}
+    by_argument = {target.argnum + target.shift: target for target in targets}
     roots = iter(binding.roots)
     next_plain = 0
     taken: dict[tuple[int, int], str] = {}
@@ -273,7 +276,7 @@ def grad(
         return functools.partial(grad, **options)
     both = _differentiate(f, "grad", **options)
 
-    @functools.wraps(f)
+    @wraps(f)
     def gradient(*args: Any, **kwargs: Any) -> Any:
         value, grads = both(*args, **kwargs)
         return (grads, value[1]) if has_aux else grads
@@ -291,21 +294,21 @@ def _differentiate(
     allow_int: bool,
     reduce_axes: Sequence[Any],
 ) -> Callable[..., Any]:
-    if not callable(f):
-        raise errors.StructureError(
-            f"{transform} needs a callable; got a {type(f).__name__}. As a decorator with options "
-            f"write `@moduli.{transform}(argnums=...)`"
-        )
+    check_callable(f, transform, "argnums=...")
     if tuple(reduce_axes):
         raise errors.StructureError(
             f"{transform}: reduce_axes={reduce_axes!r} has no meaning in today's JAX; sum over the "
             "axis yourself with jax.lax.psum"
         )
-    name = getattr(f, "__qualname__", repr(f))
+    function = Function(f)
+    name = function.name
 
-    @functools.wraps(f)
+    @wraps(f)
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
         targets = _targets(argnums, len(args), name)
+        for target in targets:
+            target.shift = len(function.bound)
+        args, kwargs = function.complete(args, kwargs)
         binding = bind(args, kwargs)
         _select(binding, targets, allow_int)
         signature = Signature(binding)
@@ -323,7 +326,9 @@ def _differentiate(
                 for index, value in zip(target.plain, others, strict=True):
                     plain[index] = value
             frame = Frame(signature, inner, plain)
-            value, aux = _unpack(f(*frame.args, **frame.kwargs), has_aux, transform, name)
+            with running(transform, name):
+                out = function.call(*frame.args, **frame.kwargs)
+            value, aux = _unpack(out, has_aux, transform, name)
             effects, outputs = frame.finish(aux)
             return value, outputs
 

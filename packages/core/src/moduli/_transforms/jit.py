@@ -13,10 +13,14 @@ import jax
 from moduli import _plugins, errors
 from moduli._graph.nodes import Node
 from moduli._static import UnhashableStatic, static_key
+from moduli._transforms.arguments import Function
 from moduli._transforms.effects import Packed
+from moduli._transforms.layout import Layout
 from moduli._transforms.lift import Binding, Frame, Signature, bind
+from moduli._transforms.running import running
+from moduli._transforms.stages import Lowered, Traced
 
-__all__ = ["JitWrapped", "jit"]
+__all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,16 +40,18 @@ class JitWrapped:
         static_argnames: frozenset[str] = frozenset(),
         donate_argnums: frozenset[int] = frozenset(),
         donate_argnames: frozenset[str] = frozenset(),
+        shardings: tuple[Any, Any] = (None, None),
         **options: Any,
     ):
         functools.update_wrapper(self, fun)
         self._fun = fun
+        self._function = Function(fun)
+        self._shardings = shardings if any(s is not None for s in shardings) else None
         self._static_argnums = static_argnums
         self._static_argnames = static_argnames
         self._donate_argnums = donate_argnums
         self._donate_argnames = donate_argnames
-        self._plain = not (static_argnums or static_argnames)
-        self._donates = bool(donate_argnums or donate_argnames)
+        self._plain = not (static_argnums or static_argnames or self._function.has_module_defaults)
         self._options = options
         self._programs: dict[Any, Any] = {}
 
@@ -57,19 +63,21 @@ class JitWrapped:
         key = (binding.signature, _plugins.active().token)
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = self._compile(binding, len(args), (), {})
+            program = self._programs[key] = self._compile(binding, args, kwargs, len(args), (), {})
         return self._run(program, binding)
 
     def _run(self, program: Any, binding: Binding) -> Any:
         values = binding.values()
-        if self._donates:
-            packed = program.donating(values, binding.plain)
-        else:
-            packed = program.call(values, binding.plain)
-        return packed.effects.apply(binding.flats, values, *packed.parts)
+        if program.simple:
+            packed = program.jitted(values, binding.plain)
+            return packed.effects.apply(binding.flats, values, *packed.parts)
+        packed = program.jitted(*program.arguments(values, binding.plain))
+        effects, out, outputs = program.unpack(packed)
+        return effects.apply(binding.flats, values, out, outputs)
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Binding]:
         """Returns the program for these arguments and how they are bound."""
+        args, kwargs = self._function.complete(args, kwargs)
         count = len(args)
         numbers = {n + count if n < 0 else n for n in self._static_argnums}
         fixed = {n: args[n] for n in numbers if n < count}
@@ -90,22 +98,43 @@ class JitWrapped:
         )
         program = self._programs.get(key)
         if program is None:
-            program = self._compile(binding, count, tuple(sorted(fixed.items())), fixed_names)
+            pairs = tuple(sorted(fixed.items()))
+            program = self._compile(binding, args, kwargs, count, pairs, fixed_names)
             self._programs[key] = program
         return program, binding
 
     def _call_static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._run(*self._prepare(args, kwargs))
 
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
+        """Traces the function for these arguments, without running it.
+
+        Returns:
+          A :class:`Traced`: its ``jaxpr``, ``lower()``, and what else ``jax.stages.Traced`` has.
+        """
+        program, binding = self._prepare(args, kwargs)
+        stage = program.jitted.trace(*program.arguments(binding.values(), binding.plain))
+        return Traced(stage, program, binding.signature, self._function)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lowers the function for these arguments, without running it.
 
         Returns:
-          A ``jax.stages.Lowered`` of the pure function behind the call, for looking at its text,
-          cost and memory analysis.
+          A :class:`Lowered`: ``as_text()``, ``cost_analysis()``, ``compile()``, and what else
+          ``jax.stages.Lowered`` has.
         """
         program, binding = self._prepare(args, kwargs)
-        return program.lower(binding.values(), binding.plain)
+        stage = program.jitted.lower(*program.arguments(binding.values(), binding.plain))
+        return Lowered(stage, program, binding.signature, self._function)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the result with shapes and dtypes in the place of arrays; changes nothing."""
+        program, binding = self._prepare(args, kwargs)
+        values = binding.values()
+        packed = program.jitted.eval_shape(*program.arguments(values, binding.plain))
+        shapes = jax.eval_shape(lambda values: values, values)
+        effects, out, outputs = program.unpack(packed)
+        return effects.result(shapes, out, outputs)
 
     def clear_cache(self) -> None:
         """Forgets all compiled programs."""
@@ -114,6 +143,8 @@ class JitWrapped:
     def _compile(
         self,
         binding: Binding,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         count: int,
         fixed: tuple[tuple[int, Any], ...],
         fixed_names: dict[str, Any],
@@ -126,7 +157,11 @@ class JitWrapped:
             [n in self._donate_argnums or n - count in self._donate_argnums for n in positions]
             + [name in self._donate_argnames for name in binding.names],
         )
-        return _Program(self._fun, Signature(binding), fixed, fixed_names, marks, self._options)
+        layout = None
+        if self._shardings is not None:
+            layout = Layout(self._function, args, kwargs, count, positions, *self._shardings)
+        signature = Signature(binding)
+        return _Program(self._fun, signature, fixed, fixed_names, marks, layout, self._options)
 
     @overload
     def __get__(self, instance: None, owner: type) -> JitWrapped: ...
@@ -140,9 +175,14 @@ class JitWrapped:
 
 
 class _Program:
-    """One jitted pure function: for one structure, set of static arguments and plugins."""
+    """One jitted pure function: for one structure, set of static arguments and plugins.
 
-    __slots__ = ("call", "groups", "jitted", "plain")
+    Attributes:
+      jitted: what ``jax.jit`` made; its arguments are those of :meth:`arguments`.
+      simple: whether these are just (values, plain), and its result is the Effects' own.
+    """
+
+    __slots__ = ("_groups", "_layout", "_plain", "jitted", "simple")
 
     def __init__(
         self,
@@ -151,52 +191,64 @@ class _Program:
         fixed: tuple[tuple[int, Any], ...],
         fixed_names: dict[str, Any],
         donated: tuple[frozenset[int], frozenset[int]],
+        layout: Layout | None,
         options: dict[str, Any],
     ):
-        self.groups, self.plain = donated
-        kept = self.groups
+        self._groups, self._plain = donated
+        self._layout = layout
+        kept = self._groups
         keep = (lambda leaf: leaf[0] in kept) if kept else None
+        name = getattr(fun, "__name__", type(fun).__name__)
 
         def run(values: Any, plain: Any) -> Packed:
             frame = Frame(signature, values, plain)
             args = list(frame.args)
             for position, value in fixed:
                 args.insert(position, value)
-            out = fun(*args, **frame.kwargs, **fixed_names)
+            with running("jit", name):
+                out = fun(*args, **frame.kwargs, **fixed_names)
+            if layout is not None:
+                return layout.pack(frame, out, keep)
             effects, outputs = frame.finish(out, keep=keep)
             return Packed(effects, outputs)
 
-        run.__name__ = run.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
-        if self.groups or self.plain:
-
-            def split_run(values: Any, plain: Any, gone_values: Any, gone_plain: Any) -> Packed:
-                values = [v if w is None else w for v, w in zip(values, gone_values, strict=True)]
-                plain = [v if w is None else w[0] for v, w in zip(plain, gone_plain, strict=True)]
-                return run(values, plain)
-
-            split_run.__name__ = split_run.__qualname__ = run.__name__
-            self.jitted = jax.jit(split_run, donate_argnums=(2, 3), **options)
-        else:
+        run.__name__ = run.__qualname__ = name
+        self.simple = layout is None and not (self._groups or self._plain)
+        if not (self._groups or self._plain):
+            if layout is not None:
+                options = {**options, **layout.options(layout.inputs)}
             self.jitted = jax.jit(run, **options)
-        self.call = self.jitted
+            return
+
+        def split_run(values: Any, plain: Any, gone_values: Any, gone_plain: Any) -> Packed:
+            values = [v if w is None else w for v, w in zip(values, gone_values, strict=True)]
+            plain = [v if w is None else w[0] for v, w in zip(plain, gone_plain, strict=True)]
+            return run(values, plain)
+
+        split_run.__name__ = split_run.__qualname__ = name
+        if layout is not None:
+            options = {**options, **layout.options(self._split(*layout.inputs))}
+        self.jitted = jax.jit(split_run, donate_argnums=(2, 3), **options)
+
+    def arguments(self, values: list[Any], plain: list[Any]) -> tuple[Any, ...]:
+        """The arguments of ``jitted``."""
+        if self._groups or self._plain:
+            return self._split(values, plain)
+        return values, plain
+
+    def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
+        """Returns (effects, out, outputs) from what ``jitted`` returned."""
+        if self._layout is not None:
+            return self._layout.unpack(packed)
+        return (packed.effects, *packed.parts)
 
     def _split(self, values: list[Any], plain: list[Any]) -> tuple[Any, Any, Any, Any]:
         return (
-            [None if n in self.groups else v for n, v in enumerate(values)],
-            [None if n in self.plain else v for n, v in enumerate(plain)],
-            [v if n in self.groups else None for n, v in enumerate(values)],
-            [(v,) if n in self.plain else None for n, v in enumerate(plain)],
+            [None if n in self._groups else v for n, v in enumerate(values)],
+            [None if n in self._plain else v for n, v in enumerate(plain)],
+            [v if n in self._groups else None for n, v in enumerate(values)],
+            [(v,) if n in self._plain else None for n, v in enumerate(plain)],
         )
-
-    def donating(self, values: list[Any], plain: list[Any]) -> Any:
-        if self.groups or self.plain:
-            return self.jitted(*self._split(values, plain))
-        return self.jitted(values, plain)
-
-    def lower(self, values: list[Any], plain: list[Any]) -> Any:
-        if self.groups or self.plain:
-            return self.jitted.lower(*self._split(values, plain))
-        return self.jitted.lower(values, plain)
 
 
 def _donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int], frozenset[int]]:
@@ -288,11 +340,15 @@ def _match(
 def jit(
     fun: Callable[..., Any] | None = None,
     *,
+    in_shardings: Any = None,
+    out_shardings: Any = None,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     donate_argnames: str | Iterable[str] | None = None,
     keep_unused: bool = False,
+    device: Any = None,
+    backend: str | None = None,
     inline: bool = False,
 ) -> Any:
     """``jax.jit`` for functions that take modules, with all their updates.
@@ -306,12 +362,19 @@ def jit(
 
     Args:
       fun: a function, a method, or a module. Without it a decorator is returned.
+      in_shardings: a prefix of the positional arguments: a ``jax.sharding.NamedSharding`` (or a
+        ``PartitionSpec``, under ``jax.set_mesh``), or None to take what comes; for modules also
+        :class:`StateSharding` and what :func:`prefix` returns. Variables with a sharding come back
+        with it, written or not.
+      out_shardings: a prefix of the result, likewise.
       static_argnums: positions of hashable arguments for whose values to compile.
       static_argnames: names of such arguments.
       donate_argnums: positions of arguments whose buffers the result may use. The Variables of a
         donated module hold new buffers after the call, never deleted ones.
       donate_argnames: names of such arguments.
       keep_unused: as of ``jax.jit``.
+      device: as of ``jax.jit``, which advises against it; use ``in_shardings``.
+      backend: as of ``jax.jit``, which advises against it.
       inline: as of ``jax.jit``.
 
     Returns:
@@ -336,6 +399,10 @@ def jit(
     if fun is None:
         return functools.partial(
             jit,
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
+            device=device,
+            backend=backend,
             static_argnums=static_argnums,
             static_argnames=static_argnames,
             donate_argnums=donate_argnums,
@@ -360,8 +427,11 @@ def jit(
     donated = _match(
         fun, tuple(n + shift for n in _numbers(donate_argnums)), _names(donate_argnames)
     )
+    chosen = {"device": device, "backend": backend}
     wrapped = JitWrapped(
         fun,
+        shardings=(_after_bound(in_shardings, shift), out_shardings),
+        **{name: value for name, value in chosen.items() if value is not None},
         static_argnums=static[0],
         static_argnames=static[1],
         donate_argnums=frozenset(donated[0]),
@@ -370,3 +440,45 @@ def jit(
         inline=inline,
     )
     return wrapped if bound is None else types.MethodType(wrapped, bound)
+
+
+def _after_bound(shardings: Any, shift: int) -> Any:
+    """Puts None before the shardings of the arguments for the module of a bound method."""
+    return (None, *shardings) if shift and isinstance(shardings, (tuple, list)) else shardings
+
+
+def jit_partial(fun: Callable[..., Any], *partial_args: Any, **options: Any) -> Any:
+    """Jits a function and fixes its first arguments: ``functools.partial(jit(fun), *args)``.
+
+    flax.nnx has it because its ``jit`` takes the model apart on every call; here every call finds
+    the model's structure in a cache.
+
+    Args:
+      fun: the function.
+      *partial_args: its first arguments, such as the model and the optimizer.
+      **options: of :func:`jit`.
+
+    Returns:
+      A function of the other arguments.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> model = nnx.Dict({"w": nnx.Param(jnp.array(2.0))})
+      >>> forward = nnx.jit_partial(lambda model, x: model["w"] * x, model)
+      >>> float(forward(3.0))
+      6.0
+    """
+    return functools.partial(jit(fun, **options), *partial_args)
+
+
+def cached_partial(f: Callable[..., Any], *cached_args: Any) -> Any:
+    """Fixes the first arguments of a transformed function; the same as ``functools.partial``.
+
+    Args:
+      f: a transformed function, such as ``moduli.jit(train_step)``.
+      *cached_args: its first arguments.
+
+    Returns:
+      A function of the other arguments.
+    """
+    return functools.partial(f, *cached_args)

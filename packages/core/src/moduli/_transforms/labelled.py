@@ -7,7 +7,8 @@ one short prefix however many values there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ from moduli import errors
 from moduli._graph.flatten import Slot
 from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._rngs import Rngs, RngStream
-from moduli._sites import describe_site
 from moduli._state import State
 from moduli._transforms.lift import Frame, Leaf, New, Signature, bind
 from moduli._transforms.prefixes import FilterPrefix, label_finder, spread
@@ -42,6 +42,7 @@ class LabelledCall:
       keyword_label: the label of all keyword arguments.
       valid: says whether something is a label of this transform.
       expected: which labels there are, for messages.
+      convert: the canonical form of a valid label.
 
     Attributes:
       binding, signature: see ``lift``.
@@ -60,9 +61,10 @@ class LabelledCall:
         keyword_label: Any,
         valid: Callable[[Any], bool],
         expected: str,
+        convert: Callable[[Any], Any] = lambda label: label,
     ):
         self.transform, self.prefix_name, self.function = *transform, function
-        self._valid, self._expected = valid, expected
+        self._valid, self._expected, self._convert = valid, expected, convert
         self.binding = bind(args, kwargs)
         self.signature = Signature(self.binding)
         self.values = self.binding.values()
@@ -77,6 +79,8 @@ class LabelledCall:
                     f"positional arguments: {labels!r}"
                 )
         self.leaf_labels: list[Any] = []
+        self._argument_of_leaf: list[int] = []
+        self._argument_of_root: list[int] = []
         self.leaf_names: list[str] = []
         self.root_names: list[str] = []
         self._finders: list[Callable[[Path, Any], Any]] = []
@@ -84,7 +88,7 @@ class LabelledCall:
         uniform: list[Any] = []
         places: list[Any] = [*range(len(args)), *self.binding.names]
         items = [*args, *[kwargs[n] for n in self.binding.names]]
-        for place, item in zip(places, items, strict=True):
+        for number, (place, item) in enumerate(zip(places, items, strict=True)):
             label = each[place] if isinstance(place, int) else keyword_label
             entry = f"{name}[{place}]" if isinstance(place, int) else f"{name} of {place!r}"
             where = f"argument {place!r}"
@@ -94,23 +98,43 @@ class LabelledCall:
                 spot = where + jax.tree_util.keystr(key_path)
                 if is_graph_leaf(leaf):
                     self.root_names.append(spot)
+                    self._argument_of_root.append(number)
                     self._finders.append(label_finder(found, base, entry))
                     uniform.append(found)
                     self._explicit.append(
                         isinstance(found, _DETAILED) or isinstance(leaf, _STREAMS)
                     )
                 else:
-                    self.leaf_labels.append(self._checked(found, spot))
+                    self.leaf_labels.append(self.checked(found, spot))
                     self.leaf_names.append(spot)
+                    self._argument_of_leaf.append(number)
         self.value_labels = self._label_values(uniform)
 
-    def _checked(self, label: Any, spot: str) -> Any:
+    def checked(self, label: Any, spot: str, name: str | None = None) -> Any:
+        """Returns a label in its canonical form.
+
+        Args:
+          label: what a prefix gives.
+          spot: where, for messages.
+          name: the prefix, for messages: "vmap: out_axes".
+
+        Raises:
+          StructureError: if it is no label of this transform.
+        """
         if not self._valid(label):
+            name = name or f"{self.transform}: {self.prefix_name}"
             raise errors.StructureError(
-                f"{self.transform}: {self.prefix_name} gives {spot} the label {label!r}; it must be "
-                f"{self._expected}"
+                f"{name} gives {spot} the label {label!r}; it must be {self._expected}"
             )
-        return label
+        return self._convert(label)
+
+    def detached(self) -> LabelledCall:
+        """Returns the call without the caller's objects and values, for programs to keep."""
+        copied = copy.copy(self)
+        copied.binding = None  # type: ignore[assignment]
+        copied.values = [[None] * len(group) for group in self.values]
+        copied.leaves = [None] * len(self.leaves)
+        return copied
 
     def _label_values(self, uniform: list[Any]) -> list[list[Any]]:
         labelled: list[list[Any]] = []
@@ -119,14 +143,14 @@ class LabelledCall:
             graphdef = flat.graphdef
             stop = start + len(graphdef.roots)
             first = uniform[start]
-            if isinstance(first, Hashable) and all(
-                other is first or (type(other) is type(first) and other == first)
-                for other in uniform[start:stop]
+            if (
+                not isinstance(first, _DETAILED)
+                and all(_key(other) == _key(first) for other in uniform[start:stop])
+                and self._valid(first)
             ):
-                if self._valid(first):
-                    labelled.append([first] * graphdef.num_leaves)
-                    start = stop
-                    continue
+                labelled.append([self._convert(first)] * graphdef.num_leaves)
+                start = stop
+                continue
             many = stop - start > 1
             labels: list[Any] = [_PLAIN] * graphdef.num_leaves
             seen: dict[int, tuple[int, Path]] = {}
@@ -136,16 +160,17 @@ class LabelledCall:
                 leaf = holder._value if isinstance(holder, Slot) else holder
                 label = self._finders[root](rest, leaf)
                 spot = f"`{errors.format_path(rest)}` of {self.root_names[root]}"
-                self._checked(label, spot)
+                label = self.checked(label, spot)
                 known = seen.setdefault(index, (root, rest))
                 if known == (root, rest):
                     labels[index] = label
                 elif labels[index] != label:
+                    same = self.signature.describe((len(labelled), index))[0]
                     one = f"`{errors.format_path(known[1])}` of {self.root_names[known[0]]}"
                     raise errors.StructureError(
-                        f"{self.transform}: {one} and {spot} are the same "
-                        f"{_kind_and_site(holder)}, but {self.prefix_name} gives it "
-                        f"{labels[index]!r} there and {label!r} here; give both the same"
+                        f"{self.transform}: {one} and {spot} are the same {same}, but "
+                        f"{self.prefix_name} gives it {labels[index]!r} there and {label!r} here; "
+                        "give both the same"
                     )
             labelled.append(labels)
             start = stop
@@ -153,18 +178,8 @@ class LabelledCall:
 
     def describe(self, leaf: Leaf) -> str:
         """Writes where a value of a graph stands: kind, path, argument, file and line."""
-        number, index = leaf
-        flat = self.binding.flats[number]
-        start = sum(len(earlier.graphdef.roots) for earlier in self.binding.flats[:number])
-        path = flat.graphdef.leaf_paths[index]
-        root = start
-        if len(flat.graphdef.roots) > 1:
-            root, path = start + path[0], path[1:]
-        holder = flat.holders[index]
-        return (
-            f"the {_kind_and_site(holder)} at `{errors.format_path(path)}` of "
-            f"{self.root_names[root]}"
-        )
+        text, root, path = self.signature.describe(leaf)
+        return f"the {text} at `{errors.format_path(path)}` of {self.root_names[root]}"
 
     def is_explicit(self, leaf: Leaf) -> bool:
         """Says whether the user chose the label for this value itself, not for a module around it.
@@ -173,11 +188,11 @@ class LabelledCall:
         as arguments.
         """
         number, index = leaf
-        flat = self.binding.flats[number]
-        start = sum(len(earlier.graphdef.roots) for earlier in self.binding.flats[:number])
-        if len(flat.graphdef.roots) == 1:
+        graphdef = self.signature.graphdefs[number]
+        start = sum(len(earlier.roots) for earlier in self.signature.graphdefs[:number])
+        if len(graphdef.roots) == 1:
             return self._explicit[start]
-        paths = flat.graphdef.path_to_leaf.items()
+        paths = graphdef.path_to_leaf.items()
         return any(self._explicit[start + path[0]] for path, leaf in paths if leaf == index)
 
     def label_of(self, leaf: Leaf) -> Any:
@@ -188,7 +203,7 @@ class LabelledCall:
         """The label of a value that was made below an argument."""
         leaf = new.holder._value if isinstance(new.holder, Slot) else new.holder
         spot = f"`{errors.format_path(new.path)}` of {self.root_names[new.root]}"
-        return self._checked(self._finders[new.root](new.path, leaf), spot)
+        return self.checked(self._finders[new.root](new.path, leaf), spot)
 
     def all_labels(self) -> list[Any]:
         """All labels, with repetitions: of the graphs' values, then of the other leaves."""
@@ -206,6 +221,32 @@ class LabelledCall:
             position -= len(group)
         return self.leaf_names[position]
 
+    def donated_leaves(self, gone: Sequence[bool]) -> set[Leaf]:
+        """The values of graphs whose every root belongs to a donated argument.
+
+        Args:
+          gone: for each positional argument whether it is donated.
+        """
+        found: set[Leaf] = set()
+        start = 0
+        for number, graphdef in enumerate(self.signature.graphdefs):
+            stop = start + len(graphdef.roots)
+            owners = self._argument_of_root[start:stop]
+            if all(owner < len(gone) and gone[owner] for owner in owners):
+                found.update((number, index) for index in range(graphdef.num_leaves))
+            start = stop
+        return found
+
+    def donated_marks(self, gone: Sequence[bool]) -> list[bool]:
+        """For each value, in the order of :meth:`all_values`, whether it is donated."""
+        leaves = self.donated_leaves(gone)
+        marks = [
+            (number, index) in leaves
+            for number, group in enumerate(self.values)
+            for index in range(len(group))
+        ]
+        return marks + [owner < len(gone) and gone[owner] for owner in self._argument_of_leaf]
+
     def frame(self, values: Sequence[Any]) -> Frame:
         """Rebuilds the arguments.
 
@@ -218,13 +259,6 @@ class LabelledCall:
             start += len(group)
         plain = jax.tree.unflatten(self.treedef, list(values[start:]))
         return Frame(self.signature, groups, plain)
-
-
-def _kind_and_site(holder: Any) -> str:
-    if isinstance(holder, Variable):
-        site = describe_site(holder)
-        return type(holder).__name__ + (f" ({site})" if site else "")
-    return "array"
 
 
 class Outputs:
@@ -273,7 +307,7 @@ class Outputs:
                 spots.append(spot)
                 self._check_alias(call, frame, leaf, label, spot, name)
             else:
-                self.labels.append(label)
+                self.labels.append(call.checked(label, spot, name))
                 self.names.append(spot)
         roots = len(call.root_names)
         for position, home in enumerate(frame.homes):
@@ -285,8 +319,8 @@ class Outputs:
             kind = type(new.holder).__name__
             if new.root >= roots:
                 leaf = new.holder._value if isinstance(new.holder, Slot) else new.holder
-                label = finders[new.root - roots](new.path, leaf)
                 spot = spots[new.root - roots]
+                label = call.checked(finders[new.root - roots](new.path, leaf), spot, name)
             else:
                 label, spot = call.label_of_new(new), call.root_names[new.root]
                 if not isinstance(label, int) and isinstance(new.holder, Intermediate):
@@ -311,7 +345,7 @@ class Outputs:
                 )
 
     def rebuild(self, values: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """Puts (out, outputs) for ``effects.apply`` together from the values after the transform."""
+        """Puts (out, outputs) for ``effects.apply`` together from the transform's results."""
         rest = jax.tree.unflatten(self._treedef, list(values[: self.count]))
         return rest, list(values[self.count :])
 

@@ -32,6 +32,7 @@ from moduli._graph.flatten import Flat, Slot, flatten_roots
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
 from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.unflatten import build, decode
+from moduli._sites import describe_place
 from moduli._transforms.effects import ChangedEffects, Effects
 from moduli._variable import _EMPTY, Variable
 
@@ -188,13 +189,37 @@ class New(NamedTuple):
 
 
 class Signature:
-    """The part of a Binding that programs keep: how to rebuild the arguments from values."""
+    """The part of a Binding that programs keep: how to rebuild the arguments from values.
 
-    __slots__ = ("graphdefs", "names", "template")
+    Attributes:
+      template: from the Binding.
+      names: from the Binding.
+      graphdefs: the structure of each graph.
+      sites: for each value of each graph the line where its Variable was made, or None.
+    """
+
+    __slots__ = ("graphdefs", "names", "sites", "template")
 
     def __init__(self, binding: Binding):
         self.template, self.names = binding.template, binding.names
         self.graphdefs = tuple([flat.graphdef for flat in binding.flats])
+        self.sites = [
+            [getattr(holder, "_made", None) for holder in flat.holders] for flat in binding.flats
+        ]
+
+    def describe(self, leaf: Leaf) -> tuple[str, int, tuple[Any, ...]]:
+        """Returns what a value is (kind, file and line), and its root's number and the path."""
+        number, index = leaf
+        graphdef, site = self.graphdefs[number], self.sites[number][index]
+        kind = graphdef.leaf_types[index]
+        text = "array" if kind is None else kind.__name__
+        if site is not None:
+            text += f" (made at {describe_place(site)})"
+        root = sum(len(earlier.roots) for earlier in self.graphdefs[:number])
+        path = graphdef.leaf_paths[index]
+        if len(graphdef.roots) > 1:
+            root, path = root + path[0], path[1:]
+        return text, root, path
 
 
 class Frame:
@@ -208,15 +233,18 @@ class Frame:
     Attributes:
       args: the rebuilt positional arguments.
       kwargs: the rebuilt keyword arguments.
+      given: the values that the fresh objects started with.
     """
 
     def __init__(self, signature: Signature, values: Sequence[Sequence[Any]], plain: Sequence[Any]):
         self._graphdefs = signature.graphdefs
-        self._values = values
+        self._values = self.given = values
         self._objects = [
             build(graphdef, group)
             for graphdef, group in zip(signature.graphdefs, values, strict=True)
         ]
+        for (number, index), variable in self.variables():
+            object.__setattr__(variable, "_made", signature.sites[number][index])
         self._roots = [
             decode(code, objects, group)
             for graphdef, objects, group in zip(

@@ -226,10 +226,11 @@ class LoopBody:
                 and (after[0] != STATIC or before[1] == after[1])
             ):
                 continue
+            kind = effects.graphdef.objects[index][1].__name__
             verb = "removes" if after is None else "adds" if before is None else "changes"
             raise errors.StructureError(
                 f"{call.transform}: {call.function} {verb} the attribute "
-                f"`{errors.format_path((*path, key))}` of a {effects.graphdef.objects[index][1].__name__} "
+                f"`{errors.format_path((*path, key))}` of a {kind} "
                 "that is carried from step to step and keeps its structure; do it before or after "
                 "the loop, or keep a changing number in a Variable"
             )

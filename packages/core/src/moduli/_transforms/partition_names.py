@@ -77,6 +77,7 @@ class _Inside:
         for holder, before, inner in self._before.values():
             if holder._metadata is inner:
                 object.__setattr__(holder, "_metadata", before)
+        self._before.clear()
         pairs, _ = jax.tree_util.tree_flatten_with_path(out, is_leaf=is_graph_leaf)
         marks = spread(out_axes, out, f"{self._call.transform}: out_axes")
         for (_, leaf), (label, base) in zip(pairs, marks, strict=True):

@@ -42,6 +42,11 @@ class Carry:
     """
 
 
+def is_axis(label: Any) -> bool:
+    """Says whether a label is an axis: an int or None."""
+    return label is None or (isinstance(label, int) and not isinstance(label, bool))
+
+
 class FilterPrefix(Mapping[Any, Any]):
     """Filters and the label of what each selects; the first filter that selects a value wins.
 

@@ -14,7 +14,7 @@ from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.looped import LoopBody
 from moduli._transforms.partition_names import PartitionNames
-from moduli._transforms.prefixes import Carry, labels_in
+from moduli._transforms.prefixes import Carry, is_axis, labels_in
 from moduli._transforms.streams import SplitStreams
 from moduli._transforms.vmap import check_sizes
 
@@ -161,9 +161,7 @@ _WHOLE = -1
 
 
 def _is_label(label: Any) -> bool:
-    return (
-        label is None or label is Carry or (isinstance(label, int) and not isinstance(label, bool))
-    )
+    return label is Carry or is_axis(label)
 
 
 def _carry_place(axes: Any, name: str) -> int | None:
@@ -193,6 +191,6 @@ def _check_result(out: Any, out_axes: Any, name: str) -> None:
             f" of {len(out)}" if isinstance(out, (tuple, list)) else ""
         )
         raise errors.StructureError(
-            f"scan: out_axes={out_axes!r} has {len(out_axes)} entries, but {name} returned a {got}; "
-            "write out_axes=moduli.Carry if the result is the carry alone"
+            f"scan: out_axes={out_axes!r} has {len(out_axes)} entries, but {name} returned a "
+            f"{got}; write out_axes=moduli.Carry if the result is the carry alone"
         )

@@ -1,8 +1,8 @@
 """Random streams under vmap and scan: split unless the user says otherwise.
 
-A stream whose key is one key cannot be mapped over an axis, and shared by all elements it would give
-all of them the same keys. So a mapped transform splits it for the call: each element starts from a
-key of its own, and the caller's stream counts one draw, as ``stream.fork(split=n)`` does.
+A stream whose key is one key cannot be mapped over an axis, and shared by all elements it would
+give all of them the same keys. So a mapped transform splits it for the call: each element starts
+from a key of its own, and the caller's stream counts one draw, as ``stream.fork(split=n)`` does.
 """
 
 from __future__ import annotations
@@ -76,8 +76,12 @@ class SplitStreams:
         return bool(self.leaves)
 
     def split(self, size: int) -> None:
-        """Replaces the values of the call by ``size`` keys and counts; checks the caller's streams."""
-        for key, count in self.leaves:
+        """Replaces the values of the call by ``size`` keys and counts.
+
+        Raises:
+          TraceError: if a stream belongs to another trace, where it could not count.
+        """
+        for _, count in self.leaves:
             holder = self._call.binding.flats[count[0]].holders[count[1]]
             holder._check_trace()
         self._counts = []

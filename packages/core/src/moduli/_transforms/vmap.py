@@ -1,4 +1,4 @@
-"""vmap and pmap: map a function over an axis of modules and arrays."""
+"""vmap: map a function over an axis of modules and arrays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from moduli import errors
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.labelled import LabelledCall, Outputs
 from moduli._transforms.partition_names import PartitionNames
-from moduli._transforms.prefixes import labels_in
+from moduli._transforms.prefixes import is_axis, labels_in
 from moduli._transforms.running import running
 from moduli._transforms.streams import SPLIT, SplitStreams
 
-__all__ = ["vmap"]
+__all__ = ["all_axes", "check_sizes", "vmap"]
 
 
 def vmap(
@@ -92,7 +92,7 @@ def vmap(
             keywords,
             _bound_axes(axes_of_arguments, function, len(given)),
             keyword_label=0,
-            valid=_is_axis,
+            valid=is_axis,
             expected="an int or None",
         )
         streams = SplitStreams(call, broadcast=True)
@@ -101,7 +101,7 @@ def vmap(
             streams.split(size)
         every, labels = call.all_values(), call.all_labels()
         in_labels = [0 if label is SPLIT else label for label in labels]
-        axes = _all_axes(in_labels, out_axes)
+        axes = all_axes(in_labels, out_axes)
         names_in = names.inside(call)
         outputs: Any = None
 
@@ -126,7 +126,6 @@ def vmap(
                 intermediate_label=0,
                 drop=streams.__contains__ if streams else None,
             )
-            _check_labels(outputs)
             return outputs.grouped(axes)
 
         values = [v for v, axis in zip(every, in_labels, strict=True) if axis is not None]
@@ -167,11 +166,7 @@ def _bound_axes(in_axes: Any, function: Function, count: int) -> Any:
     return in_axes
 
 
-def _is_axis(label: Any) -> bool:
-    return label is None or (isinstance(label, int) and not isinstance(label, bool))
-
-
-def _all_axes(in_labels: Sequence[Any], out_axes: Any) -> list[Any]:
+def all_axes(in_labels: Sequence[Any], out_axes: Any) -> list[Any]:
     """All axes that an output may have: the prefix that JAX gets."""
     found: dict[Any, None] = {0: None, None: None}
     found.update(dict.fromkeys(in_labels))
@@ -192,7 +187,7 @@ def check_sizes(call: LabelledCall, size: int | None) -> int:
             if not -len(shape) <= axis < len(shape):
                 raise errors.ShapeError(
                     f"{call.transform}: {call.describe_all(position)} has shape {shape}, which has "
-                    f"no axis {axis} to map over; give it the axis None, or pass it with such an axis"
+                    f"no axis {axis} to map over; give it the axis None, or add the axis"
                 )
             if size is None:
                 size, first = shape[axis], call.describe_all(position)
@@ -207,14 +202,6 @@ def check_sizes(call: LabelledCall, size: int | None) -> int:
             f"is unknown; give one of them an axis in {call.prefix_name}, or pass axis_size"
         )
     return size
-
-
-def _check_labels(outputs: Outputs) -> None:
-    for label, name in zip(outputs.labels, outputs.names, strict=True):
-        if not _is_axis(label):
-            raise errors.StructureError(
-                f"vmap: out_axes gives {name} the label {label!r}; it must be an int or None"
-            )
 
 
 def _find_batched(

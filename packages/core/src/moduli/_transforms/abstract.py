@@ -1,0 +1,89 @@
+"""eval_shape and make_jaxpr: look at a function of modules without running it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from moduli._transforms.arguments import Function, check_callable, split_static, wraps
+from moduli._transforms.plain_call import PlainCall
+
+__all__ = ["eval_shape", "make_jaxpr"]
+
+
+def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``jax.eval_shape`` for functions that take or return modules.
+
+    Nothing is computed or allocated, and nothing happens to the arguments: a module that ``f``
+    returns is a new one, with a ``jax.ShapeDtypeStruct`` in each Variable.
+
+    Args:
+      f: a function, a method, a module or a class.
+      *args: its arguments; their arrays may be ``jax.ShapeDtypeStruct`` too.
+      **kwargs: keyword arguments.
+
+    Returns:
+      The result with shapes and dtypes in the place of arrays.
+
+    Example:
+      >>> import moduli as nnx, jax, jax.numpy as jnp
+      >>> class Big(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.w = nnx.Param(jax.random.normal(rngs.params(), (100_000, 100_000)))
+      >>> nnx.eval_shape(Big, nnx.Rngs(0)).w.value
+      ShapeDtypeStruct(shape=(100000, 100000), dtype=float32)
+    """
+    check_callable(f, "eval_shape", "f, *args")
+    function = Function(f)
+    call = PlainCall("eval_shape", *function.complete(args, kwargs))
+    outputs = jax.eval_shape(
+        lambda values: call.run(function, values, keep=lambda leaf: True), call.dynamic
+    )
+    return call.effects.result(call.values, *outputs)
+
+
+def make_jaxpr(
+    f: Callable[..., Any] | None = None,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    return_shape: bool = False,
+) -> Any:
+    """``jax.make_jaxpr`` for functions that take modules.
+
+    The jaxpr's inputs are the values of the modules and of the other arguments; its outputs the
+    result, then the values that the function writes. Nothing happens to the arguments.
+
+    Args:
+      f: a function, a method, or a module. Without it a decorator is returned.
+      static_argnums: positions of arguments that are not traced.
+      return_shape: return a pair (jaxpr, shapes and dtypes of the outputs).
+
+    Returns:
+      A function with the arguments of ``f`` that returns a ``ClosedJaxpr``.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> model = nnx.Dict({"w": nnx.Param(2.0)})
+      >>> print(nnx.make_jaxpr(lambda m, x: m["w"] * x)(model, 3.0))
+      { lambda ; a:f32[] b:f32[]. let c:f32[] = mul a b in (c,) }
+    """
+    if f is None:
+        return functools.partial(
+            make_jaxpr, static_argnums=static_argnums, return_shape=return_shape
+        )
+    check_callable(f, "make_jaxpr", "static_argnums=...")
+    function = Function(f)
+
+    @wraps(f)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        fixed, args = split_static(args, static_argnums, "make_jaxpr", function.name)
+        inner = fixed.around(function)
+        call = PlainCall("make_jaxpr", *inner.complete(args, kwargs))
+        return jax.make_jaxpr(lambda values: call.run(inner, values), return_shape=return_shape)(
+            call.dynamic
+        )
+
+    return traced

@@ -1,0 +1,100 @@
+"""Shardings of a jitted function: of its arguments, of what it writes, and of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec, Sharding
+
+from moduli._transforms.arguments import Function
+from moduli._transforms.effects import Packed
+from moduli._transforms.labelled import LabelledCall, Outputs
+from moduli._transforms.lift import Frame, Leaf
+from moduli._transforms.prefixes import labels_in
+
+__all__ = ["Layout"]
+
+
+class _Anything:
+    """Equal to any static part of a pytree: what the result is like is not known before."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class Layout:
+    """The shardings of one program.
+
+    Args:
+      function: the user's function.
+      args: the positional arguments of the first call.
+      kwargs: its keyword arguments; they take what comes.
+      count: how many positional arguments the function has with the static ones.
+      positions: which of these the arguments are.
+      in_shardings: the prefix of the positional arguments.
+      out_shardings: the prefix of the result.
+
+    Attributes:
+      inputs: the shardings of (values, plain).
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        count: int,
+        positions: list[int],
+        in_shardings: Any,
+        out_shardings: Any,
+    ):
+        shardings = in_shardings
+        if isinstance(shardings, (tuple, list)) and len(shardings) == count != len(args):
+            shardings = tuple(shardings[n] for n in positions)
+        call = LabelledCall(
+            ("jit", "in_shardings"),
+            function.name,
+            args,
+            kwargs,
+            shardings,
+            keyword_label=None,
+            valid=lambda label: label is None or isinstance(label, (PartitionSpec, Sharding)),
+            expected="a jax.sharding.NamedSharding, a PartitionSpec, or None",
+        )
+        plain = jax.tree.unflatten(call.treedef, call.leaf_labels)
+        self.inputs = (call.value_labels, plain)
+        self._call, self._out_shardings = call.detached(), out_shardings
+        labels = [None, *call.all_labels(), *labels_in(out_shardings)]
+        self._labels = list(dict.fromkeys(labels))
+
+    def options(self, inputs: Any) -> dict[str, Any]:
+        """The arguments of ``jax.jit``."""
+        outputs = Packed(_Anything(), self._labels)
+        return {"in_shardings": inputs, "out_shardings": outputs}
+
+    def pack(self, frame: Frame, out: Any, keep: Callable[..., bool] | None) -> Packed:
+        """Groups what the function did by sharding."""
+
+        def keep_sharded(leaf: Leaf) -> bool:
+            return self._call.label_of(leaf) is not None or (keep is not None and keep(leaf))
+
+        outputs = Outputs(
+            self._call, frame, out, self._out_shardings, "jit: out_shardings", keep=keep_sharded
+        )
+        groups = outputs.grouped(self._labels)
+        outputs.values = []  # tracers
+        return Packed(outputs, groups)
+
+    def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
+        """Returns (effects, out, outputs)."""
+        outputs = packed.effects
+        out, new = outputs.rebuild(outputs.ungrouped(self._labels, packed.parts))
+        return outputs.effects, out, new

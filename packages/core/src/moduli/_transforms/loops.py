@@ -1,0 +1,165 @@
+"""while_loop and fori_loop over modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from moduli import errors
+from moduli._transforms.arguments import check_callable, function_name
+from moduli._transforms.carry import is_array_like
+from moduli._transforms.effects import ChangedEffects
+from moduli._transforms.labelled import LabelledCall
+from moduli._transforms.lift import Frame
+from moduli._transforms.looped import LoopBody
+from moduli._transforms.prefixes import Carry
+from moduli._transforms.running import running
+
+__all__ = ["fori_loop", "while_loop"]
+
+T = TypeVar("T")
+
+
+def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T) -> T:
+    """``jax.lax.while_loop`` for functions that take modules, with all their updates.
+
+    Args:
+      cond_fun: takes the carry and says whether to go on; it may read modules, not write them.
+      body_fun: takes the carry and returns the next: the same modules, which it may write, and
+        arrays of the same shapes and dtypes.
+      init_val: the first carry: a pytree of modules and arrays.
+
+    Returns:
+      The last carry, with the modules of ``init_val``.
+
+    Raises:
+      StructureError: if the carry changes its objects or structure, or ``cond_fun`` writes.
+      ShapeError: if a carried value changes its shape or dtype.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> counter = nnx.Dict({"count": nnx.Variable(jnp.array(0))})
+      >>> def body(carry):
+      ...     counter, x = carry
+      ...     counter["count"].value += 1
+      ...     return counter, 2 * x
+      >>> _, x = nnx.while_loop(lambda carry: carry[1] < 100, body, (counter, jnp.array(1)))
+      >>> int(x), int(counter["count"].value)
+      (128, 7)
+    """
+    check_callable(cond_fun, "while_loop", "cond_fun, body_fun, init_val")
+    check_callable(body_fun, "while_loop", "cond_fun, body_fun, init_val")
+    call = _call("while_loop", function_name(body_fun), init_val)
+    body = LoopBody(
+        call,
+        lambda frame: body_fun(*frame.args),
+        (lambda frame: frame.args[0], lambda out: out),
+        Carry,
+        "while_loop: the result",
+    )
+
+    def goes_on(carry: Any) -> Any:
+        frame = body.frame(carry, [])
+        with running("while_loop", function_name(cond_fun)):
+            out = cond_fun(*frame.args)
+        _check_reads_only(call, frame, out, function_name(cond_fun))
+        return out.value if hasattr(out, "set_value") else out
+
+    def step(carry: Any) -> Any:
+        return _only_carry(call, body.step(carry, []))
+
+    return body.finish(jax.lax.while_loop(goes_on, step, body.init), [])
+
+
+def fori_loop(
+    lower: Any,
+    upper: Any,
+    body_fun: Callable[[Any, T], T],
+    init_val: T,
+    *,
+    unroll: int | bool | None = None,
+) -> T:
+    """``jax.lax.fori_loop`` for functions that take modules, with all their updates.
+
+    Args:
+      lower: the first index.
+      upper: the index after the last.
+      body_fun: takes the index and the carry, and returns the next carry; see :func:`while_loop`.
+      init_val: the first carry.
+      unroll: as of ``jax.lax.fori_loop``.
+
+    Returns:
+      The last carry, with the modules of ``init_val``.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> model = nnx.Dict({"w": nnx.Param(jnp.array(3.0))})
+      >>> _, x = nnx.fori_loop(0, 4, lambda i, c: (c[0], c[1] * c[0]["w"]), (model, 1.0))
+      >>> float(x)
+      81.0
+    """
+    check_callable(body_fun, "fori_loop", "lower, upper, body_fun, init_val")
+    call = _call("fori_loop", function_name(body_fun), init_val)
+    index: Any = None
+    body = LoopBody(
+        call,
+        lambda frame: body_fun(index, *frame.args),
+        (lambda frame: frame.args[0], lambda out: out),
+        Carry,
+        "fori_loop: the result",
+    )
+
+    def step(i: Any, carry: Any) -> Any:
+        nonlocal index
+        index = i
+        return _only_carry(call, body.step(carry, []))
+
+    return body.finish(jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll), [])
+
+
+def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
+    call = LabelledCall(
+        (transform, "the carry"),
+        name,
+        (init_val,),
+        {},
+        (Carry,),
+        keyword_label=None,
+        valid=lambda label: label is Carry,
+        expected="moduli.Carry",
+    )
+    for position, value in enumerate(call.all_values()):
+        if not is_array_like(value):
+            raise errors.StructureError(
+                f"{transform}: {call.describe_all(position)} is a {type(value).__name__}, which "
+                "cannot be carried; a carry holds modules and arrays. Use it from outside of the "
+                "function instead"
+            )
+    return call
+
+
+def _only_carry(call: LabelledCall, result: tuple[list[Any], list[Any]]) -> list[Any]:
+    carry, stacked = result
+    if any(stacked):
+        raise errors.StructureError(
+            f"{call.transform}: {call.function} makes new Variables of kind Intermediate (it sows, "
+            "for example), but a loop of unknown length cannot stack them; use moduli.scan, or "
+            "carry a Variable and write it"
+        )
+    return carry
+
+
+def _check_reads_only(call: LabelledCall, frame: Frame, out: Any, name: str) -> None:
+    effects, _ = frame.finish(out)
+    if isinstance(effects, ChangedEffects):
+        raise errors.StructureError(
+            f"{call.transform}: {name} changes the structure of the carry, or returns a module; it "
+            "may only read modules and return a bool"
+        )
+    if frame.homes and frame.homes[0] is not None:
+        raise errors.StructureError(
+            f"{call.transform}: {name} writes {call.describe(frame.homes[0])}; what the condition "
+            "writes would be lost, so write it in the body"
+        )

@@ -1,0 +1,183 @@
+"""pmap: map a function of modules over an axis, one element for each device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._transforms.arguments import Function, check_callable, split_static, wraps
+from moduli._transforms.labelled import LabelledCall
+from moduli._transforms.lift import Frame
+from moduli._transforms.partition_names import PartitionNames
+from moduli._transforms.prefixes import is_axis
+from moduli._transforms.programs import LabelledProgram, program_key
+from moduli._transforms.running import running
+from moduli._transforms.streams import SPLIT, SplitStreams
+from moduli._transforms.vmap import all_axes, check_sizes
+
+__all__ = ["pmap"]
+
+
+def pmap(
+    f: Callable[..., Any] | None = None,
+    *,
+    axis_name: Hashable | None = None,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    static_broadcasted_argnums: int | Iterable[int] = (),
+    devices: Sequence[Any] | None = None,
+    backend: str | None = None,
+    axis_size: int | None = None,
+    donate_argnums: int | Iterable[int] = (),
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Any:
+    """``jax.pmap`` for functions that take modules, with all their updates.
+
+    Args:
+      f: a function, a method, or a module. Without it a decorator is returned.
+      axis_name: name of the axis for collectives such as ``jax.lax.pmean``.
+      in_axes: see :func:`vmap`, also for what happens to random streams.
+      out_axes: see :func:`vmap`.
+      static_broadcasted_argnums: positions of hashable arguments for whose values to compile.
+      devices: as of ``jax.pmap``.
+      backend: as of ``jax.pmap``.
+      axis_size: the size of the axis, if no argument tells.
+      donate_argnums: positions of arguments whose buffers the result may use; the Variables of a
+        donated module hold new buffers afterwards.
+      transform_metadata: see :func:`vmap`.
+
+    Returns:
+      The mapped function, compiled once for each structure and shapes.
+
+    Raises:
+      StructureError: see :func:`vmap`.
+      ShapeError: see :func:`vmap`.
+
+    Example:
+      >>> import moduli as nnx, jax, jax.numpy as jnp
+      >>> model = nnx.Dict({"w": nnx.Param(jnp.array(3.0))})
+      >>> x = jnp.ones((1, 4))  # the first axis counts the devices
+      >>> nnx.pmap(lambda m, x: m["w"] * x, in_axes=(None, 0))(model, x).shape
+      (1, 4)
+    """
+    options: dict[str, Any] = {
+        "axis_name": axis_name,
+        "in_axes": in_axes,
+        "out_axes": out_axes,
+        "static_broadcasted_argnums": static_broadcasted_argnums,
+        "devices": devices,
+        "backend": backend,
+        "axis_size": axis_size,
+        "donate_argnums": donate_argnums,
+        "transform_metadata": transform_metadata,
+    }
+    if f is None:
+        return functools.partial(pmap, **options)
+    check_callable(f, "pmap", "axis_name=...")
+    function = Function(f)
+    names = PartitionNames(transform_metadata, "pmap")
+    donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
+    programs: dict[Any, Any] = {}
+
+    def compile(call: LabelledCall, inner: Function, gone: list[bool]) -> Any:
+        inside = names.inside(call.detached())
+
+        def run(frame: Frame) -> Any:
+            inside.enter(frame)
+            with running("pmap", function.name):
+                out = inner.call(*frame.args, **frame.kwargs)
+            inside.leave(frame, out, out_axes)
+            return out
+
+        axes = all_axes([0 if a is SPLIT else a for a in call.all_labels()], out_axes)
+        donated_leaves = call.donated_leaves(gone)
+        program = LabelledProgram(
+            call,
+            run,
+            out_axes,
+            "pmap: out_axes",
+            axes,
+            intermediate_label=0,
+            drop=lambda leaf: program.call.label_of(leaf) is SPLIT,
+            keep=donated_leaves.__contains__,
+        )
+        labels = [0 if label is SPLIT else label for label in program.in_labels]
+        marks = program.pick(call.donated_marks(gone))
+
+        def pure(kept: list[Any], given: list[Any]) -> Any:
+            first, second = iter(kept), iter(given)
+            return program.pure([next(second) if mark else next(first) for mark in marks])
+
+        def split(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+            pairs = list(zip(items, marks, strict=True))
+            return [v for v, mark in pairs if not mark], [v for v, mark in pairs if mark]
+
+        jitted = jax.pmap(
+            pure,
+            axis_name=axis_name,
+            in_axes=split(labels),  # type: ignore[arg-type]
+            out_axes=axes,
+            devices=devices,
+            backend=backend,
+            axis_size=axis_size,
+            donate_argnums=(1,) if any(marks) else (),
+        )
+        return program, lambda values: jitted(*split(values))
+
+    @wraps(f)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        given, keywords = function.positional(args, kwargs)
+        count = len(given)
+        fixed, given = split_static(given, static_broadcasted_argnums, "pmap", function.name)
+        inner = fixed.around(function)
+        axes: Any = in_axes
+        if isinstance(axes, (tuple, list)):
+            axes = tuple(axis for n, axis in enumerate(axes) if n not in fixed.values)
+        elif function.bound:
+            axes = (axes,) * len(given)
+        if function.bound:
+            axes = (None, *axes)
+        numbers = {n + count if n < 0 else n for n in donated}
+        gone = [False] * len(function.bound)
+        gone += [n in numbers for n in range(count) if n not in fixed.values]
+        given, keywords = function.complete(given, keywords)
+        call = LabelledCall(
+            ("pmap", "in_axes"),
+            function.name,
+            given,
+            keywords,
+            axes,
+            keyword_label=0,
+            valid=is_axis,
+            expected="an int or None",
+        )
+        streams = SplitStreams(call, broadcast=True)
+        size = check_sizes(call, axis_size)
+        if streams:
+            streams.split(size)
+        avals = [
+            (jax.typeof(leaf).shape, jax.typeof(leaf).dtype)
+            for leaf in jax.tree.leaves(call.all_values())
+            if hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex))
+        ]
+        key = program_key(call, tuple(avals), tuple(sorted(fixed.values.items())), tuple(gone))
+        if key is None:
+            raise errors.StructureError(
+                f"pmap: an argument of {function.name} cannot be traced nor hashed; mark it in "
+                "static_broadcasted_argnums and use a hashable value"
+            )
+        found = programs.get(key)
+        if found is None:
+            found = programs[key] = compile(call, inner, gone)
+        program, jitted = found
+        groups = jitted(program.dynamic(call))
+        result = program.apply(call, program.outputs, groups)
+        if streams:
+            streams.count_up()
+        return result
+
+    return mapped

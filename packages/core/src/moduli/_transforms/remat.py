@@ -1,0 +1,65 @@
+"""remat: compute again in the backward pass instead of storing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from moduli._transforms.arguments import Function, check_callable, split_static, wraps
+from moduli._transforms.plain_call import PlainCall
+
+__all__ = ["remat"]
+
+
+def remat(
+    f: Callable[..., Any] | None = None,
+    *,
+    prevent_cse: bool = True,
+    static_argnums: int | tuple[int, ...] = (),
+    policy: Callable[..., bool] | None = None,
+) -> Any:
+    """``jax.checkpoint`` for functions that take modules, with all their updates.
+
+    The gradient of the new function computes the values inside again instead of storing them, with
+    the same random keys.
+
+    Args:
+      f: a function, a method, or a module. Without it a decorator is returned.
+      prevent_cse: as of ``jax.checkpoint``; False is right inside ``scan``.
+      static_argnums: positions of arguments that are not traced.
+      policy: which values to store all the same, one of ``jax.checkpoint_policies``.
+
+    Returns:
+      A function with the arguments and the result of ``f``.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> model = nnx.Dict({"w": nnx.Param(jnp.array(2.0))})
+      >>> @nnx.remat
+      ... def block(model, x):
+      ...     return jnp.sin(model["w"] * x)
+      >>> grads = nnx.grad(block)(model, 0.0)
+      >>> float(grads["w"].value)
+      0.0
+    """
+    if f is None:
+        return functools.partial(
+            remat, prevent_cse=prevent_cse, static_argnums=static_argnums, policy=policy
+        )
+    check_callable(f, "remat", "policy=...")
+    function = Function(f)
+
+    @wraps(f)
+    def rematerialized(*args: Any, **kwargs: Any) -> Any:
+        fixed, args = split_static(args, static_argnums, "remat", function.name)
+        inner = fixed.around(function)
+        call = PlainCall("remat", *inner.complete(args, kwargs))
+        transformed = jax.checkpoint(
+            lambda values: call.run(inner, values), prevent_cse=prevent_cse, policy=policy
+        )
+        return call.apply(transformed(call.dynamic))
+
+    return rematerialized

@@ -1,0 +1,123 @@
+"""to_tree and from_tree: graphs of modules as plain pytrees, with what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from moduli import errors
+from moduli._graph.flatten import flatten_roots
+from moduli._graph.graphdef import GraphDef
+from moduli._graph.nodes import is_graph_leaf
+from moduli._graph.unflatten import build, decode
+
+__all__ = ["NodeStates", "from_tree", "to_tree"]
+
+
+class NodeStates:
+    """One module of a pytree, taken apart: a pytree of values that raw JAX can transform.
+
+    Attributes:
+      graphdef: the structure of all modules of the pytree together.
+      number: which of its roots this is.
+      places: which of its values stand here; a shared one stands where it is met first.
+      values: these values.
+    """
+
+    __slots__ = ("graphdef", "number", "places", "values")
+
+    def __init__(
+        self, graphdef: GraphDef, number: int, places: tuple[int, ...], values: Iterable[Any]
+    ):
+        self.graphdef, self.number, self.places = graphdef, number, places
+        self.values = tuple(values)
+
+    def __repr__(self) -> str:
+        roots = len(self.graphdef.roots)
+        return f"NodeStates(root {self.number} of {roots}, {len(self.values)} values)"
+
+
+jax.tree_util.register_pytree_node(
+    NodeStates,
+    lambda node: (node.values, (node.graphdef, node.number, node.places)),
+    lambda static, values: NodeStates(*static, values),
+)
+
+
+def to_tree(tree: Any, /) -> Any:
+    """Replaces each module of a pytree by a :class:`NodeStates`.
+
+    Args:
+      tree: a pytree of modules, Variables and arrays. They may share references, also among each
+        other.
+
+    Returns:
+      A pytree without modules, for raw JAX transforms; :func:`from_tree` is the inverse.
+
+    Example:
+      >>> import moduli as nnx, jax
+      >>> model = nnx.Dict({"w": nnx.Param(2.0)})
+      >>> tree = nnx.to_tree((model, {"again": model}, 1.0))
+      >>> jax.tree.leaves(tree)
+      [2.0, 1.0]
+      >>> first, second, _ = nnx.from_tree(jax.tree.map(lambda x: x + 1, tree))
+      >>> first is second["again"], first["w"].value
+      (True, 3.0)
+    """
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_graph_leaf)
+    roots = [leaf for leaf in leaves if is_graph_leaf(leaf)]
+    flat = flatten_roots(roots)
+    values = flat.values()
+    places: list[list[int]] = [[] for _ in roots]
+    for index, path in enumerate(flat.graphdef.leaf_paths):
+        places[path[0] if len(roots) > 1 else 0].append(index)
+    numbers = iter(range(len(roots)))
+    converted = []
+    for leaf in leaves:
+        if is_graph_leaf(leaf):
+            number = next(numbers)
+            own = tuple(places[number])
+            leaf = NodeStates(flat.graphdef, number, own, [values[i] for i in own])
+        converted.append(leaf)
+    return jax.tree.unflatten(treedef, converted)
+
+
+def from_tree(tree: Any, /) -> Any:
+    """Builds the modules of a pytree that :func:`to_tree` took apart.
+
+    Args:
+      tree: a pytree with NodeStates.
+
+    Returns:
+      The pytree with new modules, which share what the original ones shared.
+
+    Raises:
+      StructureError: if a NodeStates is missing whose values another one shares.
+    """
+
+    def is_state(leaf: Any) -> bool:
+        return isinstance(leaf, NodeStates)
+
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_state)
+    states = [leaf for leaf in leaves if is_state(leaf)]
+    built: dict[int, Any] = {}
+    for graphdef in {id(state.graphdef): state.graphdef for state in states}.values():
+        values: dict[int, Any] = {}
+        for state in states:
+            if state.graphdef is graphdef:
+                values.update(zip(state.places, state.values, strict=True))
+        missing = [n for n in range(graphdef.num_leaves) if n not in values]
+        if missing:
+            path = graphdef.leaf_paths[missing[0]]
+            number, inner = (path[0], path[1:]) if len(graphdef.roots) > 1 else (0, path)
+            raise errors.StructureError(
+                f"from_tree: the value at `{errors.format_path(inner)}` of module {number} is not "
+                "in the pytree; to_tree converts modules together, so pass all of them back"
+            )
+        ordered = [values[n] for n in range(graphdef.num_leaves)]
+        objects = build(graphdef, ordered)
+        built[id(graphdef)] = [decode(code, objects, ordered) for code in graphdef.roots]
+    rebuilt = [built[id(leaf.graphdef)][leaf.number] if is_state(leaf) else leaf for leaf in leaves]
+    return jax.tree.unflatten(treedef, rebuilt)
