@@ -182,3 +182,16 @@ def test_an_error_of_f_leaves_the_model_as_it_was():
     model = mlp()
     with testing.assert_unchanged(model), pytest.raises(ZeroDivisionError):
         nnx.recursive_map(lambda path, value: 1 / 0 if path == () else value, model)
+
+
+def test_annotations_are_kept_and_a_stale_list_is_an_error():
+    model = nnx.Dict()
+    model.inner = example(nnx)
+    model.inner.count = nnx.data(0)
+    new = nnx.recursive_map(same, model)
+    assert nnx.state(new)["inner"]["count"] == 0
+    plain = [1]
+    model.items_ = plain
+    plain.append(2)
+    with pytest.raises(errors.StructureError, match="through another reference"):
+        nnx.recursive_map(same, model)

@@ -488,3 +488,29 @@ def test_a_hook_that_forbids_a_write_undoes_the_ones_before():
     with pytest.raises(PermissionError):
         nnx.split_rngs(rngs, splits=2)
     assert snapshot(rngs) == before
+
+
+def test_restoring_is_all_or_nothing():
+    outside = nnx.Rngs(0)
+    backups = list(nnx.split_rngs(outside, splits=2))
+    split = snapshot(outside)
+
+    @jax.jit
+    def inside():
+        rngs = nnx.Rngs(1)
+        mixed = [*nnx.split_rngs(rngs, splits=3), *backups]
+        with pytest.raises(errors.TraceError):
+            nnx.restore_rngs(mixed)
+        assert rngs.default.key.shape == (3,)
+
+    inside()
+    assert snapshot(outside) == split
+
+
+def test_a_list_changed_behind_the_models_back_is_an_error():
+    model = nnx.Dict()
+    plain = [nnx.Rngs(0)]
+    model["rngs"] = plain
+    plain.append(nnx.Rngs(1))
+    with pytest.raises(errors.StructureError, match="through another reference"):
+        nnx.split_rngs(model, splits=2)

@@ -2,8 +2,7 @@
 
 A model's streams may stand anywhere: in Rngs, as the fork that a Dropout keeps, in a list of
 layers. Each function here finds all of them, works out every new key, checks that every Variable
-may be written, and only then writes, so an error leaves the model as it was. The walk goes by
-sorted keys, as in flax.nnx, because :func:`reseed` deals out keys in the order of the walk.
+may be written, and only then writes, so an error leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ import jax.numpy as jnp
 from moduli import errors
 from moduli._compat import is_key_array
 from moduli._filters import Any as AnyOf
-from moduli._filters import Filter, Nothing, Predicate, to_predicate
+from moduli._filters import Filter, to_predicate
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import flatten_roots
-from moduli._graph.nodes import Node, is_graph_leaf, iter_pytree, sort_key
+from moduli._graph.nodes import is_graph_leaf
 from moduli._graph.unflatten import build
-from moduli._graph.walk import node_children
 from moduli._rngs import RngStream, _as_key
+from moduli._stream_search import Change, Path, Rule, Streams
 from moduli._variable import _MISSING, Variable
 
 __all__ = [
@@ -40,11 +39,8 @@ __all__ = [
 
 A = TypeVar("A")
 F = TypeVar("F", bound=Callable[..., Any])
-Path = tuple[Any, ...]
 Shape = tuple[int, ...]
 Backup = tuple[RngStream, jax.Array, jax.Array]
-Change = Callable[[jax.Array], jax.Array]
-"""From the key that a stream gives next to the key of the stream that replaces it."""
 
 
 class SplitBackups(Iterable[Backup]):
@@ -154,7 +150,7 @@ def split_rngs(
     change = _take_one if squeeze else _split_into(shape)
     rules = [(to_predicate(only), change)]
 
-    def run(streams: _Streams) -> SplitBackups:
+    def run(streams: Streams) -> SplitBackups:
         return _change_in_place(streams, streams.select_by_variables(rules))
 
     return _now_or_during_calls(run, node, "split_rngs", "(splits=...)")
@@ -213,7 +209,7 @@ def fork_rngs(
         for filter, shape in given.items()
     ]
 
-    def run(streams: _Streams) -> SplitBackups:
+    def run(streams: Streams) -> SplitBackups:
         return _change_in_place(streams, streams.select_by_variables(rules))
 
     return _now_or_during_calls(run, node, "fork_rngs", "()")
@@ -307,19 +303,19 @@ def with_rngs(
     """
     if fork is not None and not isinstance(fork, (str, type)) and isinstance(fork, Sequence):
         fork = AnyOf(*fork)
-    rules: list[_Rule] = [
+    rules: list[Rule] = [
         *_shaped_rules("split", split, _split_into),
         *_shaped_rules("broadcast", broadcast, _broadcast_to),
-        *([] if fork is None else [_Rule("fork", fork, _take)]),
+        *([] if fork is None else [Rule("fork", fork, _take)]),
     ]
     allowed = to_predicate(only)
 
-    def run(tree: Any, streams: _Streams) -> Any:
+    def run(tree: Any, streams: Streams) -> Any:
         chosen = streams.select_by_rules(rules, allowed)
         return _copy_with(tree, streams, chosen)
 
     if node is not _MISSING:
-        return run(node, _Streams(node, "with_rngs"))
+        return run(node, Streams(node, "with_rngs"))
 
     def decorate(function: F) -> F:
         _check_function(function, "with_rngs", "(split=...)")
@@ -327,7 +323,7 @@ def with_rngs(
         @functools.wraps(function, updated=())
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = (args, kwargs)
-            new_args, new_kwargs = run(call, _Streams(call, "with_rngs", is_call=True))
+            new_args, new_kwargs = run(call, Streams(call, "with_rngs", is_call=True))
             return function(*new_args, **new_kwargs)
 
         return wrapper  # type: ignore[return-value]
@@ -379,7 +375,7 @@ def reseed(
             f"reseed: policy is 'scalars_only', 'match_shape' or a callable (path, key, shape) -> "
             f"key; got {policy!r}"
         )
-    streams = _Streams(node, "reseed")
+    streams = Streams(node, "reseed")
     tags = sorted({stream.tag for _, stream in streams.items})
     seeds: dict[str, jax.Array] = {}
     for name, seed in stream_keys.items():
@@ -412,7 +408,7 @@ def _seed(name: str, seed: Any) -> jax.Array:
     return key
 
 
-def _by_policy(policy: Any, path: Path, key: Any, stream: RngStream, streams: _Streams) -> Any:
+def _by_policy(policy: Any, path: Path, key: Any, stream: RngStream, streams: Streams) -> Any:
     shape: Shape = tuple(jnp.shape(stream.key.value))
     if callable(policy):
         new = policy(path, key, shape)
@@ -433,129 +429,15 @@ def _by_policy(policy: Any, path: Path, key: Any, stream: RngStream, streams: _S
     return key
 
 
-# -- finding streams -----------------------------------------------------------------------------
+# -- checking arguments ---------------------------------------------------------------------------
 
 
-class _Streams:
-    """The streams below a node, each once, with their paths.
-
-    Args:
-      node: any pytree that holds nodes.
-      caller: the public function, for messages.
-      is_call: the node is ``(args, kwargs)`` of a decorated function; then it may hold no graph.
-    """
-
-    def __init__(self, node: Any, caller: str, *, is_call: bool = False):
-        self.caller, self.is_call = caller, is_call
-        roots = [((), node)] if is_graph_leaf(node) else list(iter_pytree(node))
-        if not is_call and not any(isinstance(root, Node) for _, root in roots):
-            self._raise_no_graph(node)
-        self.items: list[tuple[Path, RngStream]] = []
-        seen: set[int] = set()
-        for path, root in roots:
-            self._walk(root, path, seen)
-
-    def _walk(self, value: Any, path: Path, seen: set[int]) -> None:
-        if not isinstance(value, Node) or id(value) in seen:
-            return
-        seen.add(id(value))
-        if isinstance(value, RngStream):
-            if (
-                id(value.key) not in seen
-            ):  # two streams may share their Variables (clone(variables=False))
-                seen.add(id(value.key))
-                self.items.append((path, value))
-            return
-        value._check_source()
-        children = list(node_children(value))
-        if isinstance(value, dict):
-            children.sort(key=lambda child: sort_key(child[0][0]))
-        for relative, child in children:
-            self._walk(child, path + relative, seen)
-
-    def _raise_no_graph(self, node: Any) -> None:
-        hint = "pass the model, its Rngs, or a list or dict of these"
-        if callable(node):
-            hint += f". As a decorator write `@moduli.{self.caller}(...)`, with parentheses"
-        raise errors.StructureError(
-            f"{self.caller} got {type(node).__name__}, which holds no module and no Rngs, so no "
-            f"streams; {hint}"
-        )
-
-    def name(self, path: Path, stream: RngStream) -> str:
-        """Names a stream for a message."""
-        if self.is_call:
-            path = ("kwargs" if path[0] else "args", *path[1:])
-        return f"the stream {stream.tag!r} at `{errors.format_path(path)}`"
-
-    def select_by_variables(self, rules: Sequence[tuple[Predicate, Change]]) -> list[Any]:
-        """Pairs streams with the change of the first filter that selects key and count."""
-        chosen = []
-        for path, stream in self.items:
-            for predicate, change in rules:
-                key = predicate((*path, "key"), stream.key)
-                if predicate((*path, "count"), stream.count) and key:
-                    chosen.append((path, stream, change))
-                    break
-        self._check_any(chosen, [predicate for predicate, _ in rules])
-        return chosen
-
-    def select_by_rules(self, rules: Sequence[_Rule], allowed: Predicate) -> list[Any]:
-        """Pairs streams with the change of the one rule that is for them."""
-        chosen = []
-        for path, stream in self.items:
-            if not allowed(path, stream):
-                continue
-            found: dict[str, _Rule] = {}
-            for rule in rules:
-                if rule.kind not in found and rule.predicate(path, stream):
-                    found[rule.kind] = rule
-            exact = [rule for rule in found.values() if not rule.takes_all]
-            if len(exact) > 1:
-                listed = " and ".join(f"{rule.kind} by {rule.filter!r}" for rule in exact)
-                raise errors.RngError(
-                    f"{self.caller}: {self.name(path, stream)} is selected twice, for {listed}; "
-                    "let one rule select each stream, or write `...` for the remaining ones"
-                )
-            if found:
-                rule = next(iter(found.values()))
-                chosen.append((path, stream, rule.change))
-        predicates = [rule.predicate for rule in rules]
-        self._check_any(chosen, [] if isinstance(allowed, Nothing) else predicates)
-        return chosen
-
-    def _check_any(self, chosen: list[Any], predicates: Sequence[Predicate]) -> None:
-        """Raises if there are streams and filters, but the filters take none of the streams."""
-        meant = [predicate for predicate in predicates if not isinstance(predicate, Nothing)]
-        if chosen or not self.items or not meant:
-            return
-        tags = sorted({stream.tag for _, stream in self.items})
-        wanted = [tag for tag in (getattr(test, "tag", None) for test in meant) if tag is not None]
-        near = difflib.get_close_matches(str(wanted[0]), tags, n=1) if wanted else []
-        hint = f"did you mean {near[0]!r}?" if near else f"select by name, as in {tags[0]!r}"
-        places = ", ".join(self.name(path, stream) for path, stream in self.items[:5])
-        more = f" and {len(self.items) - 5} more" if len(self.items) > 5 else ""
-        raise errors.RngError(
-            f"{self.caller}: the filter {' or '.join(map(repr, meant))} selects no stream; there "
-            f"is {places}{more}; {hint}"
-        )
-
-
-class _Rule:
-    """One filter of ``with_rngs``, and what happens to the streams that it selects."""
-
-    def __init__(self, kind: str, filter: Any, change: Change):
-        self.kind, self.filter, self.change = kind, filter, change
-        self.predicate = to_predicate(filter)
-        self.takes_all = filter is ... or filter is True
-
-
-def _shaped_rules(kind: str, given: Any, change: Callable[[Shape], Change]) -> list[_Rule]:
+def _shaped_rules(kind: str, given: Any, change: Callable[[Shape], Change]) -> list[Rule]:
     if given is None:
         return []
     items = given.items() if isinstance(given, Mapping) else [(..., given)]
     return [
-        _Rule(kind, filter, change(_shape(shape, f"with_rngs: {kind}"))) for filter, shape in items
+        Rule(kind, filter, change(_shape(shape, f"with_rngs: {kind}"))) for filter, shape in items
     ]
 
 
@@ -597,7 +479,7 @@ def _broadcast_to(shape: Shape) -> Change:
     return lambda key: jnp.broadcast_to(key, shape)
 
 
-def _drawn(streams: _Streams, path: Path, stream: RngStream) -> tuple[jax.Array, jax.Array]:
+def _drawn(streams: Streams, path: Path, stream: RngStream) -> tuple[jax.Array, jax.Array]:
     """Returns the key that a stream gives next, and its count after that; draws nothing."""
     key, count = stream.key.value, stream.count.value
     if not is_key_array(key) or key.shape != ():
@@ -610,7 +492,7 @@ def _drawn(streams: _Streams, path: Path, stream: RngStream) -> tuple[jax.Array,
     return jax.random.fold_in(key, count), count + 1
 
 
-def _change_in_place(streams: _Streams, chosen: list[Any]) -> SplitBackups:
+def _change_in_place(streams: Streams, chosen: list[Any]) -> SplitBackups:
     backups: list[Backup] = []
     writes: list[tuple[Variable[Any], Any]] = []
     for path, stream, change in chosen:
@@ -622,7 +504,7 @@ def _change_in_place(streams: _Streams, chosen: list[Any]) -> SplitBackups:
     return SplitBackups(backups)
 
 
-def _copy_with(tree: Any, streams: _Streams, chosen: list[Any]) -> Any:
+def _copy_with(tree: Any, streams: Streams, chosen: list[Any]) -> Any:
     """Rebuilds the nodes of a pytree around the same Variables, but new ones for the streams."""
     replaced: dict[int, Variable[Any]] = {}
     writes: list[tuple[Variable[Any], Any]] = []
@@ -662,18 +544,18 @@ def _write(writes: Sequence[tuple[Variable[Any], Any]]) -> None:
 
 
 def _now_or_during_calls(
-    run: Callable[[_Streams], SplitBackups], node: Any, caller: str, parentheses: str
+    run: Callable[[Streams], SplitBackups], node: Any, caller: str, parentheses: str
 ) -> Any:
     """Runs on a node, or returns a decorator that runs on the arguments of each call."""
     if node is not _MISSING:
-        return run(_Streams(node, caller))
+        return run(Streams(node, caller))
 
     def decorate(function: F) -> F:
         _check_function(function, caller, parentheses)
 
         @functools.wraps(function, updated=())
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with run(_Streams((args, kwargs), caller, is_call=True)):
+            with run(Streams((args, kwargs), caller, is_call=True)):
                 return function(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]
