@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-__all__ = ["PyTreeDef", "Tracer", "is_key_array", "trace_state"]
+__all__ = ["PyTreeDef", "Tracer", "eager_trace_state", "is_key_array", "trace_state"]
 
 _get_trace_state: Callable[[], Any] | None = None
 
@@ -28,6 +30,16 @@ def _find_trace_state() -> Callable[[], Any]:
         from jax.core import get_opaque_trace_state  # type: ignore
     _get_trace_state = get_opaque_trace_state
     return get_opaque_trace_state
+
+
+@functools.cache
+def eager_trace_state() -> Any:
+    """Returns the token of no trace at all: that of a new thread, where none has begun."""
+    tokens: list[Any] = []
+    thread = threading.Thread(target=lambda: tokens.append(trace_state()))
+    thread.start()
+    thread.join()
+    return tokens[0]
 
 
 PyTreeDef = jax.tree_util.PyTreeDef

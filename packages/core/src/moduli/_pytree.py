@@ -20,11 +20,13 @@ import jax
 from moduli import _plugins, errors
 from moduli._compat import trace_state
 from moduli._copying import deepcopy_item, picklable_item
+from moduli._dropped import Watch, note_trace, now_inside
 from moduli._epoch import EPOCH
 from moduli._graph.cache import flat_of
 from moduli._graph.nodes import (
     Annotated,
     Bookkeeping,
+    BorrowedBookkeeping,
     Node,
     adopt,
     check_mutable,
@@ -32,8 +34,10 @@ from moduli._graph.nodes import (
     is_array,
     is_data,
     is_graph_leaf,
+    iter_pytree,
 )
 from moduli._static import static_key
+from moduli._variable import Variable
 
 __all__ = ["Pytree", "data", "dataclass", "static"]
 
@@ -285,9 +289,12 @@ def wrap_call(cls: type[Pytree]) -> None:
 
 
 class Structure:
-    """The static half of one node for JAX: class, attribute names, static values, annotations."""
+    """The static half of one node for JAX: class, attribute names, static values, annotations.
 
-    __slots__ = ("annotations", "hash", "key", "names", "order", "static")
+    ``trace``, the trace in which the node was taken apart, is no part of what is compared.
+    """
+
+    __slots__ = ("annotations", "hash", "key", "names", "order", "static", "trace")
 
     def __init__(
         self,
@@ -295,7 +302,9 @@ class Structure:
         names: tuple[Any, ...],
         static: tuple[Any, ...],
         annotations: dict[str, str] | None,
+        trace: Any,
     ):
+        self.trace = trace
         self.order, self.names, self.static = order, names, static
         self.annotations = annotations
         noted = annotations is not None and "" in annotations  # the rest shows in the names
@@ -350,14 +359,30 @@ def node_structure(node: Node) -> tuple[list[Any], list[Any], Structure]:
     for key, value in items:
         status = annotations.get(key) if annotations else None
         if status == "data" or (
-            status is None and (is_graph_leaf(value) or is_array(value) or is_data(value))
+            status is None
+            and value.__class__ not in _SIMPLE  # quicker to say than what follows
+            and (is_graph_leaf(value) or is_array(value) or is_data(value))
         ):
             keys.append(key)
             children.append(value)
         else:
             rest.append((key, value))
     order = tuple(key for key, _ in items)
-    return keys, children, Structure(order, tuple(keys), tuple(rest), annotations)
+    return keys, children, Structure(order, tuple(keys), tuple(rest), annotations, note_trace())
+
+
+def _watch(node: Node, names: Iterable[Any], items: dict[Any, Any]) -> None:
+    """Watches for writes into a copy that JAX has made inside a trace; see ``_dropped``."""
+    variables: list[tuple[tuple[Any, ...], Variable[Any]]] = []
+    parts: list[tuple[tuple[Any, ...], Bookkeeping]] = []
+    for name in names:
+        for path, leaf in iter_pytree(items[name]):
+            if isinstance(leaf, Variable):
+                variables.append(((name, *path), leaf))
+            elif isinstance(leaf, Node):
+                parts.append(((name, *path), leaf._moduli))
+    node.__dict__["_moduli"] = book = BorrowedBookkeeping(node._moduli.trace)
+    book.watch = Watch(type(node).__name__, variables, parts)
 
 
 def register_node(cls: type[Node], entry: Any) -> None:
@@ -377,7 +402,8 @@ def register_node(cls: type[Node], entry: Any) -> None:
         return list(zip(map(entry, keys), children, strict=True)), structure
 
     def unflatten(structure: Structure, children: Iterable[Any]) -> Node:
-        node = cls._make_empty(trace_state())
+        trace = trace_state()
+        node = cls._make_empty(trace)
         items = dict(zip(structure.names, children, strict=True))
         annotations = dict(structure.annotations or ())
         for name, child in items.items():
@@ -385,6 +411,8 @@ def register_node(cls: type[Node], entry: Any) -> None:
                 annotations[name] = "data"  # JAX puts any object in the place of an array
         items.update(structure.static)
         node._fill((name, items[name]) for name in structure.order)
+        if structure.trace != trace and now_inside(structure.trace):
+            _watch(node, structure.names, items)
         node._moduli.annotations = annotations or None
         return node
 

@@ -8,7 +8,7 @@ frame alive; file and line are worked out when a message needs them.
 from __future__ import annotations
 
 import os
-import sys
+from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any
 
@@ -28,23 +28,29 @@ _PACKAGES = frozenset(
         "pluggy",
     )
 )
-# file name -> whether its frames are passed over; "<string>" is code that dataclasses generate
-_passed_over: dict[str, bool] = {"<string>": True}
+# file names whose frames count, and those passed over; dataclasses generate code in "<string>"
+_counted: set[str] = set()
+_passed_over: set[str] = {"<string>"}
 
 
 def find_site() -> Site | None:
     """Returns the place in the user's code that is running now, above the caller's caller."""
-    frame: FrameType | None = sys._getframe(2)
+    frame = _getframe(2)
     while frame is not None:
         code = frame.f_code
-        passed_over = _passed_over.get(code.co_filename)
-        if passed_over is None:
-            package = str(frame.f_globals.get("__name__")).partition(".")[0]
-            passed_over = _passed_over[code.co_filename] = package in _PACKAGES
-        if not passed_over:
+        file = code.co_filename
+        if file in _counted or (file not in _passed_over and _counts(frame)):
             return code, frame.f_lasti
         frame = frame.f_back
     return None
+
+
+def _counts(frame: FrameType) -> bool:
+    """Says whether the code in this frame is the user's, and remembers it for the file."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    counts = package not in _PACKAGES
+    (_counted if counts else _passed_over).add(frame.f_code.co_filename)
+    return counts
 
 
 def place_of(site: Site) -> tuple[str, int]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from moduli import errors
 from moduli._compat import Tracer, is_key_array, trace_state
+from moduli._dropped import Borrowed, mark_seen
 from moduli._epoch import EPOCH
 from moduli._sites import Site, describe_site, find_site
 from moduli._static import metadata_key
@@ -181,6 +182,10 @@ class Variable(Generic[A]):
 
     def _check_trace(self) -> None:
         if self._trace != trace_state():
+            borrowed = self._trace
+            if borrowed.__class__ is Borrowed and borrowed.trace == trace_state():
+                borrowed.site = find_site()  # legal, but maybe dropped: see moduli._dropped
+                return
             from moduli._graph.locate import describe_owner
 
             place, site = describe_owner(self), describe_site(self)
@@ -213,6 +218,7 @@ class Variable(Generic[A]):
         new = self._value if value is _MISSING else value
         if isinstance(new, Variable):
             new = new._value
+        mark_seen(self)
         return type(self)._make(new, merged, trace_state(), self._made)
 
     replace = copy
@@ -379,6 +385,7 @@ class Variable(Generic[A]):
         value = jax.tree.map(
             lambda leaf: leaf if isinstance(leaf, jax.Array) else deepcopy(leaf, memo), self._value
         )
+        mark_seen(self)
         new = type(self)._make(value, self._metadata, trace_state(), self._made)
         memo[id(self)] = new
         return new
@@ -527,6 +534,8 @@ _VALUE_KEY = jax.tree_util.GetAttrKey("value")
 
 def _register(cls: type[Variable[Any]]) -> None:
     def aux_of(variable: Variable[Any]) -> _Aux:
+        if variable._trace.__class__ is Borrowed:
+            mark_seen(variable)
         return _Aux(cls, variable._metadata or _EMPTY, variable._made)
 
     def flatten(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "DroppedWriteWarning",
     "ModuliAttributeError",
     "ModuliError",
     "MissingPluginError",
@@ -71,6 +72,10 @@ class MissingStreamError(RngError, AttributeError):
 
 class MissingPluginError(ModuliError, AttributeError):
     """A feature belongs to a package that is not installed; the text is the pip command."""
+
+
+class DroppedWriteWarning(UserWarning):
+    """A function under a raw JAX transform wrote into a copy of a module, and the write is lost."""
 
 
 def format_path(path: Iterable[object]) -> str:

@@ -16,12 +16,14 @@ import numpy as np
 
 from moduli import errors
 from moduli._compat import trace_state
+from moduli._dropped import Watch
 from moduli._epoch import EPOCH
 from moduli._variable import Variable
 
 __all__ = [
     "Annotated",
     "Bookkeeping",
+    "BorrowedBookkeeping",
     "Node",
     "adopt",
     "child_of",
@@ -47,10 +49,20 @@ class Bookkeeping:
         ``""`` -> "frozen" for a node whose mode ``train()``/``eval()`` leave alone.
       flat: the cached flatten of the graph whose root is this node.
       tree_epoch: the epoch at which the graph below was last known to be a tree.
+      watch: reports dropped writes, if JAX copied the node into a trace as the root of a tree.
       source: for a List or Dict made from a plain one: that one, and what it held.
     """
 
-    __slots__ = ("annotations", "flat", "source", "trace", "tracked", "tree_epoch", "version")
+    __slots__ = (
+        "annotations",
+        "flat",
+        "source",
+        "trace",
+        "tracked",
+        "tree_epoch",
+        "version",
+        "watch",
+    )
 
     def __init__(self, trace: Any):
         self.trace = trace
@@ -59,6 +71,7 @@ class Bookkeeping:
         self.annotations: dict[str, str] | None = None
         self.flat: Any = None
         self.tree_epoch = -1
+        self.watch: Watch | None = None
         self.source: tuple[Any, tuple[Any, ...]] | None = None
 
     def changed(self) -> None:
@@ -75,6 +88,17 @@ class Bookkeeping:
         else:
             annotations[name] = status
         self.annotations = annotations or None
+
+
+class BorrowedBookkeeping(Bookkeeping):
+    """Of a node that JAX copied into a trace: it keeps no flatten, which would refer to the node.
+
+    Without that cycle the node dies as soon as the function has returned, and ``moduli._dropped``
+    can tell what was lost.
+    """
+
+    __slots__ = ()
+    flat = property(lambda self: None, lambda self, value: None)  # type: ignore[assignment]
 
 
 class Node:

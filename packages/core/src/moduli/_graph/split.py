@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
+from moduli._dropped import mark_seen
 from moduli._filters import partition
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot, flatten_roots
@@ -61,12 +62,21 @@ def _leaves(flat: Flat) -> list[tuple[Path, Any]]:
     ]
 
 
+def _give_out(leaves: Iterable[Any]) -> None:
+    """Notes that these values may leave a function, so that they do not count as dropped writes."""
+    for leaf in leaves:
+        if isinstance(leaf, Variable):
+            mark_seen(leaf)
+
+
 def _groups(flat: Flat, filters: tuple[Any, ...], caller: str) -> list[State]:
-    if not filters:
-        return [from_flat_state(_leaves(flat))]
-    *groups, rest = partition(_leaves(flat), filters)
-    if caller == "split":
-        check_exhaustive(rest, filters, caller)
+    groups = [_leaves(flat)]
+    if filters:
+        *groups, rest = partition(groups[0], filters)
+        if caller == "split":
+            check_exhaustive(rest, filters, caller)
+    for group in groups:
+        _give_out(leaf for _, leaf in group)
     return list(map(from_flat_state, groups))
 
 
@@ -343,6 +353,7 @@ def clone(node: A, variables: bool = True, *, arrays: bool = False) -> A:
     leaves, treedef = jax.tree.flatten(node, is_leaf=is_graph_leaf)
     roots = [leaf for leaf in leaves if is_graph_leaf(leaf)]
     flat = flat_of(roots[0]) if len(roots) == 1 else flatten_roots(roots)
+    _give_out(flat.holders)
     values = flat.values()
     if arrays:
         values = [jax.tree.map(_copy_array, value) for value in values]
