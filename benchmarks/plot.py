@@ -11,16 +11,16 @@ from benchmarks import calls, stacking
 from benchmarks.peers import PEERS, RAW
 from benchmarks.timing import ratios
 
-COLUMNS = 2
 MARKERS = "os^Dv*"
-RATIO_TICKS = (0.5, 1, 2, 5, 10, 20, 50)
+TICKS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5))
+LEAST_RATIOS = (0.6, 2.5)  # what the axis of ratios shows at least
 
 
 def plot(result: dict[str, Any], path: pathlib.Path) -> bool:
-    """Draws a panel for each measurement that the result has.
+    """Draws a row of ratios to raw JAX, and a row of trace and compile times.
 
     Args:
-      result: as for :func:`benchmarks.report.markdown`.
+      result: as for :func:`benchmarks.report.markdown`. What it does not have is left out.
       path: a file whose ending names the format (.png, .svg).
 
     Returns:
@@ -32,25 +32,29 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> bool:
     import matplotlib.pyplot as plt
 
     sections = result["sections"]
-    panels = [(calls.JOBS[job], by, _ratios) for job, by in sections.get("calls", {}).items()]
+    of_ratios = {calls.JOBS[job]: by for job, by in sections.get("calls", {}).items()}
     if "tracing" in sections:
-        panels.append(("trace + lower the train step", sections["tracing"], _ratios))
+        of_ratios["trace + lower the train step"] = sections["tracing"]
+    of_times = {}
     if "stacking" in sections:
         times = sections["stacking"]["times"]
-        panels += [(f"forward + backward: {stacking.STAGES[s]}", times[s], _times) for s in times]
-    if not panels:
+        of_times = {f"deep model: {stacking.STAGES[stage]}": by for stage, by in times.items()}
+    rows = [(panels, draw) for panels, draw in ((of_ratios, _ratios), (of_times, _times)) if panels]
+    if not rows:
         return False
-    rows = -(-len(panels) // COLUMNS)
     with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, grid = plt.subplots(
-            rows, COLUMNS, figsize=(9.5, 3.7 * rows), squeeze=False, layout="constrained"
-        )
-        axes = list(grid.flat)
-        for axis, (title, by_depth, draw) in zip(axes, panels, strict=False):
-            draw(axis, by_depth)
-            axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
-        for axis in axes[len(panels) :]:
-            axis.axis("off")
+        figure = plt.figure(figsize=(10, 3.9 * len(rows)), layout="constrained")
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (panels, draw) in zip(parts, rows, strict=True):
+            axes = part.subplots(1, max(2, len(panels)), sharey=True, squeeze=False)[0]
+            for axis, (title, by_depth) in zip(axes, panels.items(), strict=False):
+                draw(axis, by_depth)
+                axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
+            for axis in axes[len(panels) :]:
+                axis.axis("off")
+            _label_times(axes[0])
+            lines, labels = axes[0].get_legend_handles_labels()
+            part.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False)
         figure.savefig(path, dpi=160)
         plt.close(figure)
     return True
@@ -59,20 +63,17 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> bool:
 def _ratios(axis: Any, by_depth: dict[Any, dict[str, list[float]]]) -> None:
     """Draws the peers' ratios to raw JAX, with quartiles."""
     depths = [int(depth) for depth in by_depth]
-    axis.axhline(1.0, color="black", linewidth=1.5)
-    axis.annotate("raw JAX = 1", (depths[0], 1.0), xytext=(0, -13), textcoords="offset points")
-    shown = [name for name in PEERS if name != RAW and PEERS[name] != PEERS[RAW]]
+    axis.axhline(1.0, color="black", linewidth=1.5, label="raw JAX = 1")
+    shown = [name for name in PEERS if PEERS[name] != PEERS[RAW]]
     for number, name in enumerate(shown):
         if name in next(iter(by_depth.values())):
             found = [ratios(times, name, RAW) for times in by_depth.values()]
             _line(axis, depths, found, number, name)
-    axis.set(yscale="log", ylabel="time / raw JAX's")
+    axis.set(yscale="log")
     low, high = axis.get_ylim()
-    low, high = min(0.6, low), max(2.5, high)
-    axis.set_ylim(low, high)
-    ticks = [tick for tick in RATIO_TICKS if low <= tick <= high]
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    _finish(axis, depths)
+    axis.set_ylim(min(LEAST_RATIOS[0], low), max(LEAST_RATIOS[1], high))
+    axis.set_ylabel("time / raw JAX's" if axis.get_subplotspec().is_first_col() else "")
+    _label_depths(axis, depths)
 
 
 def _times(axis: Any, by_depth: dict[Any, dict[str, list[float]]]) -> None:
@@ -81,8 +82,9 @@ def _times(axis: Any, by_depth: dict[Any, dict[str, list[float]]]) -> None:
     for number, name in enumerate(next(iter(by_depth.values()))):
         found = [[t / 1e6 for t in times[name]] for times in by_depth.values()]
         _line(axis, depths, found, number, name)
-    axis.set(yscale="log", ylabel="seconds")
-    _finish(axis, depths)
+    axis.set(yscale="log")
+    axis.set_ylabel("seconds" if axis.get_subplotspec().is_first_col() else "")
+    _label_depths(axis, depths)
 
 
 def _line(
@@ -95,9 +97,16 @@ def _line(
         axis.fill_between(depths, low, high, color=color, alpha=0.15, linewidth=0)
 
 
-def _finish(axis: Any, depths: Sequence[int]) -> None:
+def _label_depths(axis: Any, depths: Sequence[int]) -> None:
     axis.set(xlabel="depth", xscale="log")
     axis.set_xticks(depths, list(map(str, depths)))
     axis.minorticks_off()
     axis.grid(visible=True, alpha=0.3)
-    axis.legend(fontsize=9, framealpha=0.8)
+
+
+def _label_times(axis: Any) -> None:
+    """Writes plain numbers on the shared log axis of a row."""
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()

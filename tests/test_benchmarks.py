@@ -298,7 +298,7 @@ def test_the_plot_has_a_panel_for_what_was_measured(tmp_path):
     path = tmp_path / "all.svg"
     assert plot({"sections": sections}, path)
     found = path.read_text()
-    assert found.count('id="axes_') == 4
+    assert found.count('id="axes_') == 4  # two of ratios, two of times
     assert plot({"sections": {"calls": {"forward": by_depth}}}, path)
     assert not plot({"sections": {"building": {}}}, tmp_path / "none.svg")
 
