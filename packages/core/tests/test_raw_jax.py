@@ -68,10 +68,9 @@ def loss(model, x):
     return (model(x) ** 2).sum()
 
 
-@pytest.fixture(autouse=True)
-def no_traces_of_other_tests():
-    """JAX would not trace a function again that another test has traced."""
-    jax.clear_caches()
+def fresh(function):
+    """The same as another function, which JAX has not traced in another test."""
+    return lambda model, x: function(model, x)
 
 
 def dropped(function, *args):
@@ -85,20 +84,20 @@ def dropped(function, *args):
 X = batch()
 
 TRANSFORMS = {
-    "jit": lambda: jax.jit(apply),
-    "grad": lambda: jax.grad(loss),
-    "value_and_grad": lambda: jax.value_and_grad(loss),
-    "vmap": lambda: jax.vmap(apply, in_axes=(None, 0)),
-    "jit of grad": lambda: jax.jit(jax.grad(loss)),
-    "grad of jit": lambda: jax.grad(jax.jit(loss)),
-    "jit of jit": lambda: jax.jit(jax.jit(apply)),
-    "checkpoint": lambda: jax.checkpoint(apply),
-    "jvp": lambda: lambda model, x: jax.jvp(lambda m: loss(m, x), (model,), (model,)),
-    "vjp": lambda: lambda model, x: jax.vjp(lambda m: loss(m, x), model),
-    "linearize": lambda: lambda model, x: jax.linearize(lambda m: loss(m, x), model),
-    "make_jaxpr": lambda: jax.make_jaxpr(apply),
-    "jit of moduli.grad": lambda: jax.jit(nnx.grad(loss)),
-    "jit of moduli.jit": lambda: jax.jit(nnx.jit(apply)),
+    "jit": jax.jit,
+    "grad": jax.grad,
+    "value_and_grad": jax.value_and_grad,
+    "vmap": lambda f: jax.vmap(f, in_axes=(None, 0)),
+    "jit of grad": lambda f: jax.jit(jax.grad(f)),
+    "grad of jit": lambda f: jax.grad(jax.jit(f)),
+    "jit of jit": lambda f: jax.jit(jax.jit(f)),
+    "checkpoint": jax.checkpoint,
+    "jvp": lambda f: lambda model, x: jax.jvp(lambda m: f(m, x), (model,), (model,)),
+    "vjp": lambda f: lambda model, x: jax.vjp(lambda m: f(m, x), model),
+    "linearize": lambda f: lambda model, x: jax.linearize(lambda m: f(m, x), model),
+    "make_jaxpr": jax.make_jaxpr,
+    "jit of moduli.grad": lambda f: jax.jit(nnx.grad(f)),
+    "jit of moduli.jit": lambda f: jax.jit(nnx.jit(f)),
 }
 
 
@@ -106,14 +105,14 @@ TRANSFORMS = {
 def test_a_dropped_write_is_reported_once_with_its_path(name):
     model = Model()
     x = X[None] if name == "vmap" else X
-    record = dropped(TRANSFORMS[name](), model, x)
+    record = dropped(TRANSFORMS[name](fresh(loss)), model, x)
     assert "a copy of Model," in str(record.message)
     assert re.findall(r"the (\w+) at `(.*?)`", str(record.message)) == [("BatchStat", "bn.mean")]
     np.testing.assert_array_equal(model.bn.mean.value, jnp.zeros(3))
 
 
 def test_the_message_for_a_batch_statistic():
-    record = dropped(jax.jit(apply), Model(), X)
+    record = dropped(jax.jit(fresh(apply)), Model(), X)
     assert str(record.message) == (
         "a function under a raw JAX transform (jax.jit, jax.grad, jax.vmap, ...) was given a copy "
         "of Model, and what it wrote into that copy is lost:\n"
@@ -126,7 +125,7 @@ def test_the_message_for_a_batch_statistic():
 
 
 def test_the_message_for_the_key_of_dropout():
-    record = dropped(jax.vmap(apply, in_axes=(None, 0)), Noisy(), X)
+    record = dropped(jax.vmap(fresh(apply), in_axes=(None, 0)), Noisy(), X)
     assert (
         f"\n  the RngCount at `rngs.dropout.count` (made at {at('rngs made')}), written at "
         f"{at('key drawn')}\n"
@@ -150,7 +149,7 @@ def test_all_dropped_writes_of_a_model_come_in_one_warning():
                 x = norm(x)
             return self.pair[1](self.pair[0](x))
 
-    lines = str(dropped(jax.jit(apply), Deep(), X).message).splitlines()
+    lines = str(dropped(jax.jit(fresh(apply)), Deep(), X).message).splitlines()
     assert [re.findall("`(.*?)`", line)[0] for line in lines[1:11]] == [
         f"norms[{i}].mean" for i in range(10)
     ]
@@ -176,7 +175,7 @@ def test_writes_of_metadata_and_updates_of_params_count_as_writes():
 
 
 def test_a_call_that_hits_the_cache_of_jax_warns_no_more():
-    function, model = jax.jit(apply), Model()
+    function, model = jax.jit(fresh(apply)), Model()
     dropped(function, model, X)
     function(model, X)
     dropped(function, model, X[:2])  # traces again
@@ -293,10 +292,11 @@ def strict():
 @pytest.mark.parametrize("function", FUNCTIONAL, ids=lambda f: f.__name__)
 def test_functional_code_is_silent(function, cls, strict):
     model = cls()
-    for transformed in [jax.jit(function), jax.jit(lambda m, x: jax.jit(function)(m, x))]:
-        for x in [X, X, X[:2]]:
-            out = transformed(model, x)
-            del out
+    function = fresh(function)
+    nested = jax.jit(lambda model, x: jax.jit(function)(model, x))
+    for transformed, x in [(jax.jit(function), X), (jax.jit(function), X[:2]), (nested, X)]:
+        out = transformed(model, x)
+        del out
 
 
 def test_a_returned_model_is_an_ordinary_one(strict):
@@ -439,4 +439,4 @@ def test_the_warning_is_a_user_warning_that_can_be_silenced(strict):
     assert issubclass(DroppedWriteWarning, UserWarning)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nnx.errors.DroppedWriteWarning)
-        jax.jit(apply)(Model(), X)
+        jax.jit(fresh(apply))(Model(), X)
