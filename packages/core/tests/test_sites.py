@@ -118,8 +118,8 @@ def test_a_trace_error_names_the_site():
         jax.jit(function)(1.0)
     assert str(caught.value) == (
         f"cannot write the BatchStat at `count` of Dict (made at {HERE}:{number}) here: it was "
-        "made outside of the JAX transform (jit, grad, vmap, scan, ...) that is running, so the "
-        "write would leak a tracer or be lost. Pass the module that holds it as an argument of the "
+        "made outside of the trace that is running, that of a transform of JAX's own (jit, grad, "
+        "vmap, ...), so the write would leak a tracer or be lost. Pass the module that holds it as an argument of the "
         "transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) instead of "
         "JAX's own, or return the new value and write it outside."
     )

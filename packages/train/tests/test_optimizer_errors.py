@@ -171,6 +171,6 @@ def test_update_inside_a_plain_jit_of_outer_objects_is_an_error() -> None:
     def train() -> None:
         optimizer.update(model, grads)
 
-    with pytest.raises(TraceError, match="made outside of the JAX transform"):
+    with pytest.raises(TraceError, match="made outside of the trace that is running"):
         train()
     assert int(optimizer.step) == 0

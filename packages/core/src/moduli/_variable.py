@@ -189,11 +189,13 @@ class Variable(Generic[A]):
             from moduli._graph.locate import describe_owner
 
             place, site = describe_owner(self), describe_site(self)
+            from moduli._running import describe_running
+
             raise errors.TraceError(
                 f"cannot write {place}{f' ({site})' if site else ''} here: it was made outside of "
-                "the JAX transform (jit, grad, vmap, scan, ...) that is running, so the write "
-                "would leak a tracer or be lost. Pass the module that holds it as an argument of "
-                "the transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) "
+                f"the trace that is running, that of {describe_running()}, so the write would "
+                "leak a tracer or be lost. Pass the module that holds it as an argument of the "
+                "transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) "
                 "instead of JAX's own, or return the new value and write it outside."
             )
 

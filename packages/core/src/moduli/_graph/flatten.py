@@ -67,10 +67,14 @@ class Flat:
 
     __slots__ = (
         "__weakref__",
+        "_base",
         "_books",
         "_epoch",
+        "_ids",
         "_metadatas",
+        "_overlay",
         "_variables",
+        "_variants",
         "_versions",
         "_watched",
         "graphdef",
@@ -88,6 +92,17 @@ class Flat:
         self._variables = [o for o in objects if not isinstance(o, Node)]
         self._metadatas = [variable._metadata for variable in self._variables]
         self._watched = [o for o in objects if isinstance(o, Node) and o._moduli.source is not None]
+        self._base = graphdef
+        self._overlay: dict[int, Any] = {}
+        self._variants: dict[Any, GraphDef] = {}
+        self._ids: frozenset[int] | None = None
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """The ids of all objects, for finding out what two graphs share."""
+        if self._ids is None:
+            self._ids = frozenset(map(id, self.objects))
+        return self._ids
 
     def is_current(self) -> bool:
         """Says whether the structure is still the one that was flattened."""
@@ -107,9 +122,79 @@ class Flat:
         self._epoch = epoch
         return True
 
+    def revise(self) -> bool:
+        """Brings the structure up to date if nothing but static attributes has changed.
+
+        Switching a model between ``train()`` and ``eval()`` changes a flag here and there; only the
+        nodes that changed are looked at, and a structure that was seen before is found again.
+
+        Returns:
+          Whether that was so; if not, the graph has to be flattened anew.
+        """
+        epoch = EPOCH[0]
+        for variable, metadata in zip(self._variables, self._metadatas, strict=True):
+            if variable._metadata is not metadata:
+                return False
+        nodes = [(index, item) for index, item in enumerate(self.objects) if isinstance(item, Node)]
+        overlay = dict(self._overlay)
+        for (index, node), version in zip(nodes, self._versions, strict=True):
+            if node._moduli.version == version:
+                continue
+            entry = self._revised_entry(node, self.graphdef.objects[index])
+            if entry is None:
+                return False
+            overlay[index] = entry
+            if entry == self._base.objects[index]:
+                del overlay[index]
+        key = tuple(sorted(overlay.items(), key=_first))
+        graphdef = self._variants.get(key)
+        if graphdef is None:
+            table = list(self._base.objects)
+            for index, entry in overlay.items():
+                table[index] = entry
+            base = self._base
+            graphdef = GraphDef(tuple(table), base.roots, base.num_leaves, base.metadatas)
+            if len(self._variants) >= 64:
+                self._variants.clear()
+            self._variants[key] = graphdef
+        self._versions = [node._moduli.version for _, node in nodes]
+        self._overlay, self.graphdef, self._epoch = overlay, graphdef, epoch
+        return True
+
+    def _revised_entry(self, node: Node, entry: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The entry of a node whose static attributes changed; None if others did too."""
+        annotations = node._moduli.annotations
+        old = dict(entry[2])
+        items = []
+        for key, value in node._items():
+            code = old.pop(key, None)
+            status = annotations.get(key) if annotations else None
+            if code is not None and code[0] != STATIC:
+                same = (code[0] == OBJECT and self.objects[code[1]] is value) or (
+                    code[0] == LEAF and status is None and is_array(value)
+                )
+                if not same:
+                    return None
+            elif status == "data" or (status is None and is_data(value)):
+                return None
+            else:
+                try:
+                    code = (STATIC, _static_key(value, (key,)))
+                except errors.StructureError:
+                    return None  # flattening anew raises it with the whole path
+            items.append((key, code))
+        if any(code[0] != STATIC for code in old.values()):
+            return None
+        noted = tuple(sorted(annotations.items())) if annotations else ()
+        return (NODE, node.__class__, tuple(items), noted)
+
     def values(self) -> list[Any]:
         """Returns the current values, in the order of the leaves."""
         return [holder._value for holder in self.holders]
+
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
 
 
 def flatten_roots(roots: Sequence[Any]) -> Flat:

@@ -146,12 +146,13 @@ def check_mutable(node: Node, what: str) -> None:
     """Raises a TraceError if the node belongs to another JAX trace than the current one."""
     if node._moduli.trace != trace_state():
         from moduli._graph.locate import describe_owner
+        from moduli._running import describe_running
 
         raise errors.TraceError(
-            f"cannot {what} of {describe_owner(node)} here: it was made outside of the JAX "
-            "transform (jit, grad, vmap, scan, ...) that is running, so the change would leak a "
-            "tracer or be lost. Pass the module as an argument of the transformed function and "
-            "use moduli's transform (`moduli.jit`, `moduli.grad`) instead of JAX's own."
+            f"cannot {what} of {describe_owner(node)} here: it was made outside of the trace that "
+            f"is running, that of {describe_running()}, so the change would leak a tracer or be "
+            "lost. Pass the module as an argument of the transformed function and use moduli's "
+            "transform (`moduli.jit`, `moduli.grad`) instead of JAX's own."
         )
 
 

@@ -101,7 +101,7 @@ class Function:
 def wraps(f: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``functools.wraps`` that also takes modules, whose ``__dict__`` is their own."""
     updated = () if isinstance(f, Node) else functools.WRAPPER_UPDATES
-    return functools.wraps(f, updated=updated)
+    return functools.wraps(f, updated=updated)  # type: ignore[arg-type]
 
 
 class Static:

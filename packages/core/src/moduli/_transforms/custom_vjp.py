@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -160,7 +160,7 @@ class _Call:
             effects = Effects(written, only_variables=False)
         return effects.apply(self.call.binding.flats, self.call.values, out, outputs)
 
-    def _all_arguments(self, dynamic: tuple[Any, ...]) -> list[Any]:
+    def _all_arguments(self, dynamic: Sequence[Any]) -> list[Any]:
         new = iter(dynamic)
         return [self.args[n] if n in self.fixed else next(new) for n in range(len(self.args))]
 

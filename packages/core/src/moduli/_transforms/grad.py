@@ -15,10 +15,10 @@ from moduli._compat import trace_state
 from moduli._filters import Filter, to_predicate
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
+from moduli._running import running
 from moduli._state import from_flat_state
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.lift import Binding, Frame, Signature, bind
-from moduli._transforms.running import running
 from moduli._variable import Param, Variable
 
 __all__ = ["DiffState", "grad", "value_and_grad"]

@@ -12,12 +12,12 @@ import jax
 
 from moduli import _plugins, errors
 from moduli._graph.nodes import Node
+from moduli._running import running
 from moduli._static import UnhashableStatic, static_key
 from moduli._transforms.arguments import Function
 from moduli._transforms.effects import Packed
 from moduli._transforms.layout import Layout
 from moduli._transforms.lift import Binding, Frame, Signature, bind
-from moduli._transforms.running import running
 from moduli._transforms.stages import Lowered, Traced
 
 __all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]

@@ -19,7 +19,6 @@ A transform only says how the leaves are partitioned between steps 1 and 2.
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ import jax
 import numpy as np
 
 from moduli._compat import Tracer
-from moduli._graph.cache import flat_of
+from moduli._graph.cache import flats_of
 from moduli._graph.flatten import Flat, Slot, flatten_roots
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
 from moduli._graph.nodes import Node, is_graph_leaf
@@ -124,7 +123,7 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
         else:
             kind = _bind_tree(arg, roots, plain)
         template.append(kind)
-    return Binding(tuple(template), names, roots, flatten_together(roots), plain)
+    return Binding(tuple(template), names, roots, flats_of(roots) if roots else (), plain)
 
 
 def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
@@ -136,38 +135,6 @@ def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
     for leaf, is_root in zip(leaves, marks, strict=True):
         (roots if is_root else plain).append(leaf)
     return (treedef, marks)
-
-
-def flatten_together(roots: Sequence[Any]) -> tuple[Flat, ...]:
-    """Flattens roots: each on its own from its cache, or all in one if they share objects."""
-    if not roots:
-        return ()
-    if len(roots) == 1:
-        return (flat_of(roots[0]),)
-    if not all(isinstance(root, Node) for root in roots):
-        return (flatten_roots(roots),)
-    flats = tuple([flat_of(root) for root in roots])
-    return flats if _are_disjoint(flats) else (flatten_roots(roots),)
-
-
-def _are_disjoint(flats: tuple[Flat, ...]) -> bool:
-    """Says whether graphs share no object; remembered on the first of them."""
-    first = flats[0]
-    key = tuple(map(id, flats))
-    known = first.partners.get(key)
-    if known is not None:
-        refs, answer = known
-        for ref, flat in zip(refs, flats, strict=True):
-            if ref() is not flat:
-                break
-        else:
-            return answer
-    objects = [id(item) for flat in flats for item in flat.objects]
-    answer = len(set(objects)) == len(objects)
-    if len(first.partners) >= 64:
-        first.partners.clear()
-    first.partners[key] = (tuple([weakref.ref(flat) for flat in flats]), answer)
-    return answer
 
 
 Leaf = tuple[int, int]
@@ -288,6 +255,7 @@ class Frame:
         if True in marks or not self._same_structure():
             return self._finish_changed(leaves, treedef, marks, keep, drop, strict)
         outputs: list[Any] = []
+        written: list[Leaf] = []
         for number, group in enumerate(self._values):
             for index, (holder, value) in enumerate(zip(self._holders(number), group, strict=True)):
                 leaf = (number, index)
@@ -295,10 +263,11 @@ class Frame:
                 if new is value and (keep is None or not keep(leaf)):
                     continue
                 if drop is None or not drop(leaf):
-                    self.homes.append(leaf)
+                    written.append(leaf)
                     outputs.append(new)
+        self.homes = list(written)
         only_variables = all(None not in graphdef.leaf_objects for graphdef in self._graphdefs)
-        return Effects(self.homes, only_variables), (out, outputs)
+        return Effects(written, only_variables), (out, outputs)
 
     def values_now(self) -> list[list[Any]]:
         """The values that the fresh objects hold now, a list for each graph.

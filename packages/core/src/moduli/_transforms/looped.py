@@ -9,12 +9,12 @@ import jax
 
 from moduli import errors
 from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
+from moduli._running import running
 from moduli._transforms.carry import check_same_objects, check_same_types, is_array_like
 from moduli._transforms.effects import ChangedEffects
 from moduli._transforms.labelled import LabelledCall, Outputs
 from moduli._transforms.lift import Frame
 from moduli._transforms.prefixes import Carry
-from moduli._transforms.running import running
 from moduli._transforms.streams import SPLIT
 from moduli._variable import Intermediate, RngState
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from moduli import errors
+from moduli._running import running
 from moduli._transforms.arguments import check_callable, function_name
 from moduli._transforms.carry import is_array_like
 from moduli._transforms.effects import ChangedEffects
@@ -15,7 +16,6 @@ from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.looped import LoopBody
 from moduli._transforms.prefixes import Carry
-from moduli._transforms.running import running
 
 __all__ = ["fori_loop", "while_loop"]
 

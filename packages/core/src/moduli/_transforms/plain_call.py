@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._running import running
 from moduli._transforms.arguments import Function
 from moduli._transforms.carry import is_array_like
 from moduli._transforms.lift import Frame, Leaf, Signature, bind
-from moduli._transforms.running import running
 
 __all__ = ["PlainCall"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._running import running
 from moduli._transforms.arguments import Function, check_callable, split_static, wraps
 from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.partition_names import PartitionNames
 from moduli._transforms.prefixes import is_axis
 from moduli._transforms.programs import LabelledProgram, program_key
-from moduli._transforms.running import running
 from moduli._transforms.streams import SPLIT, SplitStreams
 from moduli._transforms.vmap import all_axes, check_sizes
 

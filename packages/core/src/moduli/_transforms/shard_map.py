@@ -9,13 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from moduli._running import running
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.effects import Packed
 from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.prefixes import labels_in
 from moduli._transforms.programs import LabelledProgram, program_key
-from moduli._transforms.running import running
 
 __all__ = ["shard_map"]
 

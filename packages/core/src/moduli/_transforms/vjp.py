@@ -13,11 +13,11 @@ import numpy as np
 from moduli import errors
 from moduli._graph.flatten import Slot
 from moduli._graph.nodes import is_graph_leaf
+from moduli._running import running
 from moduli._state import State
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.plain_call import PlainCall
 from moduli._transforms.prefixes import label_finder, spread
-from moduli._transforms.running import running
 from moduli._variable import Variable
 
 __all__ = ["jvp", "vjp"]

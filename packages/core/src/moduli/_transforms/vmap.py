@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._running import running
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.labelled import LabelledCall, Outputs
 from moduli._transforms.partition_names import PartitionNames
 from moduli._transforms.prefixes import is_axis, labels_in
-from moduli._transforms.running import running
 from moduli._transforms.streams import SPLIT, SplitStreams
 
 __all__ = ["all_axes", "check_sizes", "vmap"]
