@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moduli_layers import Initializer as Initializer
     from moduli_layers import Linear as Linear
     from moduli_layers import Sequential as Sequential
+    from moduli_layers import Stack as Stack
     from moduli_layers import avg_pool as avg_pool
     from moduli_layers import celu as celu
     from moduli_layers import elu as elu
@@ -70,6 +71,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "Initializer",
         "Linear",
         "Sequential",
+        "Stack",
         "avg_pool",
         "celu",
         "elu",

@@ -39,6 +39,7 @@ from moduli_layers._pooling import max_pool as max_pool
 from moduli_layers._pooling import min_pool as min_pool
 from moduli_layers._pooling import pool as pool
 from moduli_layers._sequential import Sequential as Sequential
+from moduli_layers._stack import Stack as Stack
 from moduli_layers.initializers import Initializer as Initializer
 
 __version__ = "0.1.0"
