@@ -103,7 +103,8 @@ class Variable(Generic[A]):
         write(self, "_made", find_site())
         write(self, "_metadata", metadata or _EMPTY)
         write(self, "_value", value)
-        create = self._hook("on_create_value")
+        name = "on_create_value"  # as _hook does it, without the call
+        create = metadata[name] if name in metadata else getattr(type(self), name, None)
         if create is not None:
             write(self, "_value", _run_hooks(create, self, value))
 
