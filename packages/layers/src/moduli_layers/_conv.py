@@ -17,6 +17,7 @@ from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers._windows import Padding, check_not_empty, padding_pairs, per_dimension
 from moduli_layers.errors import ArgumentError
 
@@ -101,7 +102,7 @@ class Conv(moduli.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: initializers.Initializer = initializers.lecun_normal(),  # noqa: B008
+        kernel_init: initializers.Initializer = default_kernel_init,
         bias_init: initializers.Initializer = initializers.zeros,
         conv_general_dilated: Callable[..., jax.Array] = lax.conv_general_dilated,
         promote_dtype: PromoteDtype = promote_dtype,
@@ -128,11 +129,11 @@ class Conv(moduli.Module):
         )
         per_dimension(type(self).__name__, "kernel_size", self.kernel_size, len(self.kernel_size))
         self.kernel_shape = (*self.kernel_size, in_features // feature_group_count, out_features)
-        kernel = kernel_init(rngs.params(), self.kernel_shape, param_dtype)
+        kernel = fill(kernel_init, rngs.params(), self.kernel_shape, param_dtype)
         self.kernel = moduli.Param(kernel, **kernel_metadata)
         self.bias = None
         if use_bias:
-            bias = bias_init(rngs.params(), (out_features,), param_dtype)
+            bias = fill(bias_init, rngs.params(), (out_features,), param_dtype)
             self.bias = moduli.Param(bias, **bias_metadata)
         self.in_features = in_features
         self.out_features = out_features

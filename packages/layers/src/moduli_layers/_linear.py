@@ -15,6 +15,8 @@ import moduli
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+from moduli_layers._remembered import default_kernel_init, fill
+from moduli_layers._remembered import dot_general as remembered_dot_general
 
 __all__ = ["Linear"]
 
@@ -70,7 +72,7 @@ class Linear(moduli.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: initializers.Initializer = initializers.lecun_normal(),  # noqa: B008
+        kernel_init: initializers.Initializer = default_kernel_init,
         bias_init: initializers.Initializer = initializers.zeros,
         dot_general: Callable[..., jax.Array] = lax.dot_general,
         promote_dtype: PromoteDtype = promote_dtype,
@@ -81,11 +83,11 @@ class Linear(moduli.Module):
     ) -> None:
         check_positive(self, in_features=in_features, out_features=out_features)
         check_rngs(self, rngs)
-        kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
+        kernel = fill(kernel_init, rngs.params(), (in_features, out_features), param_dtype)
         self.kernel = moduli.Param(kernel, **kernel_metadata)
         self.bias = None
         if use_bias:
-            bias = bias_init(rngs.params(), (out_features,), param_dtype)
+            bias = fill(bias_init, rngs.params(), (out_features,), param_dtype)
             self.bias = moduli.Param(bias, **bias_metadata)
         self.in_features = in_features
         self.out_features = out_features
@@ -116,7 +118,10 @@ class Linear(moduli.Module):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
         sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
-        outputs = self.dot_general(
+        product = self.dot_general
+        if product is lax.dot_general and not sharding:
+            product = remembered_dot_general
+        outputs = product(
             x,
             kernel,
             (((x.ndim - 1,), (0,)), ((), ())),

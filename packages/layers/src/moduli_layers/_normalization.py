@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -23,11 +24,43 @@ from moduli_layers._checks import (
     shape_text,
 )
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+from moduli_layers._remembered import fill, remembered, square
 from moduli_layers.errors import DtypeError
 
 __all__ = ["BatchNorm"]
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+@functools.partial(remembered, static_argnames=("axis", "epsilon"))
+def _normalize(
+    inputs: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    axis: int,
+    epsilon: float,
+) -> jax.Array:
+    """Shifts and scales each feature, with statistics and parameters of shape (num_features,)."""
+
+    def over_features(values: jax.Array) -> jax.Array:
+        shape = [1] * inputs.ndim
+        shape[axis] = inputs.shape[axis]
+        return values.astype(inputs.dtype).reshape(shape)
+
+    factor = lax.rsqrt(over_features(var) + epsilon)
+    if scale is not None:
+        factor = factor * over_features(scale)
+    y = (inputs - over_features(mean)) * factor
+    return y if bias is None else y + over_features(bias)
+
+
+@functools.partial(remembered, static_argnames=("momentum",))
+def _moved(old: jax.Array, new: jax.Array, *, momentum: float) -> jax.Array:
+    """A running statistic after one more batch; no gradient flows through it."""
+    return momentum * old + (1 - momentum) * lax.stop_gradient(new).astype(old.dtype)
 
 
 class BatchNorm(moduli.Module):
@@ -120,15 +153,15 @@ class BatchNorm(moduli.Module):
         check_positive(self, num_features=num_features)
         check_rngs(self, rngs)
         shape = (num_features,)
-        self.mean = moduli.BatchStat(jnp.zeros(shape, jnp.float32))
-        self.var = moduli.BatchStat(jnp.ones(shape, jnp.float32))
+        self.mean = moduli.BatchStat(fill(initializers.zeros, None, shape, jnp.float32))
+        self.var = moduli.BatchStat(fill(initializers.ones, None, shape, jnp.float32))
         self.scale = None
         if use_scale:
-            scale = scale_init(rngs.params(), shape, param_dtype)
+            scale = fill(scale_init, rngs.params(), shape, param_dtype)
             self.scale = moduli.Param(scale, **scale_metadata)
         self.bias = None
         if use_bias:
-            bias = bias_init(rngs.params(), shape, param_dtype)
+            bias = fill(bias_init, rngs.params(), shape, param_dtype)
             self.bias = moduli.Param(bias, **bias_metadata)
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -186,17 +219,7 @@ class BatchNorm(moduli.Module):
             self._update(mean, var, batch_mean, batch_var, counted)
             mean, var = batch_mean, batch_var
 
-        def over_features(values: jax.Array) -> jax.Array:
-            shape = [1] * inputs.ndim
-            shape[axis] = self.num_features
-            return values.astype(inputs.dtype).reshape(shape)
-
-        factor = lax.rsqrt(over_features(var) + self.epsilon)
-        if scale is not None:
-            factor = factor * over_features(scale)
-        y = (inputs - over_features(mean)) * factor
-        if bias is not None:
-            y = y + over_features(bias)
+        y = _normalize(inputs, mean, var, scale, bias, axis=axis, epsilon=self.epsilon)
         return y.astype(result_dtype)
 
     def _batch_statistics(
@@ -232,11 +255,11 @@ class BatchNorm(moduli.Module):
                 return tuple(total / at_least_one for total in summed(sums, lax.psum))
 
         if self.use_fast_variance:
-            mean, mean_of_squares = averages(x, lax.square(x))
+            mean, mean_of_squares = averages(x, square(x))
             # rounding can bring the difference below zero
-            return mean, jnp.maximum(mean_of_squares - lax.square(mean), 0), count
+            return mean, jnp.maximum(mean_of_squares - square(mean), 0), count
         (mean,) = averages(x)
-        (var,) = averages(lax.square(x - jnp.expand_dims(mean, axes)))
+        (var,) = averages(square(x - jnp.expand_dims(mean, axes)))
         return mean, var, count
 
     def _mask_like(self, x: jax.Array, mask: ArrayLike) -> jax.Array:
@@ -266,8 +289,7 @@ class BatchNorm(moduli.Module):
     ) -> None:
         """Moves the running statistics towards the batch's."""
         for variable, old, new in ((self.mean, mean, batch_mean), (self.var, var, batch_var)):
-            new = lax.stop_gradient(new).astype(old.dtype)
-            moved = self.momentum * old + (1 - self.momentum) * new
+            moved = _moved(old, new, momentum=self.momentum)
             if counted is not None:
                 moved = jnp.where(counted > 0, moved, old)
             variable.value = moved
