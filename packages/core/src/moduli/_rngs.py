@@ -7,6 +7,7 @@ seeds give equal keys, in the same order as in flax.nnx.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,12 @@ def _as_key(seed: Any, name: str) -> jax.Array:
     )
 
 
+@functools.partial(jax.jit, inline=True)
+def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The next key of a stream and its new count, in one dispatch when called eagerly."""
+    return jax.random.fold_in(key, count), count + 1
+
+
 class RngStream(Pytree):
     """One stream of random keys; call it to draw the next key.
 
@@ -112,8 +119,7 @@ class RngStream(Pytree):
     def __call__(self) -> jax.Array:
         """Draws the next key."""
         self.count._check_trace()
-        key = jax.random.fold_in(self.key.value, self.count.value)
-        self.count.value = self.count.value + 1
+        key, self.count.value = _draw(self.key.value, self.count.value)
         return key
 
     def fork(self, *, split: int | tuple[int, ...] | None = None) -> RngStream:

@@ -361,6 +361,10 @@ def clone(node: A, variables: bool = True, *, arrays: bool = False) -> A:
     if not variables:
         shared = {i: o for i, o in enumerate(flat.objects) if isinstance(o, Variable)}
     objects = build(flat.graphdef, values, shared)
+    if shared is None:
+        for new_object, old_object in zip(objects, flat.objects, strict=True):
+            if isinstance(new_object, Variable):
+                object.__setattr__(new_object, "_made", old_object._made)
     copies = iter([objects[code[1]] for code in flat.graphdef.roots])
     assert all(code[0] == OBJECT for code in flat.graphdef.roots)
     new = [

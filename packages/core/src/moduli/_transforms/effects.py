@@ -113,6 +113,8 @@ class ChangedEffects:
       origins: for each object afterwards the (graph, index) of the object it was before, or None.
       sources: for each value afterwards where it comes from: an input (graph, leaf), or the number
         of an output.
+      sites: for each object afterwards the line where it was made, or None.
+      sites: for each object afterwards the line where it was made, if it is a Variable.
       changed: for each object afterwards whether it is a node with other items than before.
       treedef, marks: how the result is put together from plain outputs and returned objects.
     """
@@ -125,6 +127,7 @@ class ChangedEffects:
         "marks",
         "num_roots",
         "origins",
+        "sites",
         "sources",
         "treedef",
     )
@@ -137,12 +140,14 @@ class ChangedEffects:
         num_roots: int,
         origins: list[tuple[int, int] | None],
         sources: list[tuple[int, int] | int],
+        sites: list[Any],
         changed: list[bool],
         treedef: Any,
         marks: tuple[bool, ...],
     ):
         self.graphdef, self.before, self.num_roots = graphdef, before, num_roots
         self.origins, self.sources, self.changed = origins, sources, changed
+        self.sites = sites
         self.treedef, self.marks = treedef, marks
 
     def apply(
@@ -161,6 +166,7 @@ class ChangedEffects:
             if origin is not None
         }
         objects = build(self.graphdef, new_values, existing)
+        self._note_sites(objects)
         for index, target in existing.items():
             entry, origin = self.graphdef.objects[index], self.origins[index]
             assert origin is not None
@@ -182,7 +188,13 @@ class ChangedEffects:
         """Returns what the call returns around new objects; the caller's stay as they are."""
         new_values = self._new_values(values, outputs)
         objects = build(self.graphdef, new_values)
+        self._note_sites(objects)
         return self._result(objects, new_values, plain)
+
+    def _note_sites(self, objects: list[Any]) -> None:
+        for item, site in zip(objects, self.sites, strict=True):
+            if site is not None:
+                object.__setattr__(item, "_made", site)
 
     def _new_values(self, values: Sequence[Sequence[Any]], outputs: list[Any]) -> list[Any]:
         return [
