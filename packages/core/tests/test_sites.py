@@ -120,6 +120,6 @@ def test_a_trace_error_names_the_site():
         f"cannot write the BatchStat at `count` of Dict (made at {HERE}:{number}) here: it was "
         "made outside of the trace that is running, that of a transform of JAX's own (jit, grad, "
         "vmap, ...), so the write would leak a tracer or be lost. Pass the module that holds it as "
-        "an argument of the transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) instead of "
-        "JAX's own, or return the new value and write it outside."
+        "an argument of the transformed function, use moduli's transform (`moduli.jit`, "
+        "`moduli.grad`) instead of JAX's own, or return the new value and write it outside."
     )

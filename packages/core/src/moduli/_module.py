@@ -86,7 +86,7 @@ class Module(Pytree):
         self._set_mode("eval", attributes)
 
     def _set_mode(self, mode: str, attributes: dict[str, Any]) -> list[tuple[Module, str, Any]]:
-        modules = [module for _, module in iter_modules(self) if not module._mode_is_frozen()]
+        modules = [module for module in _modules_below(self) if not module._mode_is_frozen()]
         return _set_on(modules, {**_mode_attributes(mode), **attributes})
 
     @contextlib.contextmanager
@@ -300,6 +300,14 @@ def _mode_attributes(mode: str) -> dict[str, Any]:
 def _selected(root: Module, filters: tuple[Any, ...]) -> list[tuple[Path, Module]]:
     predicate = to_predicate(list(filters) if filters else ...)
     return [(path, module) for path, module in iter_modules(root) if predicate(path, module)]
+
+
+def _modules_below(root: Module) -> list[Module]:
+    """All modules below a module and itself; from the cache if its graph is in it."""
+    flat = root._moduli.flat
+    if flat is not None and (flat.is_current() or flat.revise()):
+        return [item for item in flat.objects if isinstance(item, Module)]
+    return [module for _, module in iter_modules(root)]
 
 
 def _has_attribute(module: Module, name: str) -> bool:

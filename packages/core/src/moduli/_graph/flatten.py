@@ -72,7 +72,9 @@ class Flat:
         "_epoch",
         "_ids",
         "_metadatas",
+        "_nodes",
         "_overlay",
+        "_raw",
         "_variables",
         "_variants",
         "_versions",
@@ -94,6 +96,8 @@ class Flat:
         self._watched = [o for o in objects if isinstance(o, Node) and o._moduli.source is not None]
         self._base = graphdef
         self._overlay: dict[int, Any] = {}
+        self._nodes: list[tuple[int, Node]] | None = None
+        self._raw: dict[int, dict[Any, Any]] = {}  # what revised nodes held, by index
         self._variants: dict[Any, GraphDef] = {}
         self._ids: frozenset[int] | None = None
 
@@ -135,12 +139,15 @@ class Flat:
         for variable, metadata in zip(self._variables, self._metadatas, strict=True):
             if variable._metadata is not metadata:
                 return False
-        nodes = [(index, item) for index, item in enumerate(self.objects) if isinstance(item, Node)]
+        if self._nodes is None:
+            pairs = enumerate(self.objects)
+            self._nodes = [(index, item) for index, item in pairs if isinstance(item, Node)]
         overlay = dict(self._overlay)
-        for (index, node), version in zip(nodes, self._versions, strict=True):
-            if node._moduli.version == version:
+        versions = [book.version for book in self._books]
+        for (index, node), now, before in zip(self._nodes, versions, self._versions, strict=True):
+            if now == before:
                 continue
-            entry = self._revised_entry(node, self.graphdef.objects[index])
+            entry = self._revised_entry(node, index)
             if entry is None:
                 return False
             overlay[index] = entry
@@ -157,17 +164,23 @@ class Flat:
             if len(self._variants) >= 64:
                 self._variants.clear()
             self._variants[key] = graphdef
-        self._versions = [node._moduli.version for _, node in nodes]
+        self._versions = versions
         self._overlay, self.graphdef, self._epoch = overlay, graphdef, epoch
         return True
 
-    def _revised_entry(self, node: Node, entry: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _revised_entry(self, node: Node, index: int) -> tuple[Any, ...] | None:
         """The entry of a node whose static attributes changed; None if others did too."""
         annotations = node._moduli.annotations
-        old = dict(entry[2])
+        old = dict(self.graphdef.objects[index][2])
+        seen = self._raw.get(index, {}) if annotations is None else {}
+        raw: dict[Any, Any] = {}  # no arrays: they would stay alive
         items = []
         for key, value in node._items():
             code = old.pop(key, None)
+            if code is not None and key in seen and seen[key] is value:
+                raw[key] = value
+                items.append((key, code))
+                continue
             status = annotations.get(key) if annotations else None
             if code is not None and code[0] != STATIC:
                 same = (code[0] == OBJECT and self.objects[code[1]] is value) or (
@@ -182,7 +195,10 @@ class Flat:
                     code = (STATIC, _static_key(value, (key,)))
                 except errors.StructureError:
                     return None  # flattening anew raises it with the whole path
+            if code[0] != LEAF:
+                raw[key] = value
             items.append((key, code))
+        self._raw[index] = raw
         if any(code[0] != STATIC for code in old.values()):
             return None
         noted = tuple(sorted(annotations.items())) if annotations else ()
