@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import moduli as nnx
 from moduli._graph import cache, flatten
-from moduli.testing import assert_equal_graphs
+from moduli.testing import RandomModule, assert_equal_graphs, graphs
 
 
 class Leaf(nnx.Module):
@@ -258,3 +260,39 @@ def test_two_threads_may_call_one_jitted_function():
         thread.join()
     assert not failures
     assert [int(model.calls.value) for model in models] == [50, 50]
+
+
+@given(graphs())
+@settings(max_examples=60, deadline=None)
+def test_a_walk_gives_the_same_with_and_without_the_cache(model):
+    walked = list(nnx.iter_modules(model))
+    nnx.graphdef(model)
+    cached = list(nnx.iter_modules(model))
+    assert [path for path, _ in cached] == [path for path, _ in walked]
+    assert all(a is b for (_, a), (_, b) in zip(cached, walked, strict=True))
+
+
+@given(graphs(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_after_any_changes_the_cached_structure_is_that_of_a_fresh_flatten(model, data):
+    nnx.graphdef(model)
+    modules = [m for _, m in nnx.iter_modules(model) if isinstance(m, RandomModule)]
+    for _ in range(data.draw(st.integers(1, 6))):
+        target = data.draw(st.sampled_from(modules))
+        names = sorted(name for name in vars(target) if name != "_moduli")
+        what = data.draw(st.sampled_from(["static", "delete", "move", "array", "variable"]))
+        name = data.draw(st.sampled_from([*names, "extra"]))
+        if what == "static":
+            setattr(target, name, data.draw(st.sampled_from([0, True, 1.5, "x", None])))
+        elif what == "delete" and name in names:
+            delattr(target, name)
+        elif what == "move":
+            setattr(target, name, data.draw(st.sampled_from(modules)))
+        elif what == "array":
+            setattr(target, name, jnp.ones(2))
+        elif what == "variable":
+            setattr(target, name, nnx.Param(jnp.ones(2), tag=name))
+        assert nnx.graphdef(model) is flatten.flatten_roots((model,)).graphdef
+        fresh = flatten.flatten_roots((model,)).values()
+        cached = cache.flat_of(model).values()
+        assert all(a is b for a, b in zip(cached, fresh, strict=True))

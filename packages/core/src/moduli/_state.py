@@ -449,15 +449,21 @@ def restore_int_paths(pure_dict: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _flat_items(mapping: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    found: list[tuple[Path, Any]] = []
+    _collect(mapping, path, found)
+    return iter(found)
+
+
+def _collect(mapping: Mapping[Any, Any], path: Path, found: list[tuple[Path, Any]]) -> None:
     items = mapping._mapping if isinstance(mapping, State) else mapping
     if isinstance(items, FlatState):
-        yield from items.items()
+        found.extend(items.items())
         return
     for key, value in items.items():
-        if isinstance(value, Mapping):
-            yield from _flat_items(value, (*path, key))
+        if not isinstance(value, Variable) and isinstance(value, Mapping):
+            _collect(value, (*path, key), found)
         else:
-            yield (*path, key), value
+            found.append(((*path, key), value))
 
 
 def _missing(key: Any, mapping: Mapping[Any, Any]) -> str:

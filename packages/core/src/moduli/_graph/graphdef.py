@@ -121,6 +121,54 @@ class GraphDef:
         return {path: index for path, kind, index in self._walk(repeat=True) if kind == LEAF}
 
     @functools.cached_property
+    def templates(self) -> tuple[tuple[tuple[Any, int, Any], ...] | None, ...]:
+        """For each node its items as (key, kind of encoding, what it says); None for Variables.
+
+        A static item says its value, an object or a value its index, a tree its encoding.
+        """
+        return tuple(
+            None
+            if entry[0] == VARIABLE
+            else tuple(
+                (
+                    key,
+                    code[0],
+                    static_value(code[1])
+                    if code[0] == STATIC
+                    else code
+                    if code[0] == TREE
+                    else code[1],
+                )
+                for key, code in entry[2]
+            )
+            for entry in self.objects
+        )
+
+    @functools.cached_property
+    def nodes_in_order(self) -> tuple[tuple[Path, int], ...]:
+        """(path, index) of each node, children before their parent, by its first meeting."""
+        found: list[tuple[Path, int]] = []
+        entered: set[int] = set()
+
+        def visit(encoding: tuple[Any, ...], path: Path) -> None:
+            if encoding[0] == TREE:
+                for name, child in zip(encoding[2], encoding[3], strict=True):
+                    visit(child, path + name)
+            elif encoding[0] == OBJECT and encoding[1] not in entered:
+                index = encoding[1]
+                entered.add(index)
+                entry = self.objects[index]
+                if entry[0] == NODE:
+                    for key, child in entry[2]:
+                        visit(child, (*path, key))
+                    found.append((path, index))
+
+        many = len(self.roots) > 1
+        for number, root in enumerate(self.roots):
+            visit(root, (number,) if many else ())
+        return tuple(found)
+
+    @functools.cached_property
     def leaf_objects(self) -> tuple[int | None, ...]:
         """For each value the index of its Variable, or None for a bare array."""
         owners: list[int | None] = [None] * self.num_leaves

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
+from moduli._compat import trace_state
 from moduli._dropped import mark_seen
 from moduli._filters import partition
 from moduli._graph.cache import flat_of
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 A = TypeVar("A")
+_write_value = Variable.__dict__["_value"].__set__
 Path = tuple[Any, ...]
 
 
@@ -254,19 +256,30 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
                 + (_near(path, known) or f"; it has {sorted(map(errors.format_path, known))}")
             )
         additions.append((parent, path[-1], value))
+    trace = trace_state()
     for holder, _ in writes:
-        if isinstance(holder, Variable):
-            holder._check_trace()
-        else:
+        if not isinstance(holder, Variable):
             check_mutable(holder.node, f"write `{holder.key}`")
+        elif holder._trace != trace:
+            holder._check_trace()
     for holder, value in writes:
+        is_variable = isinstance(holder, Variable)
         if isinstance(value, Variable):
-            if isinstance(holder, Variable) and dict(value._metadata) != dict(holder._metadata):
-                holder._set_all_metadata(value._metadata)
+            metadata = value._metadata
+            if is_variable and metadata is not holder._metadata:
+                _take_metadata(holder, metadata)
             value = value._value
-        holder._value = value
+        if is_variable:
+            _write_value(holder, value)
+        else:
+            holder._value = value
     for parent, key, value in additions:
         _set_item(parent, key, value.copy())
+
+
+def _take_metadata(variable: Variable[Any], metadata: Mapping[str, Any]) -> None:
+    if dict(metadata) != dict(variable._metadata):
+        variable._set_all_metadata(metadata)
 
 
 def _parent(node: Any, path: Path) -> Node | None:

@@ -41,14 +41,32 @@ def build(
             objects.append(entry[1]._make_empty(trace))
     for index, entry in enumerate(graphdef.objects):
         if entry[0] == NODE and (existing is None or index not in existing):
-            fill(objects[index], entry, objects, values)
+            fill(objects[index], graphdef, index, objects, values)
     return objects
 
 
-def fill(node: Any, entry: tuple[Any, ...], objects: Sequence[Any], values: Sequence[Any]) -> None:
+def fill(
+    node: Any, graphdef: GraphDef, index: int, objects: Sequence[Any], values: Sequence[Any]
+) -> None:
     """Gives a node exactly the items that its entry in the table says."""
-    node._fill([(key, decode(code, objects, values)) for key, code in entry[2]])
-    node._moduli.annotations = dict(entry[3]) or None
+    template = graphdef.templates[index]
+    assert template is not None
+    node._fill(
+        [
+            (
+                key,
+                what
+                if kind == STATIC
+                else objects[what]
+                if kind == OBJECT
+                else values[what]
+                if kind == LEAF
+                else decode(what, objects, values),
+            )
+            for key, kind, what in template
+        ]
+    )
+    node._moduli.annotations = dict(graphdef.objects[index][3]) or None
 
 
 def decode(code: tuple[Any, ...], objects: Sequence[Any], values: Sequence[Any]) -> Any:

@@ -31,6 +31,14 @@ def iter_nodes(
     root: Any, kind: type, path: Path = (), seen: set[int] | None = None
 ) -> Iterator[tuple[Path, Any]]:
     """Yields (path, node) of every node of a kind below ``root``, ``root`` last."""
+    if seen is None and isinstance(root, Node):
+        flat = root._moduli.flat
+        if flat is not None and (flat.is_current() or flat.revise()):
+            objects = flat.objects
+            for place, index in flat.graphdef.nodes_in_order:
+                if isinstance(objects[index], kind):
+                    yield path + place, objects[index]
+            return
     seen = set() if seen is None else seen
     if id(root) in seen:
         return

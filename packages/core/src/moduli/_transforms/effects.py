@@ -178,7 +178,7 @@ class ChangedEffects:
                 if metadata is not before and entry[2] != self._entry_before(origin)[2]:
                     target._set_all_metadata(metadata)
             elif self.changed[index]:
-                fill(target, entry, objects, new_values)
+                fill(target, self.graphdef, index, objects, new_values)
                 target._moduli.changed()
             else:
                 self._write_arrays(target, entry, objects, new_values)
