@@ -216,3 +216,43 @@ def test_matches_flax():
     a, b = nnx.grad(loss)(ours, x), flax.grad(loss)(theirs, x)
     np.testing.assert_allclose(a.w.value, b["w"][...], rtol=1e-6)
     np.testing.assert_allclose(ours.mean.value, theirs.mean[...], rtol=1e-6)
+
+
+def test_a_filter_must_select_a_shared_value_by_all_its_paths():
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.a = nnx.Param(jnp.ones(2))
+            self.b = self.a
+
+    tied = Tied()
+    line = tied.a._made[0].co_firstlineno + 1
+    with pytest.raises(errors.StructureError) as caught:
+        nnx.grad(lambda m: (m.a * m.b).sum(), argnums=nnx.DiffState(0, nnx.PathContains("b")))(tied)
+    message = str(caught.value)
+    assert message.startswith(
+        "grad: `b` of argument 0 and `a` of argument 0 are the same Param (made at "
+    )
+    assert f"test_grad.py:{line}), but the filter PathContains('b'" in message
+    assert "selects it by the first path and not by the second" in message
+    both = nnx.Any(nnx.PathContains("a"), nnx.PathContains("b"))
+    grads = nnx.grad(lambda m: (m.a * m.b).sum(), argnums=nnx.DiffState(0, both))(tied)
+    assert grads["a"].value.tolist() == [2.0, 2.0]
+
+
+def test_bound_methods_and_module_defaults_are_lifted():
+    class Counter(nnx.Module):
+        def __init__(self):
+            self.calls = nnx.Variable(jnp.array(0))
+
+        def square(self, x):
+            self.calls.value += 1
+            return x**2
+
+    counter = Counter()
+
+    def square(x, counter=counter):
+        return counter.square(x)
+
+    assert float(nnx.grad(counter.square)(3.0)) == 6.0
+    assert float(nnx.grad(square)(3.0)) == 6.0
+    assert int(counter.calls) == 2

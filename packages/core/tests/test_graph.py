@@ -253,7 +253,7 @@ def test_what_jax_would_copy_is_an_error_that_names_both_paths(paths):
         jax.tree.leaves(model)
     cycle = nnx.Dict()
     cycle["self"] = cycle
-    with pytest.raises(errors.StructureError, match="same object"):
+    with pytest.raises(errors.StructureError, match="are the same Dict"):
         jax.jit(lambda m: 0)(cycle)
 
 

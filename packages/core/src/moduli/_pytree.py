@@ -30,12 +30,14 @@ from moduli._graph.nodes import (
     Node,
     adopt,
     check_mutable,
+    child_of,
     containers,
     is_array,
     is_data,
     is_graph_leaf,
     iter_pytree,
 )
+from moduli._sites import describe_site
 from moduli._static import static_key
 from moduli._variable import Variable
 
@@ -340,9 +342,14 @@ def _raise_shared(node: Node) -> None:
 
     paths = find_duplicates(node)[0]
     first, second = errors.format_path(paths[0]), errors.format_path(paths[1])
+    shared: Any = node
+    for part in paths[0]:
+        shared = child_of(shared, part) if isinstance(shared, Node) else shared[part]
+    site = describe_site(shared)
     raise errors.StructureError(
         f"{type(node).__name__} cannot be taken as a plain JAX pytree: `{first}` and `{second}` "
-        "are the same object, and JAX would copy it (or never end, if it is a cycle). Use "
+        f"are the same {type(shared).__name__}{f' ({site})' if site else ''}, and JAX would copy "
+        "it (or never end, if it is a cycle). Use "
         "moduli's transforms (`moduli.jit`, `moduli.grad`, ...), which keep shared references, or "
         "`graphdef, state = moduli.split(model)` and pass the state."
     )

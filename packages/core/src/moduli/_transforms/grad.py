@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from moduli._filters import Filter, to_predicate
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
 from moduli._running import running
+from moduli._sites import describe_site
 from moduli._state import from_flat_state
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.lift import Binding, Frame, Signature, bind
@@ -103,7 +104,7 @@ def _select(binding: Binding, targets: list[_Target], allow_int: bool) -> None:
     by_argument = {target.argnum + target.shift: target for target in targets}
     roots = iter(binding.roots)
     next_plain = 0
-    taken: dict[tuple[int, int], str] = {}
+    taken: dict[tuple[int, int], _Spot] = {}
     others: list[tuple[int, Flat]] = []
     for argnum, mark in enumerate(binding.template):
         marks = mark[1] if isinstance(mark, tuple) else (bool(mark),)
@@ -125,17 +126,32 @@ def _select(binding: Binding, targets: list[_Target], allow_int: bool) -> None:
             target.leaves.append(_select_leaves(root, flat, target, place, taken, allow_int))
     for argnum, flat in others:
         for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True):
-            where = taken.get(place[_key(holder)])
-            if where is not None:
+            spot = taken.get(place[_key(holder)])
+            if spot is not None:
+                other = _Spot(argnum, path, holder)
                 raise errors.StructureError(
-                    f"grad: {where} is differentiated, but the same object is also passed as "
-                    f"{_where(argnum, path)}, which is not; pass it once, or differentiate both "
-                    "with one filter"
+                    f"grad: {spot} is differentiated, but the same {spot.kind} is also passed as "
+                    f"{other}, which is not; pass it once, or differentiate both with one filter"
                 )
 
 
-def _where(argnum: int, path: tuple[Any, ...]) -> str:
-    return f"`{errors.format_path(path)}` of argument {argnum}"
+class _Spot(NamedTuple):
+    """Where a value stands, for messages."""
+
+    argnum: int
+    path: tuple[Any, ...]
+    holder: Any
+
+    def __str__(self) -> str:
+        return f"`{errors.format_path(self.path)}` of argument {self.argnum}"
+
+    @property
+    def kind(self) -> str:
+        """The kind of the value, with the line that made it."""
+        if isinstance(self.holder, Slot):
+            return "array"
+        site = describe_site(self.holder)
+        return type(self.holder).__name__ + (f" ({site})" if site else "")
 
 
 def _select_leaves(
@@ -143,38 +159,58 @@ def _select_leaves(
     flat: Flat,
     target: _Target,
     place: dict[_HolderKey, tuple[int, int]],
-    taken: dict[tuple[int, int], str],
+    taken: dict[tuple[int, int], _Spot],
     allow_int: bool,
 ) -> list[tuple[Any, Any, tuple[int, int]]]:
     filter = target.filter
     if filter is None:
         filter = ... if isinstance(root, Variable) else Param
     predicate = to_predicate(filter)
+    _check_one_answer(flat, target, predicate)
     chosen = []
     for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True):
         value = holder._value if isinstance(holder, Slot) else holder
         if not predicate(path, value):
             continue
-        where = _where(target.argnum, path)
+        spot = _Spot(target.argnum, path, holder)
         position = place[_key(holder)]
         if position in taken:
             raise errors.StructureError(
-                f"grad: {taken[position]} and {where} are the same object, and both are "
+                f"grad: {taken[position]} and {spot} are the same {spot.kind}, and both are "
                 "differentiated; pass it once, or leave one of the arguments out of argnums"
             )
-        taken[position] = where
+        taken[position] = spot
         if not allow_int:
-            _check_inexact(holder._value, type(holder).__name__, where)
+            _check_inexact(holder._value, spot)
         chosen.append((path, holder, position))
     return chosen
 
 
-def _check_inexact(value: Any, kind: str, where: str) -> None:
+def _check_one_answer(flat: Flat, target: _Target, predicate: Any) -> None:
+    """Raises if the filter selects a shared value by one of its paths and not by another."""
+    if flat.graphdef.is_tree:
+        return
+    answers: dict[int, tuple[bool, _Spot]] = {}
+    for path, index in flat.graphdef.path_to_leaf.items():
+        holder = flat.holders[index]
+        spot = _Spot(target.argnum, path, holder)
+        answer = bool(predicate(path, holder._value if isinstance(holder, Slot) else holder))
+        first, other = answers.setdefault(index, (answer, spot))
+        if first != answer:
+            yes, no = (spot, other) if answer else (other, spot)
+            raise errors.StructureError(
+                f"grad: {yes} and {no} are the same {spot.kind}, but the filter "
+                f"{target.filter!r} selects it by the first path and not by the second; use a "
+                "filter that selects both"
+            )
+
+
+def _check_inexact(value: Any, spot: _Spot) -> None:
     for leaf in jax.tree.leaves(value):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise errors.VariableError(
-                f"grad: the {kind} at {where} has dtype {dtype}, which has no gradient. Store "
+                f"grad: the {spot.kind} at {spot} has dtype {dtype}, which has no gradient. Store "
                 "integers in another kind of Variable, select others with DiffState(argnum, "
                 "filter), or pass allow_int=True"
             )
