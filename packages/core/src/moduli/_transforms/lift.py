@@ -347,9 +347,7 @@ class Frame:
             num_roots=len(self._roots),
             origins=origins,
             sources=sources,
-            sites=[
-                item._made if isinstance(item, Variable) else None for item in after.objects
-            ],
+            sites=[item._made if isinstance(item, Variable) else None for item in after.objects],
             changed=[isinstance(item, Node) and item._moduli.version > 0 for item in after.objects],
             treedef=treedef,
             marks=marks,
