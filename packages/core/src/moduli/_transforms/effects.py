@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from moduli._compat import Tracer, trace_state
+from moduli._compat import eager_trace_state, trace_state
 from moduli._graph.flatten import Flat, Slot
 from moduli._graph.graphdef import NODE, VARIABLE, GraphDef
 from moduli._graph.nodes import check_mutable
@@ -19,7 +19,6 @@ from moduli._variable import _EMPTY, Variable
 __all__ = ["ChangedEffects", "Effects", "Packed"]
 
 _write_value = Variable.__dict__["_value"].__set__
-_concrete: set[type] = set()  # the classes of arrays that are no tracers
 _exhaust = collections.deque(maxlen=0).extend  # runs an iterator at the speed of C
 
 
@@ -69,8 +68,8 @@ class Effects:
         Raises:
           TraceError: if the caller's objects belong to another trace than the current one.
         """
-        if outputs and outputs[0].__class__ not in _concrete:
-            self._check(flats, outputs[0])
+        if outputs and trace_state() != eager_trace_state():
+            self._check(flats)
         new = iter(outputs)
         for number, getter in self._groups:
             holders = getter(flats[number].holders)
@@ -85,11 +84,8 @@ class Effects:
         """Returns what the call returns and leaves the caller's objects as they are."""
         return out
 
-    def _check(self, flats: tuple[Flat, ...], value: Any) -> None:
+    def _check(self, flats: tuple[Flat, ...]) -> None:
         """Raises before a value of this trace is written into an object of another."""
-        if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-            _concrete.add(value.__class__)
-            return
         for number, getter in self._groups:
             for holder in getter(flats[number].holders):
                 check_holder(holder)
@@ -113,7 +109,6 @@ class ChangedEffects:
       origins: for each object afterwards the (graph, index) of the object it was before, or None.
       sources: for each value afterwards where it comes from: an input (graph, leaf), or the number
         of an output.
-      sites: for each object afterwards the line where it was made, or None.
       sites: for each object afterwards the line where it was made, if it is a Variable.
       changed: for each object afterwards whether it is a node with other items than before.
       treedef, marks: how the result is put together from plain outputs and returned objects.
