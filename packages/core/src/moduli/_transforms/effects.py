@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from moduli._graph.nodes import check_mutable
 from moduli._graph.unflatten import build, decode, fill
 from moduli._variable import _EMPTY, Variable
 
-__all__ = ["ChangedEffects", "Effects", "Packed"]
+__all__ = ["ChangedEffects", "Effects", "Packed", "only_written"]
 
 _write_value = Variable.__dict__["_value"].__set__
 _exhaust = collections.deque(maxlen=0).extend  # runs an iterator at the speed of C
@@ -111,6 +112,8 @@ class ChangedEffects:
         of an output.
       sites: for each object afterwards the line where it was made, if it is a Variable.
       changed: for each object afterwards whether it is a node with other items than before.
+      removed: for values of Variables that are no longer reachable, but were written, the number of
+        the output; somebody may still hold them.
       treedef, marks: how the result is put together from plain outputs and returned objects.
     """
 
@@ -122,6 +125,7 @@ class ChangedEffects:
         "marks",
         "num_roots",
         "origins",
+        "removed",
         "sites",
         "sources",
         "treedef",
@@ -137,12 +141,13 @@ class ChangedEffects:
         sources: list[tuple[int, int] | int],
         sites: list[Any],
         changed: list[bool],
+        removed: dict[tuple[int, int], int],
         treedef: Any,
         marks: tuple[bool, ...],
     ):
         self.graphdef, self.before, self.num_roots = graphdef, before, num_roots
         self.origins, self.sources, self.changed = origins, sources, changed
-        self.sites = sites
+        self.sites, self.removed = sites, removed
         self.treedef, self.marks = treedef, marks
 
     def apply(
@@ -177,6 +182,8 @@ class ChangedEffects:
                 target._moduli.changed()
             else:
                 self._write_arrays(target, entry, objects, new_values)
+        for (number, leaf), output in self.removed.items():
+            _write_value(flats[number].holders[leaf], outputs[output])
         return self._result(objects, new_values, plain)
 
     def result(self, values: Sequence[Sequence[Any]], plain: list[Any], outputs: list[Any]) -> Any:
@@ -215,6 +222,8 @@ class ChangedEffects:
                     target._check_trace()
             elif self.changed[index] and target._moduli.trace != trace:
                 check_mutable(target, "change attributes")
+        for number, leaf in self.removed:
+            check_holder(flats[number].holders[leaf])
 
     def _entry_before(self, origin: tuple[int, int]) -> Any:
         return self.before[origin[0]].objects[origin[1]]
@@ -231,6 +240,40 @@ class ChangedEffects:
         for key, code in entry[2]:
             if code[0] >= 2:  # LEAF or TREE
                 node._write(key, decode(code, objects, values))
+
+
+def only_written(
+    effects: Any,
+    homes: Sequence[tuple[int, int] | None],
+    outputs: Sequence[Any],
+    written: Collection[tuple[int, int]],
+) -> tuple[Any, Sequence[Any]]:
+    """Leaves out the values that are outputs because all must be, but were not written.
+
+    Args:
+      effects: what the function did.
+      homes: for each output the leaf that it is the new value of, or None.
+      outputs: the outputs.
+      written: the leaves that were written.
+
+    Returns:
+      (effects, outputs) for ``effects.apply``.
+    """
+    if isinstance(effects, Effects):
+        places = {leaf: position for position, leaf in enumerate(homes)}
+        leaves = sorted(written)
+        return Effects(leaves, only_variables=False), [outputs[places[leaf]] for leaf in leaves]
+    narrowed = copy.copy(effects)
+    narrowed.sources = [
+        home
+        if isinstance(source, int)
+        and (home := homes[source]) is not None
+        and home not in written
+        else source
+        for source in effects.sources
+    ]
+    narrowed.removed = {leaf: n for leaf, n in effects.removed.items() if leaf in written}
+    return narrowed, outputs
 
 
 class Packed:

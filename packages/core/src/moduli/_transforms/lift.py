@@ -321,6 +321,7 @@ class Frame:
             for index, value in enumerate(group)
         }
         origins = [home.get(id(item)) for item in after.objects]
+        removed: dict[Leaf, int] = {}
         sources: list[Leaf | int] = []
         outputs: list[Any] = []
         many = len(after.graphdef.roots) > 1
@@ -341,6 +342,17 @@ class Frame:
                 outputs.append(value)
                 continue
             sources.append(source)
+        still = set(map(id, after.objects))
+        for leaf, variable in self.variables():
+            if id(variable) in still or (drop is not None and drop(leaf)):
+                continue
+            number, index = leaf
+            unchanged = variable._value is self._values[number][index]
+            if unchanged and (keep is None or not keep(leaf)):
+                continue
+            removed[leaf] = len(outputs)
+            self.homes.append(leaf)
+            outputs.append(variable._value)
         effects = ChangedEffects(
             graphdef=after.graphdef,
             before=self._graphdefs,
@@ -349,6 +361,7 @@ class Frame:
             sources=sources,
             sites=[item._made if isinstance(item, Variable) else None for item in after.objects],
             changed=[isinstance(item, Node) and item._moduli.version > 0 for item in after.objects],
+            removed=removed,
             treedef=treedef,
             marks=marks,
         )

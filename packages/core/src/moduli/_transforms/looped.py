@@ -187,6 +187,7 @@ class LoopBody:
         call = self._call
         present = {s for s in effects.sources if not isinstance(s, int)}
         present.update(home for home in outputs.homes if home is not None)
+        present.difference_update(effects.removed)
         for place in self._slots:
             if isinstance(place, tuple) and place not in present:
                 raise errors.StructureError(
