@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -98,7 +99,7 @@ def test_a_tree_is_a_jax_pytree_that_comes_back(model):
 @given(graphs())
 def test_a_graph_that_is_no_tree_is_no_jax_pytree(model):
     if nnx.find_duplicates(model):
-        with pytest.raises(errors.StructureError, match="plain JAX pytree: .* are the same "):
+        with pytest.raises(errors.StructureError, match=r"plain JAX pytree: .* are the same "):
             jax.tree.leaves(model)
     else:
         jax.tree.leaves(model)
@@ -111,7 +112,7 @@ def change(model):
             value.value = jax.tree.map(lambda x: x * 2, value.value)
         elif isinstance(value, RandomModule):
             value.depth = len(path)
-            value.added = nnx.Cache(jax.numpy.ones(len(path)))
+            value.added = nnx.Cache(jnp.ones(len(path)))
             value.root = model
     for _, value in list(nnx.iter_graph(model)):
         if isinstance(value, list) and len(value) > 1:
@@ -132,6 +133,65 @@ def test_jit_does_to_a_graph_what_the_eager_call_does(model):
     assert_equal_graphs(jitted, eager)
     assert_equal_graphs(again, eager)
     assert sharing(jitted) == sharing(eager) == sharing(again)
+
+
+def once(f):
+    """A loop that runs a function of a model once."""
+    return lambda model: f(model) or model
+
+
+MESH = jax.sharding.Mesh(jax.devices("cpu")[:1], ("i",))
+STRUCTURE = {
+    "remat": nnx.remat,
+    "jit of remat": lambda f: nnx.jit(nnx.remat(f)),
+    "cond": lambda f: lambda model: nnx.cond(jnp.array(False), f, f, model),
+    "switch in jit": lambda f: nnx.jit(lambda model: nnx.switch(1, [f, f], model)),
+    "grad": lambda f: lambda model: nnx.grad(lambda x, m: (x, f(m)), has_aux=True)(1.0, model),
+    "vjp": lambda f: lambda model: nnx.vjp(lambda m: (1.0, f(m)), model, has_aux=True),
+    "checkify": lambda f: lambda model: nnx.checkify(f)(model),
+    "vmap": lambda f: nnx.vmap(f, in_axes=None, out_axes=None, axis_size=2),
+    "shard_map": lambda f: nnx.shard_map(f, mesh=MESH, in_specs=jax.P(), out_specs=jax.P()),
+    "compiled": lambda f: lambda model: nnx.jit(f).lower(model).compile()(model),
+}
+VALUES = {
+    "scan": lambda f: nnx.scan(f, in_axes=None, out_axes=0, length=1),
+    "scan, carried": lambda f: nnx.scan(once(f), in_axes=nnx.Carry, out_axes=nnx.Carry, length=1),
+    "while_loop": lambda f: (
+        lambda model: nnx.while_loop(
+            lambda carry: carry[1] < 1, lambda carry: (once(f)(carry[0]), carry[1] + 1), (model, 0)
+        )
+    ),
+    "fori_loop": lambda f: lambda model: nnx.fori_loop(0, 1, lambda i, m: once(f)(m), model),
+    "all of them": lambda f: nnx.jit(
+        lambda model: nnx.scan(
+            lambda m: nnx.cond(True, nnx.remat(f), f, m), in_axes=None, out_axes=0, length=1
+        )(model)
+    ),
+}
+
+
+def change_values(model):
+    """Changes the values of Variables and of bare arrays, and nothing else."""
+    for _, value in list(nnx.iter_graph(model)):
+        if isinstance(value, nnx.Variable):
+            value.value = jax.tree.map(lambda x: (x * 2).astype(x.dtype), value.value)
+
+
+@pytest.mark.parametrize("name", [*STRUCTURE, *VALUES])
+def test_every_transform_does_to_a_graph_what_the_eager_call_does(name):
+    f, lift = (change, STRUCTURE[name]) if name in STRUCTURE else (change_values, VALUES[name])
+
+    @settings(few, max_examples=8)
+    @given(graphs(max_nodes=4))
+    def test(model):
+        with jax.numpy_dtype_promotion("standard"):
+            eager, lifted = nnx.clone(model), nnx.clone(model)
+            f(eager)
+            lift(f)(lifted)
+        assert_equal_graphs(lifted, eager)
+        assert sharing(lifted) == sharing(eager)
+
+    test()
 
 
 def test_the_comparison_finds_what_differs():

@@ -1,0 +1,44 @@
+"""What the docs list is what there is."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import re
+
+import moduli
+from moduli import hookspecs
+
+DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
+
+
+def test_the_page_on_hooks_names_every_hook_and_no_other():
+    hooks = {name for name in hookspecs.__all__ if name.startswith("moduli_")}
+    table = re.findall(
+        r"^\| `(moduli_[a-z_]+)\(([a-z_, ]*)\)`", (DOCS / "hooks.md").read_text(), re.M
+    )
+    assert {name for name, _ in table} == hooks
+    for name, arguments in table:
+        parameters = inspect.signature(getattr(hookspecs, name)).parameters
+        assert arguments == ", ".join(parameters), name
+
+
+def test_the_api_page_lists_every_transform():
+    listed = set(re.findall(r"^\.\. auto\w+:: (\w+)$", (DOCS / "api.md").read_text(), re.M))
+    transforms = {
+        name
+        for name in dir(moduli)
+        if getattr(getattr(moduli, name), "__code__", None)
+        and "/_transforms/" in pathlib.Path(getattr(moduli, name).__code__.co_filename).as_posix()
+    }
+    assert len(transforms) >= 23
+    assert transforms <= listed
+
+
+def test_every_page_is_reachable_from_the_index():
+    index = (DOCS / "index.md").read_text()
+    for page in DOCS.rglob("*.md"):
+        name = page.relative_to(DOCS).as_posix()
+        if name != "index.md":
+            assert f"({name})" in index, name
+            assert f"\n{name.removesuffix('.md')}\n" in index, name
