@@ -1,8 +1,7 @@
 """A deep model as a list of blocks and as a stack that is scanned: forward and backward.
 
 ``looped`` and ``stacked`` take a depth and return what traces and lowers the gradient of the loss,
-from the start. ``stacked`` waits for ``moduli.Stack`` and is the one function to fill in then; the
-same two in raw JAX say what a loop and a scan cost there.
+from the start. The same two in raw JAX say what a loop and a scan cost there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Lower = Callable[[], Any]
 
 
 class StackMissing(Exception):
-    """``moduli.Stack`` does not exist (yet)."""
+    """``moduli.Stack`` does not exist here."""
 
 
 class Block(nnx.Module):
@@ -58,12 +57,11 @@ def stacked(depth: int) -> Lower:
     """Forward and backward through a scanned stack of the same blocks.
 
     Raises:
-      StackMissing: as long as ``moduli`` has no ``Stack``, or this function does not use it.
+      StackMissing: if this ``moduli`` has no ``Stack``.
     """
     if not hasattr(nnx, "Stack"):
-        raise StackMissing("moduli has no Stack yet")
-    # fill in: `return _lower_gradient(<a Stack of `depth` Blocks, made from nnx.Rngs(0)>)`
-    raise StackMissing("moduli has a Stack, but benchmarks/stack_models.py does not use it yet")
+        raise StackMissing("moduli has no Stack: moduli-layers is not installed")
+    return _lower_gradient(nnx.Stack(lambda rngs: Block(rngs), depth, rngs=nnx.Rngs(0)))
 
 
 def _lower_gradient(model: Any) -> Lower:
