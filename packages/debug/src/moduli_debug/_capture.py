@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,9 +114,8 @@ def _capture(
 def _owner(fn: Callable[..., Any]) -> moduli.Module | None:
     if isinstance(fn, moduli.Module):
         return fn
-    if isinstance(fn, types.MethodType) and isinstance(fn.__self__, moduli.Module):
-        return fn.__self__
-    return None
+    owner = getattr(fn, "__self__", None)  # of a method, jitted or not
+    return owner if isinstance(owner, moduli.Module) else None
 
 
 def _first_module(fn: Callable[..., Any], args: tuple[Any, ...]) -> moduli.Module:

@@ -40,7 +40,7 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     function = Function(f)
     call = PlainCall("eval_shape", *function.complete(args, kwargs))
     outputs = jax.eval_shape(
-        lambda values: call.run(function, values, keep=lambda leaf: True), call.dynamic
+        lambda values: call.run(function, values, keep=call.is_dynamic), call.dynamic
     )
     return call.effects.result(call.values, *outputs)
 

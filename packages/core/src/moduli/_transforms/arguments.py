@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,15 @@ import jax
 from moduli import errors
 from moduli._graph.nodes import Node, is_graph_leaf
 
-__all__ = ["Function", "Static", "check_callable", "function_name", "split_static", "wraps"]
+__all__ = [
+    "Function",
+    "Static",
+    "check_callable",
+    "function_name",
+    "split_static",
+    "unbound",
+    "wraps",
+]
 
 
 def function_name(f: Any) -> str:
@@ -29,6 +36,14 @@ def check_callable(f: Any, transform: str, example: str) -> None:
             f"{transform} needs a callable; got a {type(f).__name__}. As a decorator with options "
             f"write `@moduli.{transform}({example})`"
         )
+
+
+def unbound(f: Any) -> tuple[Any, Any]:
+    """Splits a method of a module, jitted or not, into module and function; a module likewise."""
+    if isinstance(f, Node):
+        return f, type(f).__call__
+    module, function = getattr(f, "__self__", None), getattr(f, "__func__", None)
+    return (module, function) if function is not None and isinstance(module, Node) else (None, f)
 
 
 class Function:
@@ -48,13 +63,9 @@ class Function:
     """
 
     def __init__(self, f: Callable[..., Any]):
-        self.bound: tuple[Any, ...] = ()
         self.name = function_name(f)
-        self.call = f
-        if isinstance(f, types.MethodType) and isinstance(f.__self__, Node):
-            self.bound, self.call = (f.__self__,), f.__func__
-        elif isinstance(f, Node):
-            self.bound, self.call = (f,), type(f).__call__
+        module, self.call = unbound(f)
+        self.bound: tuple[Any, ...] = () if module is None else (module,)
         try:
             self._signature = inspect.signature(self.call)
         except (TypeError, ValueError):

@@ -9,7 +9,8 @@ import jax
 
 from moduli import errors
 from moduli._transforms.arguments import Function, check_callable
-from moduli._transforms.effects import ChangedEffects, Effects
+from moduli._transforms.changes import Word, describe_changes
+from moduli._transforms.effects import ChangedEffects, only_written
 from moduli._transforms.plain_call import PlainCall
 from moduli._variable import Variable
 
@@ -101,20 +102,24 @@ class _Result:
 
     def __init__(self, call: PlainCall, outputs: Any):
         out, values = outputs
-        self.effects, self.homes = call.effects, call.frame.homes
-        self.structure = jax.tree.structure(out)
+        self.effects, self.homes, self.written = call.effects, call.homes, call.written
+        leaves = jax.tree.leaves(out)
+        types = [Word(_type(jax.typeof(leaf))) for leaf in leaves]
         if isinstance(self.effects, ChangedEffects):  # ``out`` is then just what is no object
-            self.structure = self.effects.treedef
-        self.types = [jax.tree.map(jax.typeof, leaf) for leaf in jax.tree.leaves(out)]
+            effects = self.effects
+            objects = iter(effects.graphdef.roots[effects.num_roots :])
+            plain = iter(types)
+            types = [
+                Word(effects.graphdef.objects[next(objects)[1]][1].__name__)
+                if is_object
+                else next(plain)
+                for is_object in effects.marks
+            ]
+            self.outline = jax.tree.unflatten(effects.treedef, types)
+        else:
+            self.outline = jax.tree.unflatten(jax.tree.structure(out), types)
+        self.types = [jax.typeof(leaf) for leaf in leaves]
         self.value_types = [jax.tree.map(jax.typeof, value) for value in values]
-        self.written = set()
-        if isinstance(self.effects, Effects):
-            given = call.frame.given
-            self.written = {
-                leaf
-                for leaf, value in zip(self.homes, values, strict=True)
-                if value is not given[leaf[0]][leaf[1]]
-            }
 
 
 def _branch(
@@ -125,8 +130,11 @@ def _branch(
     choose: Callable[[list[Callable[..., Any]], Any], Any],
 ) -> Any:
     functions = [Function(f) for f in branches]
+    names = tuple(f"{name} ({f.name})" for name, f in zip(names, functions, strict=True))
     bound = [module for function in functions for module in function.bound]
-    call = PlainCall(transform, (*bound, *operands), {})
+    places = [f"the module of {n}" for n, f in zip(names, functions, strict=True) if f.bound]
+    places += [f"operand {number}" for number in range(len(operands))]
+    call = PlainCall(transform, (*bound, *operands), {}, places)
     results: dict[int, _Result] = {}
 
     def pure_of(number: int, function: Function) -> Callable[[Any], Any]:
@@ -136,53 +144,43 @@ def _branch(
             return function.call(*args[own : own + len(function.bound)], *args[len(bound) :])
 
         inner = Function(pick)
-        inner.name = f"{names[number]} ({function.name})"
+        inner.name = names[number]
 
         def pure(values: Any) -> Any:
-            outputs = call.run(inner, values, keep=lambda leaf: True, strict=True)
+            outputs = call.run(inner, values, keep=call.is_dynamic, strict=True)
             results[number] = _Result(call, outputs)
             if number and 0 in results:
-                _check_alike(transform, call, inner.name, results[0], results[number])
+                _check_alike(transform, call, names[0], names[number], results[0], results[number])
             return outputs
 
         return pure
 
     pures = [pure_of(number, function) for number, function in enumerate(functions)]
     out, values = choose(pures, call.dynamic)
-    effects = results[0].effects
-    if isinstance(effects, Effects):
-        written = sorted(set().union(*[result.written for result in results.values()]))
-        places = {leaf: position for position, leaf in enumerate(results[0].homes)}
-        values = [values[places[leaf]] for leaf in written]
-        effects = Effects(written, only_variables=False)
+    written = set().union(*[result.written for result in results.values()])
+    one = next(iter(results.values()))  # all are alike; under jax.disable_jit only one has run
+    effects, values = only_written(one.effects, one.homes, values, written)
     return effects.apply(call.binding.flats, call.values, out, values)
 
 
 def _check_alike(
-    transform: str, call: PlainCall, name: str, first: _Result, other: _Result
+    transform: str, call: PlainCall, first_name: str, name: str, first: _Result, other: _Result
 ) -> None:
     """Raises if a branch returns or leaves behind something else than the first one."""
-    if first.structure != other.structure:
-        raise errors.StructureError(
-            f"{transform}: the first function returns {first.structure}, but {name} returns "
-            f"{other.structure}; all must return the same structure"
+    same = jax.tree.structure(first.outline) == jax.tree.structure(other.outline)
+    if not same or any(map(_differ, first.types, other.types)):
+        raise (errors.ShapeError if same else errors.StructureError)(
+            f"{transform}: {first_name} returns {first.outline!r}, but {name} returns "
+            f"{other.outline!r}; all must return the same structure, shapes and dtypes"
         )
-    for number, (a, b) in enumerate(zip(first.types, other.types, strict=True)):
-        if _differ(a, b):
-            raise errors.ShapeError(
-                f"{transform}: the first function returns {_type(a)} as its value {number}, but "
-                f"{name} returns {_type(b)}; all must return the same shapes and dtypes"
-            )
-    one, two = first.effects, other.effects
-    if isinstance(one, ChangedEffects) or isinstance(two, ChangedEffects):
-        _check_same_change(transform, call, name, one, two)
+    _check_same_change(transform, call, first_name, name, first.effects, other.effects)
     for leaf, a, b in zip(first.homes, first.value_types, other.value_types, strict=True):
         same = jax.tree.structure(a) == jax.tree.structure(b)
         if not same or any(map(_differ, jax.tree.leaves(a), jax.tree.leaves(b))):
             spot = call.describe(leaf) if leaf is not None else "a new Variable"
-            raise errors.ShapeError(
-                f"{transform}: after the first function {spot} holds {_type(a)}, but after {name} "
-                f"{_type(b)}; all must leave the same shapes and dtypes"
+            raise (errors.ShapeError if same else errors.StructureError)(
+                f"{transform}: {first_name} leaves {_type(a)} in {spot}, but {name} leaves "
+                f"{_type(b)} there; all must leave the same structure, shapes and dtypes"
             )
 
 
@@ -191,34 +189,18 @@ def _differ(a: Any, b: Any) -> bool:
 
 
 def _type(types: Any) -> str:
-    leaves = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(types)]
-    return leaves[0] if len(leaves) == 1 else str(leaves)
+    return repr(jax.tree.map(lambda leaf: Word(f"{leaf.dtype}{list(leaf.shape)}"), types))
 
 
-def _check_same_change(transform: str, call: PlainCall, name: str, one: Any, two: Any) -> None:
+def _check_same_change(
+    transform: str, call: PlainCall, first_name: str, name: str, one: Any, two: Any
+) -> None:
     first = one.graphdef if isinstance(one, ChangedEffects) else None
     second = two.graphdef if isinstance(two, ChangedEffects) else None
-    if first is second and (one.origins, one.marks) == (two.origins, two.marks):
+    if first is second and (first is None or (one.origins, one.marks) == (two.origins, two.marks)):
         return
-    before = set().union(*[graphdef.path_to_leaf for graphdef in call.signature.graphdefs])
-
-    def changes(graphdef: Any) -> str:
-        if graphdef is None:
-            return "changes no structure"
-        paths = {_local(path, graphdef, call) for path in graphdef.path_to_leaf}
-        known = {_local(path, None, call) for path in before}
-        added = sorted(errors.format_path(path) for path in paths - known)
-        removed = sorted(errors.format_path(path) for path in known - paths)
-        parts = [f"adds {added}"] * bool(added) + [f"removes {removed}"] * bool(removed)
-        return " and ".join(parts) or "changes attributes"
-
     raise errors.StructureError(
-        f"{transform}: the first function {changes(first)}, but {name} {changes(second)}; all must "
-        "leave the same structure: make Variables and attributes before, and write values inside"
+        f"{transform}: {first_name} {describe_changes(one, call.place)}, but {name} "
+        f"{describe_changes(two, call.place)}; all must leave the same structure: make Variables "
+        "and attributes before, and write values inside"
     )
-
-
-def _local(path: tuple[Any, ...], graphdef: Any, call: PlainCall) -> tuple[Any, ...]:
-    roots = sum(len(g.roots) for g in call.signature.graphdefs)
-    many = len(graphdef.roots) > 1 if graphdef is not None else roots > 1
-    return path[1:] if many and path and len(call.signature.graphdefs) == 1 else path

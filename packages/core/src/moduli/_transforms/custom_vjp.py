@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from moduli import errors
 from moduli._compat import trace_state
@@ -17,13 +18,16 @@ from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Slot, flatten_roots
 from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.unflatten import build, decode
+from moduli._running import running
 from moduli._state import State, _flat_items, from_flat_state
 from moduli._transforms.arguments import Function, check_callable, function_name
 from moduli._transforms.carry import is_array_like
-from moduli._transforms.effects import ChangedEffects, Effects
+from moduli._transforms.changes import describe_changes, outline
+from moduli._transforms.effects import ChangedEffects, only_written
 from moduli._transforms.grad import DiffState
+from moduli._transforms.lift import Frame, Leaf
 from moduli._transforms.plain_call import PlainCall
-from moduli._variable import Variable
+from moduli._variable import _EMPTY, Variable
 
 __all__ = ["CustomVjp", "custom_vjp"]
 
@@ -41,7 +45,8 @@ def custom_vjp(
       any pytree, modules included.
     - ``bwd(residuals, (updates_g, g))`` gets the cotangent ``g`` of the result and, in
       ``updates_g``, for each argument that is a module a State with the cotangents of what the
-      function left in it (None for other arguments). It returns a tuple with the cotangent of each
+      function left in it, new Variables included (None for other arguments). In the place of a
+      module, ``g`` has such a State too. The rule returns a tuple with the cotangent of each
       argument: for a module a State of the same form (values that it leaves out have none) or a
       module. If ``bwd`` has a keyword argument ``updates_g``, it gets that apart:
       ``bwd(residuals, g, *, updates_g)``.
@@ -127,13 +132,26 @@ class CustomVjp:
         return _Call(self, args).run()
 
 
+class _Value(NamedTuple):
+    """A value below an argument."""
+
+    path: tuple[Any, ...]
+    kind: type[Variable[Any]] | None
+    metadata: Any
+    leaf: Leaf
+
+
 class _Call:
-    """One call: the pure functions that JAX gets, and what they found out."""
+    """One call: the pure functions that JAX gets, and what they found out.
+
+    JAX may ask for the backward pass much later; what it needs to know of the caller's objects is
+    therefore noted at the start.
+    """
 
     def __init__(self, rule: CustomVjp, args: tuple[Any, ...]):
         self.rule, self.args = rule, args
         self.name = rule._function.name
-        self.fixed = sorted({n + len(args) if n < 0 else n for n in rule._fixed})
+        self.fixed = sorted({self._position(number) for number in rule._fixed})
         for number in self.fixed:
             if any(map(is_graph_leaf, jax.tree.leaves(args[number], is_leaf=is_graph_leaf))):
                 raise errors.StructureError(
@@ -142,55 +160,94 @@ class _Call:
                     f"`moduli.DiffState({number}, filter)` (False for nothing)"
                 )
         self.numbers = [n for n in range(len(args)) if n not in self.fixed]
-        self.call = PlainCall("custom_vjp", tuple(args[n] for n in self.numbers), {})
+        names = [f"argument {number}" for number in self.numbers]
+        self.call = PlainCall("custom_vjp", tuple(args[n] for n in self.numbers), {}, names)
         self.effects: Any = None
-        self.homes: list[Any] = []
-        self.written: set[Any] = set()
+        self.homes: list[Leaf | None] = []
+        self.written: set[Leaf] = set()
         self.residuals: Any = None
+        places = {
+            _key(holder): (number, index)
+            for number, flat in enumerate(self.call.binding.flats)
+            for index, holder in enumerate(flat.holders)
+        }
+        filters = {self._position(number): item for number, item in rule._parts.items()}
+        self._values: list[list[_Value]] = []  # of each root
+        self._leaves: list[dict[Any, Leaf]] = []  # of each root, by every path
+        self._selected: list[set[Leaf]] = []
+        self._args: list[Any] = []  # (treedef, whether each leaf is a module) of each argument
+        for number in self.numbers:
+            leaves, treedef = jax.tree.flatten(args[number], is_leaf=is_graph_leaf)
+            self._args.append((treedef, [is_graph_leaf(leaf) for leaf in leaves]))
+            selected = to_predicate(filters.get(number, ...))
+            for root in filter(is_graph_leaf, leaves):
+                self._note(root, places, selected)
+
+    def _position(self, number: int) -> int:
+        count = len(self.args)
+        if not -count <= number < count:
+            raise errors.StructureError(
+                f"custom_vjp: nondiff_argnums has {number}, but {self.name} was called with "
+                f"{count} arguments"
+            )
+        return number % count
+
+    def _note(self, root: Any, places: dict[Any, Leaf], selected: Any) -> None:
+        flat = flat_of(root)
+        leaves = [places[_key(holder)] for holder in flat.holders]
+        pairs = list(zip(flat.graphdef.leaf_paths, flat.holders, strict=True))
+        self._values.append(
+            [
+                _Value(path, type(holder), holder._metadata, leaf)
+                if isinstance(holder, Variable)
+                else _Value(path, None, None, leaf)
+                for (path, holder), leaf in zip(pairs, leaves, strict=True)
+            ]
+        )
+        self._leaves.append({p: leaves[i] for p, i in flat.graphdef.path_to_leaf.items()})
+        self._selected.append(
+            {
+                leaf
+                for (path, holder), leaf in zip(pairs, leaves, strict=True)
+                if selected(path, holder if isinstance(holder, Variable) else holder._value)
+            }
+        )
 
     def run(self) -> Any:
         transformed = jax.custom_vjp(self.primal)
         transformed.defvjp(self.forward, self.backward)
         out, outputs = transformed(self.call.dynamic)
-        effects = self.effects
-        if isinstance(effects, Effects):
-            written = sorted(self.written)
-            places = {leaf: position for position, leaf in enumerate(self.homes)}
-            outputs = [outputs[places[leaf]] for leaf in written]
-            effects = Effects(written, only_variables=False)
+        effects, outputs = only_written(self.effects, self.homes, outputs, self.written)
         return effects.apply(self.call.binding.flats, self.call.values, out, outputs)
 
-    def _all_arguments(self, dynamic: Sequence[Any]) -> list[Any]:
-        new = iter(dynamic)
+    def _all_arguments(self, frame: Frame) -> list[Any]:
+        new = iter(frame.args)
         return [self.args[n] if n in self.fixed else next(new) for n in range(len(self.args))]
 
-    def _finish(self, out: Any) -> Any:
+    def _finish(self, frame: Frame, out: Any) -> Any:
         """Writes down what happened; both passes have to do the same to the arguments."""
-        frame = self.call.frame
-        effects, outputs = frame.finish(out, keep=lambda leaf: True, strict=True)
-        if isinstance(effects, ChangedEffects) and self.effects is not None:
-            same = isinstance(self.effects, ChangedEffects) and (
-                self.effects.graphdef is effects.graphdef
+        outputs = self.call.finish(frame, out, keep=self.call.is_dynamic, strict=True)
+        effects = self.call.effects
+        before = self.effects
+        if before is not None and _structure(before) is not _structure(effects):
+            raise errors.StructureError(
+                f"custom_vjp: {self.name} {describe_changes(before, self.call.place)}, but its "
+                f"forward rule {function_name(self.rule._fwd)} "
+                f"{describe_changes(effects, self.call.place)}; both must leave the same structure"
             )
-            if not same:
-                raise errors.StructureError(
-                    f"custom_vjp: {self.name} and its forward rule leave the arguments in two "
-                    "different structures; do in one what you do in the other"
-                )
-        self.effects, self.homes = effects, frame.homes
-        for leaf, value in zip(frame.homes, outputs[1], strict=True):
-            if leaf is not None and value is not frame.given[leaf[0]][leaf[1]]:
-                self.written.add(leaf)
+        self.effects, self.homes = effects, self.call.homes
+        self.written |= self.call.written
         return outputs
 
     def primal(self, values: Any) -> Any:
         frame = self.call.make_frame(values)
-        return self._finish(self.rule._function.call(*self._all_arguments(frame.args)))
+        with running("custom_vjp", self.name):
+            out = self.rule._function.call(*self._all_arguments(frame))
+        return self._finish(frame, out)
 
     def forward(self, values: Any) -> Any:
         frame = self.call.make_frame(values)
-        assert self.rule._fwd is not None
-        pair = self.rule._fwd(*self._all_arguments(frame.args))
+        pair = self._call_rule("forward", self.rule._fwd, self._all_arguments(frame), {})
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise errors.StructureError(
                 f"custom_vjp: the forward rule {function_name(self.rule._fwd)} of {self.name} must "
@@ -205,7 +262,32 @@ class _Call:
         marks = [is_graph_leaf(leaf) for leaf in leaves]
         self.residuals = (treedef, marks, flat.graphdef, mask, static)
         stored = [value for value, use in zip(every, mask, strict=True) if use]
-        return self._finish(out), stored
+        return self._finish(frame, out), stored
+
+    def _call_rule(self, which: str, rule: Any, args: Sequence[Any], kwargs: Any) -> Any:
+        name = function_name(rule)
+        try:
+            signature = inspect.signature(rule)
+        except (TypeError, ValueError):
+            signature = None
+        if signature is not None:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                fixed = "the nondiff arguments, " * bool(self.fixed)
+                takes = (
+                    f"the {len(args)} arguments of {self.name}"
+                    if which == "forward"
+                    else f"{fixed}the residuals and g, the keyword argument updates_g"
+                    if kwargs
+                    else f"{fixed}the residuals and the pair (updates_g, g)"
+                )
+                raise errors.StructureError(
+                    f"custom_vjp: the {which} rule {name} of {self.name} is called with {takes}, "
+                    f"but its signature is {signature} ({error})"
+                ) from None
+        with running("custom_vjp", f"{name}, the {which} rule of {self.name}"):
+            return rule(*args, **kwargs)
 
     def _rebuild_residuals(self, stored: Any) -> Any:
         treedef, marks, graphdef, mask, static = self.residuals
@@ -217,15 +299,13 @@ class _Call:
         return jax.tree.unflatten(treedef, [next(roots if mark else plain) for mark in marks])
 
     def backward(self, stored: Any, cotangents: Any) -> Any:
-        g, outputs_g = cotangents
-        updates = self._updates(outputs_g)
-        residuals = self._rebuild_residuals(stored)
-        fixed = [self.args[n] for n in self.fixed]
-        assert self.rule._bwd is not None
+        out_g, outputs_g = cotangents
+        g, updates = self._given_cotangents(out_g, outputs_g)
+        args = [*[self.args[n] for n in self.fixed], self._rebuild_residuals(stored)]
         if self.rule._takes_updates:
-            result = self.rule._bwd(*fixed, residuals, g, updates_g=updates)
+            result = self._call_rule("backward", self.rule._bwd, [*args, g], {"updates_g": updates})
         else:
-            result = self.rule._bwd(*fixed, residuals, (updates, g))
+            result = self._call_rule("backward", self.rule._bwd, [*args, (updates, g)], {})
         if not isinstance(result, (tuple, list)) or len(result) != len(self.numbers):
             got = f"{type(result).__name__}" + (
                 f" of {len(result)}" if isinstance(result, (tuple, list)) else ""
@@ -237,83 +317,111 @@ class _Call:
             )
         return (self._cotangents(result),)
 
-    def _updates(self, outputs_g: list[Any]) -> tuple[Any, ...]:
-        """For each argument a State of the cotangents of its values afterwards, or None."""
-        by_leaf = dict(zip(self.homes, outputs_g, strict=True))
-        trace = trace_state()
-        places = self._places()
+    def _given_cotangents(self, out_g: Any, outputs_g: Sequence[Any]) -> tuple[Any, Any]:
+        """The cotangent of the result, and for each argument that of what was left in it."""
+        effects = self.effects
+        roots = [self._root_cotangents(n, outputs_g) for n in range(len(self._values))]
+        own = iter(roots)
         updates = []
-        for number in self.numbers:
-            root = self.args[number]
-            if not is_graph_leaf(root):
-                updates.append(None)
+        for _, marks in self._args:
+            parts = [next(own) for is_root in marks if is_root]
+            updates.append(parts[0] if len(parts) == len(marks) == 1 else None)
+        if isinstance(effects, ChangedEffects):
+            count = effects.num_roots
+            objects = iter(range(count, count + sum(effects.marks)))
+            plain = iter(out_g)
+            out_g = jax.tree.unflatten(
+                effects.treedef,
+                [
+                    self._root_cotangents(next(objects), outputs_g) if mark else next(plain)
+                    for mark in effects.marks
+                ],
+            )
+        return out_g, tuple(updates)
+
+    def _root_cotangents(self, root: int, outputs_g: Sequence[Any]) -> Any:
+        """The cotangents of the values below an argument or a returned object: a State."""
+        trace = trace_state()
+        pairs = []
+        for path, kind, metadata, output in self._outputs_below(root):
+            value = outputs_g[output]
+            if kind is not None:
+                value = kind._make(value, metadata, trace)
+            if path == ():
+                return value
+            pairs.append((path, value))
+        return from_flat_state(pairs)
+
+    def _outputs_below(self, root: int) -> Iterator[tuple[Any, Any, Any, int]]:
+        """(path, kind, metadata, number of the output) of the values below a root."""
+        effects = self.effects
+        if not isinstance(effects, ChangedEffects):
+            outputs = {leaf: number for number, leaf in enumerate(self.homes)}
+            for path, kind, metadata, leaf in self._values[root]:
+                if leaf in outputs:
+                    yield path, kind, metadata, outputs[leaf]
+            return
+        graphdef, seen = effects.graphdef, set()
+        for path, index in graphdef.path_to_leaf.items():
+            if len(graphdef.roots) > 1:
+                if path[0] != root:
+                    continue
+                path = path[1:]
+            output, owner = effects.sources[index], graphdef.leaf_objects[index]
+            if index in seen or not isinstance(output, int):
                 continue
-            pairs = []
-            for path, holder, leaf in self._leaves_of(root, places):
-                value = by_leaf.get(leaf)
-                if isinstance(holder, Variable):
-                    value = type(holder)._make(value, holder._metadata, trace)
-                pairs.append((path, value))
-            updates.append(pairs[0][1] if isinstance(root, Variable) else from_flat_state(pairs))
-        return tuple(updates)
-
-    def _places(self) -> dict[Any, tuple[int, int]]:
-        return {
-            _key(holder): (number, index)
-            for number, flat in enumerate(self.call.binding.flats)
-            for index, holder in enumerate(flat.holders)
-        }
-
-    @staticmethod
-    def _leaves_of(root: Any, places: dict[Any, tuple[int, int]]) -> list[tuple[Any, Any, Any]]:
-        flat = flat_of(root)
-        return [
-            (path, holder, places[_key(holder)])
-            for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True)
-        ]
-
-    def _cotangents(self, result: Any) -> list[Any]:
-        """The cotangent of each dynamic value, None where there is none."""
-        places = self._places()
-        found: dict[tuple[int, int], Any] = {}
-        plain: list[Any] = []
-        for number, cotangent in zip(self.numbers, result, strict=True):
-            argument = self.args[number]
-            if is_graph_leaf(argument):
-                self._take(number, argument, cotangent, places, found)
-                continue
-            leaves, treedef = jax.tree.flatten(argument, is_leaf=is_graph_leaf)
-            if any(map(is_graph_leaf, leaves)):
-                parts = treedef.flatten_up_to(cotangent)
-                for leaf, part in zip(leaves, parts, strict=True):
-                    if is_graph_leaf(leaf):
-                        self._take(number, leaf, part, places, found)
-                    else:
-                        plain.append(part)
-            elif cotangent is None:
-                plain.extend([None] * len(leaves))
+            seen.add(index)
+            if owner is None:
+                yield path, None, None, output
             else:
-                plain.extend(treedef.flatten_up_to(cotangent))
-        values = [
-            found.get((number, index))
+                metadata = graphdef.metadatas.get(owner, _EMPTY)
+                yield path, graphdef.objects[owner][1], metadata, output
+
+    def _cotangents(self, result: Sequence[Any]) -> list[Any]:
+        """The cotangent of each dynamic value, None where there is none."""
+        found: dict[Leaf, tuple[Any, str]] = {}
+        plain: list[tuple[Any, str]] = []
+        roots = iter(range(len(self._values)))
+        for number, cotangent, (treedef, marks) in zip(
+            self.numbers, result, self._args, strict=True
+        ):
+            name = f"the cotangent of argument {number} of {self.name}"
+            if cotangent is None:
+                parts = [None] * len(marks)
+            elif treedef == _LEAF:
+                parts = [cotangent]
+            else:
+                try:
+                    parts = treedef.flatten_up_to(cotangent)
+                except (TypeError, ValueError):
+                    raise errors.StructureError(
+                        f"custom_vjp: {name} has the structure {outline(cotangent)}, but the "
+                        f"argument is {outline(self.args[number])}; give the same structure, or "
+                        "None for no cotangent"
+                    ) from None
+            for part, is_root in zip(parts, marks, strict=True):
+                if is_root:
+                    self._take(next(roots), name, part, found)
+                else:
+                    plain.append((part, name))
+        graphs = [
+            found.get((number, index), (None, ""))
             for number, group in enumerate(self.call.values)
             for index in range(len(group))
         ]
-        return self.call.pick([*values, *plain])
+        picked = self.call.pick([*graphs, *plain])
+        return [_fit(p, *item) for p, item in zip(self.call.dynamic, picked, strict=True)]
 
     def _take(
-        self,
-        number: int,
-        root: Any,
-        cotangent: Any,
-        places: dict[Any, tuple[int, int]],
-        found: dict[tuple[int, int], Any],
+        self, root: int, name: str, cotangent: Any, found: dict[Leaf, tuple[Any, str]]
     ) -> None:
+        """Notes the cotangents of the values below one module or Variable."""
         if cotangent is None:
             return
-        if isinstance(root, Variable):
+        known, selected = self._leaves[root], self._selected[root]
+        if () in known:
             value = cotangent._value if isinstance(cotangent, Variable) else cotangent
-            found[places[_key(root)]] = value
+            found[known[()]] = (value, name)
             return
         if isinstance(cotangent, Node):
             flat = flat_of(cotangent)
@@ -322,20 +430,52 @@ class _Call:
             pairs = _flat_items(cotangent)
         else:
             raise errors.StructureError(
-                f"custom_vjp: the cotangent of argument {number} of {self.name} is a "
-                f"{type(cotangent).__name__}; for a module give a State, or a module"
+                f"custom_vjp: {name} is a {type(cotangent).__name__}; for a module give a State, "
+                "a module, or None"
             )
-        known = {path: (holder, leaf) for path, holder, leaf in self._leaves_of(root, places)}
-        selected = to_predicate(self.rule._parts.get(number, ...))
         for path, value in pairs:
-            if path not in known:
+            leaf = known.get(path)
+            text = f"{name} at `{errors.format_path(path)}`"
+            if leaf is None:
                 raise errors.StructureError(
-                    f"custom_vjp: the cotangent of argument {number} of {self.name} has a value at "
-                    f"`{errors.format_path(path)}`, where {type(root).__name__} has none"
+                    f"custom_vjp: {text} is that of no value: the argument has none there"
                 )
-            holder, leaf = known[path]
-            if selected(path, holder._value if isinstance(holder, Slot) else holder):
-                found[leaf] = value._value if isinstance(value, Variable) else value
+            if leaf in selected:
+                found[leaf] = (value._value if isinstance(value, Variable) else value, text)
+
+
+_LEAF = jax.tree.structure(0)
+
+
+def _fit(primal: Any, cotangent: Any, name: str) -> Any:
+    """Checks the cotangent of one value; those of values without a gradient are left out."""
+    if cotangent is None:
+        return None
+    leaves, treedef = jax.tree.flatten(primal)
+    if jax.tree.structure(cotangent) != treedef:
+        raise errors.StructureError(
+            f"custom_vjp: {name} has the structure {outline(cotangent)}, but the value is "
+            f"{outline(primal)}; give the same structure, or None for no cotangent"
+        )
+    fitting = []
+    for leaf, given in zip(leaves, jax.tree.leaves(cotangent), strict=True):
+        wanted = jax.typeof(leaf)
+        if not jnp.issubdtype(wanted.dtype, jnp.inexact):
+            fitting.append(None)
+            continue
+        got = jax.typeof(given)
+        if got.shape != wanted.shape or (got.dtype != wanted.dtype and not got.weak_type):
+            raise errors.ShapeError(
+                f"custom_vjp: {name} is {got.dtype}{list(got.shape)}, but the value is "
+                f"{wanted.dtype}{list(wanted.shape)}; a cotangent has the shape and dtype of its "
+                "value"
+            )
+        fitting.append(jnp.asarray(given, wanted.dtype))
+    return fitting[0] if treedef == _LEAF else jax.tree.unflatten(treedef, fitting)
+
+
+def _structure(effects: Any) -> Any:
+    return effects.graphdef if isinstance(effects, ChangedEffects) else None
 
 
 def _key(holder: Any) -> Any:

@@ -266,9 +266,7 @@ def only_written(
     narrowed = copy.copy(effects)
     narrowed.sources = [
         home
-        if isinstance(source, int)
-        and (home := homes[source]) is not None
-        and home not in written
+        if isinstance(source, int) and (home := homes[source]) is not None and home not in written
         else source
         for source in effects.sources
     ]

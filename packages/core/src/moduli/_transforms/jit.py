@@ -14,7 +14,7 @@ from moduli import _plugins, errors
 from moduli._graph.nodes import Node
 from moduli._running import running
 from moduli._static import UnhashableStatic, static_key
-from moduli._transforms.arguments import Function
+from moduli._transforms.arguments import Function, unbound
 from moduli._transforms.effects import Packed
 from moduli._transforms.layout import Layout
 from moduli._transforms.lift import Binding, Frame, Signature, bind
@@ -172,6 +172,48 @@ class JitWrapped:
 
     def __repr__(self) -> str:
         return f"<moduli.jit of {getattr(self._fun, '__qualname__', self._fun)!r}>"
+
+
+class BoundJit(functools.partial):  # type: ignore[type-arg]
+    """A jitted function with its first argument: what :func:`jit` makes of a method or a module.
+
+    It has the methods of :class:`JitWrapped`, without that argument.
+    """
+
+    __slots__ = ()
+
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
+        """See :meth:`JitWrapped.trace`."""
+        return self.func.trace(*self.args, *args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """See :meth:`JitWrapped.lower`."""
+        return self.func.lower(*self.args, *args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`JitWrapped.eval_shape`."""
+        return self.func.eval_shape(*self.args, *args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """See :meth:`JitWrapped.clear_cache`."""
+        self.func.clear_cache()
+
+    @property
+    def __self__(self) -> Any:
+        return self.args[0]
+
+    @property
+    def __func__(self) -> Any:
+        return self.func
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("__name__", "__qualname__", "__wrapped__"):
+            raise AttributeError(name)
+        return getattr(self.func, name)
+
+    def __repr__(self) -> str:
+        name = getattr(self.func, "__qualname__", self.func)
+        return f"<moduli.jit of {name!r}, bound to a {type(self.args[0]).__name__}>"
 
 
 class _Program:
@@ -415,21 +457,17 @@ def jit(
             f"jit needs a callable; got a {type(fun).__name__}. As a decorator with options write "
             "`@moduli.jit(static_argnames=...)`"
         )
-    bound: Any = None
-    if isinstance(fun, types.MethodType) and isinstance(fun.__self__, Node):
-        bound, fun = fun.__self__, fun.__func__
-    elif isinstance(fun, Node):
-        bound, fun = fun, type(fun).__call__
+    bound, call = unbound(fun)
     shift = 0 if bound is None else 1
     static = _match(
-        fun, tuple(n + shift for n in _numbers(static_argnums)), _names(static_argnames)
+        call, tuple(n + shift for n in _numbers(static_argnums)), _names(static_argnames)
     )
     donated = _match(
-        fun, tuple(n + shift for n in _numbers(donate_argnums)), _names(donate_argnames)
+        call, tuple(n + shift for n in _numbers(donate_argnums)), _names(donate_argnames)
     )
     chosen = {"device": device, "backend": backend}
     wrapped = JitWrapped(
-        fun,
+        call,
         shardings=(_after_bound(in_shardings, shift), out_shardings),
         **{name: value for name, value in chosen.items() if value is not None},
         static_argnums=static[0],
@@ -439,7 +477,7 @@ def jit(
         keep_unused=keep_unused,
         inline=inline,
     )
-    return wrapped if bound is None else types.MethodType(wrapped, bound)
+    return wrapped if bound is None else BoundJit(wrapped, bound)
 
 
 def _after_bound(shardings: Any, shift: int) -> Any:

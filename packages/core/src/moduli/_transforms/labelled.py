@@ -8,6 +8,7 @@ one short prefix however many values there are.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class LabelledCall:
       valid: says whether something is a label of this transform.
       expected: which labels there are, for messages.
       convert: the canonical form of a valid label.
+      agree: says whether two labels of one value mean the same.
 
     Attributes:
       binding, signature: see ``lift``.
@@ -62,9 +64,11 @@ class LabelledCall:
         valid: Callable[[Any], bool],
         expected: str,
         convert: Callable[[Any], Any] = lambda label: label,
+        agree: Callable[[Any, Any], bool] = operator.eq,
     ):
         self.transform, self.prefix_name, self.function = *transform, function
         self._valid, self._expected, self._convert = valid, expected, convert
+        self._agree = agree
         self.binding = bind(args, kwargs)
         self.signature = Signature(self.binding)
         self.values = self.binding.values()
@@ -164,7 +168,7 @@ class LabelledCall:
                 known = seen.setdefault(index, (root, rest))
                 if known == (root, rest):
                     labels[index] = label
-                elif labels[index] != label:
+                elif not self._agree(labels[index], label):
                     same = self.signature.describe((len(labelled), index))[0]
                     one = f"`{errors.format_path(known[1])}` of {self.root_names[known[0]]}"
                     raise errors.StructureError(

@@ -100,6 +100,11 @@ class LoopBody:
         kind = self._call.binding.flats[leaf[0]].graphdef.leaf_types[leaf[1]]
         return kind is not None and issubclass(kind, RngState)
 
+    @property
+    def has_run(self) -> bool:
+        """Whether a step has run: not if a loop without steps runs under jax.disable_jit."""
+        return self._outputs is not None
+
     def frame(self, carry: Sequence[Any], sliced: Sequence[Any]) -> Frame:
         """Rebuilds the arguments of one step."""
         carried, slices = iter(carry), iter(sliced)
@@ -151,10 +156,11 @@ class LoopBody:
         check_same_types(call.transform, call.function, carry, new, self._describe_slot)
         labels = [label for label, slot in zip(outputs.labels, kept, strict=True) if slot is None]
         self._axes = list(dict.fromkeys(labels))
+        values, outputs.values = outputs.values, []  # tracers
         return new, [
             [
                 value
-                for value, label, slot in zip(outputs.values, outputs.labels, kept, strict=True)
+                for value, label, slot in zip(values, outputs.labels, kept, strict=True)
                 if slot is None and label == axis
             ]
             for axis in self._axes

@@ -16,6 +16,7 @@ from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.looped import LoopBody
 from moduli._transforms.prefixes import Carry
+from moduli._variable import Variable
 
 __all__ = ["fori_loop", "while_loop"]
 
@@ -64,13 +65,15 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
         frame = body.frame(carry, [])
         with running("while_loop", function_name(cond_fun)):
             out = cond_fun(*frame.args)
+        out = _value_of(out)
         _check_reads_only(call, frame, out, function_name(cond_fun))
-        return out.value if hasattr(out, "set_value") else out
+        return out
 
     def step(carry: Any) -> Any:
         return _only_carry(call, body.step(carry, []))
 
-    return body.finish(jax.lax.while_loop(goes_on, step, body.init), [])
+    carry = jax.lax.while_loop(goes_on, step, body.init)
+    return body.finish(carry, []) if body.has_run else init_val
 
 
 def fori_loop(
@@ -84,8 +87,8 @@ def fori_loop(
     """``jax.lax.fori_loop`` for functions that take modules, with all their updates.
 
     Args:
-      lower: the first index.
-      upper: the index after the last.
+      lower: the first index; an int, an array, or a Variable that holds one.
+      upper: the index after the last, likewise.
       body_fun: takes the index and the carry, and returns the next carry; see :func:`while_loop`.
       init_val: the first carry.
       unroll: as of ``jax.lax.fori_loop``.
@@ -102,21 +105,22 @@ def fori_loop(
     """
     check_callable(body_fun, "fori_loop", "lower, upper, body_fun, init_val")
     call = _call("fori_loop", function_name(body_fun), init_val)
-    index: Any = None
+    index: list[Any] = []
     body = LoopBody(
         call,
-        lambda frame: body_fun(index, *frame.args),
+        lambda frame: body_fun(index.pop(), *frame.args),
         (lambda frame: frame.args[0], lambda out: out),
         Carry,
         "fori_loop: the result",
     )
 
     def step(i: Any, carry: Any) -> Any:
-        nonlocal index
-        index = i
+        index.append(i)
         return _only_carry(call, body.step(carry, []))
 
-    return body.finish(jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll), [])
+    lower, upper = _value_of(lower), _value_of(upper)
+    carry = jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll)
+    return body.finish(carry, []) if body.has_run else init_val
 
 
 def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
@@ -138,6 +142,10 @@ def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
                 "function instead"
             )
     return call
+
+
+def _value_of(item: Any) -> Any:
+    return item.value if isinstance(item, Variable) else item
 
 
 def _only_carry(call: LabelledCall, result: tuple[list[Any], list[Any]]) -> list[Any]:

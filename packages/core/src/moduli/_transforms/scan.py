@@ -117,9 +117,10 @@ def scan(
             keyword_label=None,
             valid=_is_label,
             expected="an int, None or moduli.Carry",
+            agree=_agree,
         )
         streams = SplitStreams(call, broadcast=False)
-        steps = check_sizes(call, length)
+        steps = check_sizes(call, length, "length")
         if streams:
             streams.split(steps)
         inside = names.inside(call)
@@ -162,6 +163,11 @@ _WHOLE = -1
 
 def _is_label(label: Any) -> bool:
     return label is Carry or is_axis(label)
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Modules under None are carried too."""
+    return one == other or (one in (None, Carry) and other in (None, Carry))
 
 
 def _carry_place(axes: Any, name: str) -> int | None:

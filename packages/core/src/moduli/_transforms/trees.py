@@ -101,23 +101,44 @@ def from_tree(tree: Any, /) -> Any:
         return isinstance(leaf, NodeStates)
 
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_state)
-    states = [leaf for leaf in leaves if is_state(leaf)]
-    built: dict[int, Any] = {}
-    for graphdef in {id(state.graphdef): state.graphdef for state in states}.values():
-        values: dict[int, Any] = {}
-        for state in states:
-            if state.graphdef is graphdef:
-                values.update(zip(state.places, state.values, strict=True))
-        missing = [n for n in range(graphdef.num_leaves) if n not in values]
-        if missing:
-            path = graphdef.leaf_paths[missing[0]]
+    built = iter(_build([leaf for leaf in leaves if is_state(leaf)]))
+    return jax.tree.unflatten(treedef, [next(built) if is_state(x) else x for x in leaves])
+
+
+def _build(states: list[NodeStates]) -> list[Any]:
+    """Builds the module of each NodeStates."""
+    groups: list[dict[int, NodeStates]] = []  # what to_tree converted together, by number
+    group_of: list[int] = []
+    newest: dict[int, int] = {}
+    seen: dict[int, int] = {}
+    for state in states:
+        number = seen.get(id(state))  # the very same object twice
+        if number is None:
+            number = newest.get(id(state.graphdef))
+            if number is None or state.number in groups[number]:  # another one of equal structure
+                number = newest[id(state.graphdef)] = len(groups)
+                groups.append({})
+            groups[number][state.number] = state
+            seen[id(state)] = number
+        group_of.append(number)
+    roots = [_build_group(group) for group in groups]
+    return [roots[number][state.number] for number, state in zip(group_of, states, strict=True)]
+
+
+def _build_group(group: dict[int, NodeStates]) -> list[Any]:
+    graphdef = next(iter(group.values())).graphdef
+    values: dict[int, Any] = {}
+    for state in group.values():
+        values.update(zip(state.places, state.values, strict=True))
+    for place in range(graphdef.num_leaves):
+        if place not in values:
+            path = graphdef.leaf_paths[place]
             number, inner = (path[0], path[1:]) if len(graphdef.roots) > 1 else (0, path)
             raise errors.StructureError(
                 f"from_tree: the value at `{errors.format_path(inner)}` of module {number} is not "
-                "in the pytree; to_tree converts modules together, so pass all of them back"
+                "in the pytree; to_tree converts modules together, so pass all of them back, and "
+                "in their order"
             )
-        ordered = [values[n] for n in range(graphdef.num_leaves)]
-        objects = build(graphdef, ordered)
-        built[id(graphdef)] = [decode(code, objects, ordered) for code in graphdef.roots]
-    rebuilt = [built[id(leaf.graphdef)][leaf.number] if is_state(leaf) else leaf for leaf in leaves]
-    return jax.tree.unflatten(treedef, rebuilt)
+    ordered = [values[place] for place in range(graphdef.num_leaves)]
+    objects = build(graphdef, ordered)
+    return [decode(code, objects, ordered) for code in graphdef.roots]

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli import errors
-from moduli._graph.flatten import Slot
-from moduli._graph.nodes import is_graph_leaf
+from moduli._graph.cache import flat_of
+from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._running import running
-from moduli._state import State
+from moduli._state import State, _flat_items
 from moduli._transforms.arguments import Function, check_callable, wraps
+from moduli._transforms.changes import outline
+from moduli._transforms.grad import _key
 from moduli._transforms.plain_call import PlainCall
-from moduli._transforms.prefixes import label_finder, spread
 from moduli._variable import Variable
 
 __all__ = ["jvp", "vjp"]
@@ -72,9 +73,17 @@ def vjp(
     )
     aux = call.apply(outputs)
 
+    structure = jax.tree.structure(result)
+
     def vjp_fn(cotangent: Any) -> Any:
+        if jax.tree.structure(cotangent) != structure:
+            raise errors.StructureError(
+                f"vjp: the cotangent is {outline(cotangent)}, but {function.name} returned "
+                f"{outline(result)}; give a cotangent of the same structure"
+            )
         (cotangents,) = pullback(cotangent)
-        return tuple(call.make_frame(cotangents).args[len(function.bound) :])
+        frame = call.make_frame(cotangents, static=False)
+        return tuple(frame.args[len(function.bound) :])
 
     return (result, vjp_fn, aux) if has_aux else (result, vjp_fn)
 
@@ -94,7 +103,7 @@ def jvp(
       primals: a tuple of the arguments of ``f``.
       tangents: a tuple of tangents like the arguments. For a module, a module of the same
         structure or a State; values that a State leaves out have a tangent of zero, as have values
-        that are not floating point.
+        that are not floating point, and all below None.
       has_aux: whether ``f`` returns a pair (result, anything).
 
     Returns:
@@ -129,7 +138,17 @@ def jvp(
     function = Function(f)
     args, kwargs = function.complete(tuple(primals), {})
     call = PlainCall("jvp", args, kwargs)
-    directions = _directions(call, args, (*[State({}) for _ in function.bound], *tangents))
+    ahead, behind = len(function.bound), sorted(kwargs)
+    directions = _directions(
+        call,
+        (*args, *[kwargs[name] for name in behind]),
+        (*[None] * ahead, *tangents, *[None] * len(behind)),
+        (
+            *[""] * ahead,
+            *[f"tangents[{number}]" for number in range(len(tangents))],
+            *[f"the tangent of {name!r}" for name in behind],
+        ),
+    )
     result, tangent, outputs = jax.jvp(
         lambda values: _run(call, function, values, has_aux),
         (call.dynamic,),
@@ -161,57 +180,90 @@ def _run(call: PlainCall, function: Function, values: Any, has_aux: bool) -> Any
             "which has no cotangent of its own; return its values (`moduli.state(module)`), or "
             "return it as aux with has_aux=True"
         )
-    call.effects, outputs = frame.finish(aux)
-    return out, outputs
+    return out, call.finish(frame, aux)
 
 
-def _directions(call: PlainCall, args: tuple[Any, ...], tangents: tuple[Any, ...]) -> list[Any]:
+def _directions(
+    call: PlainCall, args: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
+) -> list[Any]:
     """The tangent of each dynamic value, in order."""
-    finders: list[Any] = []
-    plain: list[Any] = []
-    for number, (primal, tangent) in enumerate(zip(args, tangents, strict=True)):
-        name = f"jvp: tangents[{number}]"
-        leaves = jax.tree.leaves(primal, is_leaf=is_graph_leaf)
-        for leaf, (found, base) in zip(leaves, spread(tangent, primal, name), strict=True):
-            if not is_graph_leaf(leaf):
-                plain.append(found)
-            elif isinstance(found, State):
-                known = dict(_flat(found))
-                finders.append(lambda path, leaf, known=known: known.get(path))
-            elif is_graph_leaf(found) or isinstance(leaf, Variable):
-                finders.append(label_finder(found, base, name))
+    found: dict[Any, tuple[Any, str]] = {}
+    plain: list[tuple[Any, str]] = []
+    for primal, tangent, name in zip(args, tangents, names, strict=True):
+        pairs, treedef = jax.tree_util.tree_flatten_with_path(primal, is_leaf=is_graph_leaf)
+        if tangent is None:
+            tangent = treedef.unflatten([None] * len(pairs))
+        try:
+            parts = treedef.flatten_up_to(tangent)
+        except (ValueError, TypeError):
+            raise errors.StructureError(
+                f"jvp: {name} is {outline(tangent)}, but its primal is {outline(primal)}; give a "
+                "tangent of the same structure"
+            ) from None
+        for (path, leaf), part in zip(pairs, parts, strict=True):
+            spot = name + jax.tree_util.keystr(path)
+            if is_graph_leaf(leaf):
+                _take(leaf, part, spot, found)
             else:
+                plain.append((part, spot))
+    holders = [holder for flat in call.binding.flats for holder in flat.holders]
+    every = call.pick([*[found.get(_key(holder), (None, "")) for holder in holders], *plain])
+    return [_tangent(primal, *item) for primal, item in zip(call.dynamic, every, strict=True)]
+
+
+def _take(root: Any, tangent: Any, name: str, found: dict[Any, tuple[Any, str]]) -> None:
+    """Notes the tangents of the values below one module or Variable."""
+    if tangent is None:
+        return
+    flat = flat_of(root)
+    if isinstance(root, Variable):
+        known: Any = {(): tangent._value if isinstance(tangent, Variable) else tangent}
+    elif isinstance(tangent, State):
+        known = dict(_flat_items(tangent))
+    elif isinstance(tangent, Node):
+        given = flat_of(tangent)
+        known = dict(zip(given.graphdef.leaf_paths, given.values(), strict=True))
+        for path in flat.graphdef.leaf_paths:
+            if path not in known:
                 raise errors.StructureError(
-                    f"{name} is a {type(found).__name__} in the place of a {type(leaf).__name__}; "
-                    "give a module of the same structure, or a State"
+                    f"jvp: {name} has no value at `{errors.format_path(path)}`, where its primal, "
+                    f"a {type(root).__name__}, has one; give a module of the same structure, or a "
+                    "State with the tangents that are not zero"
                 )
-    values: list[Any] = []
-    start = 0
-    for flat in call.binding.flats:
-        many = len(flat.graphdef.roots) > 1
-        for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True):
-            root, rest = (start + path[0], path[1:]) if many else (start, path)
-            leaf = holder._value if isinstance(holder, Slot) else holder
-            found = finders[root](rest, leaf)
-            values.append(found._value if isinstance(found, Variable) else found)
-        start += len(flat.graphdef.roots)
-    every = call.pick([*values, *plain])
-    return [_tangent(primal, found) for primal, found in zip(call.dynamic, every, strict=True)]
+    else:
+        raise errors.StructureError(
+            f"jvp: {name} is a {type(tangent).__name__} in the place of a {type(root).__name__}; "
+            "give a module of the same structure, a State, or None for zero"
+        )
+    for path, value in known.items():
+        text = f"{name} at `{errors.format_path(path)}`" if path else name
+        leaf = flat.graphdef.path_to_leaf.get(path)
+        if leaf is None:
+            raise errors.StructureError(
+                f"jvp: {text} is a tangent without a primal: the {type(root).__name__} has no "
+                "value there"
+            )
+        value = value._value if isinstance(value, Variable) else value
+        key = _key(flat.holders[leaf])
+        other, where = found.setdefault(key, (value, text))
+        if other is not value:
+            raise errors.StructureError(
+                f"jvp: {where} and {text} are two tangents of the same "
+                f"{type(flat.holders[leaf]).__name__}, which was passed twice; give the same "
+                "tangent, or leave it out of one State"
+            )
 
 
-def _flat(state: State) -> Any:
-    from moduli._state import _flat_items
-
-    return _flat_items(state)
-
-
-def _tangent(primal: Any, tangent: Any) -> Any:
+def _tangent(primal: Any, tangent: Any, name: str) -> Any:
     leaves, treedef = jax.tree.flatten(primal)
     given: Any = [None] * len(leaves)
     if tangent is not None:
-        given = jax.tree.leaves(tangent)
-        if len(given) != len(leaves):
-            given = [tangent] * len(leaves)
+        given, structure = jax.tree.flatten(tangent)
+        if structure != treedef:
+            raise errors.StructureError(
+                f"jvp: {name} has the structure {outline(tangent)}, but its primal "
+                f"{outline(primal)}; give a tangent of the same structure"
+            )
     made = []
     for leaf, direction in zip(leaves, given, strict=True):
         kind = jax.typeof(leaf)
@@ -220,5 +272,10 @@ def _tangent(primal: Any, tangent: Any) -> Any:
         elif direction is None:
             made.append(jnp.zeros(kind.shape, kind.dtype))
         else:
+            if jnp.shape(direction) != kind.shape:
+                raise errors.ShapeError(
+                    f"jvp: {name} has shape {jnp.shape(direction)}, but its primal has shape "
+                    f"{kind.shape}; a tangent has the shape of its primal"
+                )
             made.append(jnp.asarray(direction, kind.dtype))
     return jax.tree.unflatten(treedef, made)

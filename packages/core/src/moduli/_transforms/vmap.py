@@ -175,9 +175,19 @@ def all_axes(in_labels: Sequence[Any], out_axes: Any) -> list[Any]:
     return list(found)
 
 
-def check_sizes(call: LabelledCall, size: int | None) -> int:
-    """Finds the size of the mapped axis, and checks that all mapped values have it."""
-    first = "axis_size" if size is not None else ""
+def check_sizes(call: LabelledCall, size: int | None, name: str = "axis_size") -> int:
+    """Finds the size of the mapped axis, and checks that all mapped values have it.
+
+    Args:
+      call: the labelled call.
+      size: the size, if the user gave it.
+      name: the name of the argument that gives it.
+
+    Raises:
+      ShapeError: if a mapped value has another size, or no such axis.
+      StructureError: if nothing is mapped and no size is given.
+    """
+    first = name
     every = zip(call.all_values(), call.all_labels(), strict=True)
     for position, (value, axis) in enumerate(every):
         if not isinstance(axis, int):
@@ -192,14 +202,15 @@ def check_sizes(call: LabelledCall, size: int | None) -> int:
             if size is None:
                 size, first = shape[axis], call.describe_all(position)
             elif shape[axis] != size:
+                verb = "is" if first == name else "has size"
                 raise errors.ShapeError(
                     f"{call.transform}: {call.describe_all(position)} has shape {shape}, so size "
-                    f"{shape[axis]} along axis {axis}; but {first} has size {size}"
+                    f"{shape[axis]} along axis {axis}; but {first} {verb} {size}"
                 )
     if size is None:
         raise errors.StructureError(
             f"{call.transform}: no argument of {call.function} is mapped, so the size of the axis "
-            f"is unknown; give one of them an axis in {call.prefix_name}, or pass axis_size"
+            f"is unknown; give one of them an axis in {call.prefix_name}, or pass {name}"
         )
     return size
 
