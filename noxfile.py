@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parent
 PACKAGES = ["core", "layers", "debug", "train", "interop"]
 SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+HAS_TORCH = "import importlib.util as i; print('yes' if i.find_spec('torch') else 'no')"
 JAX_ENDS = ["0.9.0", "newest"]
 
 
@@ -30,6 +31,25 @@ def install(session: nox.Session, *groups: str, jax: str = "newest") -> None:
     session.install(*editable, *wanted, *pins)
 
 
+def install_torch(session: nox.Session) -> None:
+    """Installs PyTorch for the CPU, the reference of many layers; without it those tests skip.
+
+    A wheel that lies on this machine (pip's find-links) is taken first, then PyTorch's own index,
+    which uv knows: the general index has builds with gigabytes of CUDA.
+    """
+    projects = nox.project.load_toml(ROOT / "pyproject.toml")
+    torch = nox.project.dependency_groups(projects, "torch")
+    seen = {"silent": True, "success_codes": range(256)}
+    session.install(
+        "pip", "numpy", "setuptools", "sympy", "networkx", "jinja2", "fsspec", "filelock"
+    )
+    session.run("python", "-m", "pip", "install", "--no-index", *torch, **seen)
+    if "yes" not in str(session.run("python", "-c", HAS_TORCH, **seen)):
+        session.run("uv", "pip", "install", "--torch-backend=cpu", *torch, external=True, **seen)
+    if "yes" not in str(session.run("python", "-c", HAS_TORCH, **seen)):
+        session.warn("no CPU build of PyTorch was found; tests against it are skipped")
+
+
 def run_tests(session: nox.Session) -> None:
     """Runs one pytest over packages, docs and docstrings, so that its summary is the last line."""
     paths = session.posargs or ["packages", "tests", "docs", "README.md", "--doctest-modules"]
@@ -40,6 +60,7 @@ def run_tests(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests: packages, what spans them, docs and docstrings, on this Python and newest JAX."""
     install(session, "test")
+    install_torch(session)
     run_tests(session)
 
 
@@ -48,6 +69,7 @@ def tests(session: nox.Session) -> None:
 def tests_matrix(session: nox.Session, jax: str) -> None:
     """The same tests on every Python found here, with the oldest and the newest JAX."""
     install(session, "test", jax=jax)
+    install_torch(session)
     session.run("python", "-c", "import sys, jax; print(sys.version.split()[0], jax.__version__)")
     run_tests(session)
 

@@ -14,7 +14,7 @@ STEP = 1e-4
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in TABLE if row.smooth], ids=lambda row: row.name)
 def test_gradients_equal_finite_differences_of_the_reference(row: Row, training: bool) -> None:
     """Checks the derivative along one random direction of all parameters and inputs."""
     model, inputs = row.model(), row.arrays()
@@ -26,7 +26,8 @@ def test_gradients_equal_finite_differences_of_the_reference(row: Row, training:
     def loss(model: Any, *args: jax.Array) -> jax.Array:
         return jnp.sum(model(*args) * jnp.asarray(weights, jnp.float32))
 
-    argnums = tuple(range(len(inputs) + 1))
+    floats = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+    argnums = (0, *(i + 1 for i in floats))
     grads, *input_grads = moduli.grad(loss, argnums=argnums)(row_copy(model), *inputs)
     slope = 0.0
     directions = {}
@@ -34,15 +35,15 @@ def test_gradients_equal_finite_differences_of_the_reference(row: Row, training:
         array = np.asarray(getattr(grad, "value", grad), np.float64)
         directions[path] = rng.normal(size=array.shape)
         slope += float(np.sum(array * directions[path]))
-    input_directions = [rng.normal(size=np.shape(array)) for array in inputs]
-    for grad, direction in zip(input_grads, input_directions, strict=True):
-        slope += float(np.sum(np.asarray(grad, np.float64) * direction))
+    input_directions = {i: rng.normal(size=inputs[i].shape) for i in floats}
+    for i, grad in zip(floats, input_grads, strict=True):
+        slope += float(np.sum(np.asarray(grad, np.float64) * input_directions[i]))
 
     def reference_loss(step: float) -> float:
         moved = Shifted(model, directions, step)
         args = [
-            np.asarray(array, np.float64) + step * direction
-            for array, direction in zip(inputs, input_directions, strict=True)
+            np.asarray(x, np.float64) + step * input_directions[i] if i in floats else x
+            for i, x in enumerate(inputs)
         ]
         return float(np.sum(reference(moved, *args) * weights))
 

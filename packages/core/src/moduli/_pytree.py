@@ -279,9 +279,13 @@ def wrap_call(cls: type[Pytree]) -> None:
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if instrumented():
-            return call_module(self, call, args, kwargs)
-        return call(self, *args, **kwargs)
+        try:
+            if instrumented():
+                return call_module(self, call, args, kwargs)
+            return call(self, *args, **kwargs)
+        except Exception as error:
+            errors.place(error, self)
+            raise
 
     __call__._moduli_function = call  # type: ignore[attr-defined]
     cls.__call__ = __call__  # type: ignore[method-assign,assignment]

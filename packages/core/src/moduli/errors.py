@@ -8,6 +8,7 @@ says what was got, where (the path in the model) and what to write instead.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
 __all__ = [
     "DroppedWriteWarning",
@@ -27,7 +28,14 @@ __all__ = [
 
 
 class ModuliError(Exception):
-    """Base of all errors that moduli raises on purpose."""
+    """Base of all errors that moduli raises on purpose.
+
+    Attributes:
+      says_place: whether the message of an error that leaves a module's call ends with the module's
+        place in the model; for errors about a layer's arguments.
+    """
+
+    says_place: ClassVar[bool] = False
 
 
 class ModuliAttributeError(ModuliError, AttributeError):
@@ -53,9 +61,13 @@ class VariableError(ModuliError, TypeError):
 class ShapeError(ModuliError, ValueError):
     """An input or a stored array has another shape than the model expects."""
 
+    says_place = True
+
 
 class RngError(ModuliError, ValueError):
     """A random stream is missing, or a seed is not one."""
+
+    says_place = True
 
 
 class PluginError(ModuliError, RuntimeError):
@@ -76,6 +88,35 @@ class MissingPluginError(ModuliError, AttributeError):
 
 class DroppedWriteWarning(UserWarning):
     """A function under a raw JAX transform wrote into a copy of a module, and the write is lost."""
+
+
+def place(error: Exception, module: Any) -> None:
+    """Says in an error where in the model the module stands whose call raised it.
+
+    The innermost call is the place. Errors about a layer's arguments say it in their message,
+    every other exception in a note, which tracebacks show. A module that belongs to no other has no
+    place.
+
+    Args:
+      error: the exception.
+      module: the module from whose call it comes.
+    """
+    if getattr(error, "_moduli_placed", False):
+        return
+    try:
+        error._moduli_placed = True  # type: ignore[attr-defined]
+    except AttributeError:  # an exception with slots can take neither this nor a note
+        return
+    from moduli._graph.locate import locate
+
+    root, path = locate(module)
+    if not path:
+        return
+    where = f"`{format_path(path)}` of {type(root).__name__}"
+    if isinstance(error, ModuliError) and error.says_place and len(error.args) == 1:
+        error.args = (f"{error.args[0]} (in {where})",)
+    else:
+        error.add_note(f"raised in the call of {where}, a {type(module).__name__}")
 
 
 def format_path(path: Iterable[object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
+from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
@@ -62,6 +63,12 @@ class Linear(moduli.Module):
     """
 
     __module__ = "moduli_layers"
+
+    torch_counterpart: ClassVar[Counterpart] = Counterpart(
+        "torch.nn.Linear",
+        {"weight": Tensor("kernel", "i o -> o i"), "bias": Tensor("bias")},
+        {"in_features": "in_features", "out_features": "out_features", "bias": "use_bias"},
+    )
 
     def __init__(
         self,

@@ -10,6 +10,10 @@ __all__ = ["ArgumentError", "DtypeError"]
 class ArgumentError(ModuliError, ValueError):
     """A layer was built or called with an argument that has no meaning for it."""
 
+    says_place = True
+
 
 class DtypeError(ModuliError, ValueError):
     """An array has a dtype with which a layer cannot compute (``ValueError``, as JAX's own)."""
+
+    says_place = True

@@ -1,0 +1,91 @@
+"""Errors that leave a module's call say where in the model the module stands."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import moduli
+from moduli.errors import ShapeError
+
+
+class Picky(moduli.Module):
+    """Refuses, in one of several ways."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, x):
+        raise self.error
+
+
+class Block(moduli.Module):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+class Net(moduli.Module):
+    def __init__(self, error):
+        self.blocks = [Block(lambda x: x), Block(Picky(error))]
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+RUNS = {
+    "eager": lambda net, x: net(x),
+    "jit": moduli.jit(lambda net, x: net(x)),
+    "grad": moduli.grad(lambda net, x: net(x)),
+    "scan of vmap": moduli.scan(
+        moduli.vmap(lambda net, x: net(x), in_axes=(None, 0)), in_axes=(None, 0), out_axes=0
+    ),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_an_error_about_arguments_ends_with_the_place(run):
+    with pytest.raises(ShapeError) as caught:
+        run(Net(ShapeError("Picky wants more")), jnp.ones((2, 2)))
+    assert str(caught.value) == "Picky wants more (in `blocks[1].layer` of Net)"
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_any_other_exception_gets_a_note(run):
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(Net(ZeroDivisionError("nothing to divide")), jnp.ones((2, 2)))
+    assert str(caught.value) == "nothing to divide"
+    assert "raised in the call of `blocks[1].layer` of Net, a Picky" in caught.value.__notes__
+
+
+def test_a_module_alone_has_no_place():
+    with pytest.raises(ShapeError) as caught:
+        Picky(ShapeError("Picky wants more"))(1)
+    assert str(caught.value) == "Picky wants more"
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_an_error_of_jax_says_where():
+    class Wrong(moduli.Module):
+        def __call__(self, x):
+            return x @ jnp.ones((3, 3))
+
+    with pytest.raises(TypeError) as caught:
+        jax.jit(Block(Wrong()))(jnp.ones((2, 2)))
+    assert any("in the call of `layer` of Block" in note for note in caught.value.__notes__)
+
+
+def test_an_exception_that_takes_no_note_is_raised_as_it_is():
+    class Slotted(Exception):
+        __slots__ = ()
+
+        def __setattr__(self, name, value):
+            raise AttributeError(name)
+
+    with pytest.raises(Slotted):
+        Net(Slotted())(1)

@@ -1,0 +1,1 @@
+"""Rows of the table of layers, one file for each family."""

@@ -1,0 +1,58 @@
+"""Rows of the layers made of layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import moduli_layers as layers
+from layer_rows.conv import conv
+from layer_rows.linear import linear
+from layer_rows.norm import batch_norm, batch_norm_eval
+from layer_rows.row import Row
+
+
+def softplus(x: Any) -> Any:
+    """A function that a Sequential may hold next to Modules."""
+    return jnp.logaddexp(x, 0)
+
+
+def sequential(layer: Any, x: Any) -> np.ndarray:
+    """Linear, softplus, Linear."""
+    hidden = np.logaddexp(linear(layer.layers[0], x), 0)
+    return linear(layer.layers[2], hidden)
+
+
+def chain_eval(layer: Any, x: Any) -> np.ndarray:
+    """Convolution, batch normalisation by running statistics, relu."""
+    return np.maximum(batch_norm_eval(layer.layers[1], conv(layer.layers[0], x)), 0)
+
+
+def chain(layer: Any, x: Any) -> np.ndarray:
+    """Convolution, batch normalisation by the batch, relu."""
+    return np.maximum(batch_norm(layer.layers[1], conv(layer.layers[0], x)), 0)
+
+
+ROWS: list[Row] = [
+    Row(
+        "sequential",
+        lambda r: layers.Sequential(
+            layers.Linear(3, 8, rngs=r), softplus, layers.Linear(8, 2, rngs=r)
+        ),
+        ((5, 3),),
+        (5, 2),
+        sequential,
+    ),
+    Row(
+        "sequential-conv-norm",
+        lambda r: layers.Sequential(
+            layers.Conv(2, 4, (3, 3), rngs=r), layers.BatchNorm(4, rngs=r), layers.relu
+        ),
+        ((3, 5, 5, 2),),
+        (3, 5, 5, 4),
+        chain,
+        chain_eval,
+    ),
+]
