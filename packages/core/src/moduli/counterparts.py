@@ -260,7 +260,7 @@ class Counterpart:
                 written[path] = written[path] + array if path in written else array
         for path, array in written.items():
             variable = _variable(layer, path)
-            variable.value = jnp.asarray(array, variable.dtype)
+            variable.value = jnp.asarray(np.asarray(array, variable.dtype))
 
 
 def _variable(layer: Any, path: str) -> Any:
