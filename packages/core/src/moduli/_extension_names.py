@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moduli_layers import BatchNorm as BatchNorm
     from moduli_layers import Conv as Conv
     from moduli_layers import Dropout as Dropout
+    from moduli_layers import DtypePolicy as DtypePolicy
     from moduli_layers import Initializer as Initializer
     from moduli_layers import Linear as Linear
     from moduli_layers import Sequential as Sequential
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from moduli_layers import relu as relu
     from moduli_layers import relu6 as relu6
     from moduli_layers import selu as selu
+    from moduli_layers import set_dtypes as set_dtypes
     from moduli_layers import sigmoid as sigmoid
     from moduli_layers import silu as silu
     from moduli_layers import soft_sign as soft_sign
@@ -68,6 +70,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "BatchNorm",
         "Conv",
         "Dropout",
+        "DtypePolicy",
         "Initializer",
         "Linear",
         "Sequential",
@@ -96,6 +99,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "relu",
         "relu6",
         "selu",
+        "set_dtypes",
         "sigmoid",
         "silu",
         "soft_sign",

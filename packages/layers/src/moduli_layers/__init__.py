@@ -31,6 +31,8 @@ from moduli_layers._activations import swish as swish
 from moduli_layers._activations import tanh as tanh
 from moduli_layers._conv import Conv as Conv
 from moduli_layers._dropout import Dropout as Dropout
+from moduli_layers._dtype_policy import DtypePolicy as DtypePolicy
+from moduli_layers._dtype_policy import set_dtypes as set_dtypes
 from moduli_layers._dtypes import promote_dtype as promote_dtype
 from moduli_layers._linear import Linear as Linear
 from moduli_layers._normalization import BatchNorm as BatchNorm

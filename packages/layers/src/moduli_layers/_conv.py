@@ -16,7 +16,7 @@ import moduli
 from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
-from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers._windows import Padding, check_not_empty, padding_pairs, per_dimension
 from moduli_layers.errors import ArgumentError
@@ -28,7 +28,7 @@ _PADDINGS = ("SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL")
 _PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
-class Conv(moduli.Module):
+class Conv(Summing):
     """A convolution (cross-correlation, as everywhere in deep learning) over N dimensions.
 
     Arrays are channels last: ``(batch, *spatial, features)``. With kernel size ``K`` and padding
@@ -229,13 +229,14 @@ class Conv(moduli.Module):
             ),
             feature_group_count=self.feature_group_count,
             precision=self.precision,
-            preferred_element_type=self.preferred_element_type,
+            preferred_element_type=self._sum_dtype(),
             **({} if out_sharding is None else {"out_sharding": out_sharding}),
         )
         detail = f"kernel_size={self.kernel_size} and padding={self.padding!r}"
         check_not_empty(name, x, outputs, slice(1, -1), detail)
         if bias is not None:
             outputs = outputs + bias.astype(outputs.dtype)
+        outputs = self._summed(outputs, x.dtype)
         # (N, *new spatial, features) -> (*batch, *new spatial, features)
         return outputs.reshape((*batch, *outputs.shape[1:]))
 

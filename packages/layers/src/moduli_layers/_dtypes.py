@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+import moduli
 from moduli_layers.errors import DtypeError
 
-__all__ = ["PromoteDtype", "promote_dtype", "promote_for"]
+__all__ = ["PromoteDtype", "Summing", "promote_dtype", "promote_for"]
 
 
 class PromoteDtype(Protocol):
@@ -84,6 +85,33 @@ def promote_for(layer: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         return layer.promote_dtype(arrays, dtype=layer.dtype)
     except DtypeError as error:
         raise DtypeError(f"{type(layer).__name__}: {error}") from None
+
+
+class Summing(moduli.Module):
+    """Base of layers that multiply and sum: in which dtype they do.
+
+    Attributes:
+      preferred_element_type: dtype in which the sum is accumulated and returned; None leaves it to
+        JAX.
+      accumulate_dtype: dtype in which the sum is accumulated, to be returned in the dtype of the
+        computation; :func:`moduli_layers.set_dtypes` sets it.
+    """
+
+    __module__ = "moduli_layers"
+
+    preferred_element_type: DTypeLike | None = None
+    accumulate_dtype: DTypeLike | None = None
+
+    def _sum_dtype(self) -> DTypeLike | None:
+        """The ``preferred_element_type`` for the product."""
+        preferred = self.preferred_element_type
+        return self.accumulate_dtype if preferred is None else preferred
+
+    def _summed(self, outputs: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Brings a finished sum (product and bias) back to the dtype of the computation."""
+        if self.preferred_element_type is None and self.accumulate_dtype is not None:
+            return outputs.astype(dtype)
+        return outputs
 
 
 def _common_dtype(arrays: list[Any], inexact: bool) -> DTypeLike:

@@ -15,7 +15,7 @@ import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs
-from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers._remembered import dot_general as remembered_dot_general
 
@@ -24,7 +24,7 @@ __all__ = ["Linear"]
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
-class Linear(moduli.Module):
+class Linear(Summing):
     """An affine map of the last axis: ``y = x @ kernel + bias``.
 
     Attributes:
@@ -133,7 +133,9 @@ class Linear(moduli.Module):
             kernel,
             (((x.ndim - 1,), (0,)), ((), ())),
             precision=self.precision,
-            preferred_element_type=self.preferred_element_type,
+            preferred_element_type=self._sum_dtype(),
             **sharding,
         )
-        return outputs if bias is None else outputs + bias.astype(outputs.dtype)
+        if bias is not None:
+            outputs = outputs + bias.astype(outputs.dtype)
+        return self._summed(outputs, x.dtype)
