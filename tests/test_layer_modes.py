@@ -2,16 +2,8 @@
 
 import numpy as np
 import pytest
+from layer_rows.row import Outer
 from layer_table import TABLE, Row
-
-import moduli
-
-
-class Outer(moduli.Module):
-    """Holds a layer two levels down, in a list."""
-
-    def __init__(self, layer: moduli.Module) -> None:
-        self.blocks = [[layer]]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)

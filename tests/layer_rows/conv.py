@@ -82,7 +82,7 @@ def _conv(
     def build(rngs: moduli.Rngs) -> Any:
         return layers.Conv(shape[-1], out[-1], *args, **kwargs, rngs=rngs)
 
-    return Row(f"conv-{name}", build, (shape,), out, conv)
+    return Row(f"conv-{name}", build, (shape,), out, conv, batched=name != "no-batch")
 
 
 ROWS: list[Row] = [
@@ -113,6 +113,6 @@ ROWS: list[Row] = [
     _conv((2, 4, 2), (2, 9, 3), "input-dilation-pad", 3, input_dilation=2, padding=2),
     _conv((2, 5, 5, 4), (2, 5, 5, 6), "groups", (3, 3), feature_group_count=2),
     _conv((2, 5, 4), (2, 5, 8), "depthwise", 3, feature_group_count=4),
-    _conv((2, 6, 2), (2, 6, 3), "mask", 3, mask=np.tri(3)[:, :2, None] * np.ones((3, 2, 3))),
+    _conv((2, 6, 2), (2, 6, 3), "mask", 3, mask=np.tri(3, dtype="f4")[:, :2, None].repeat(3, 2)),
     _conv((2, 6, 2), (2, 6, 3), "mask-bool", 3, mask=np.arange(18).reshape(3, 2, 3) % 2 == 0),
 ]

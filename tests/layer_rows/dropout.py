@@ -28,12 +28,15 @@ def unchanged(layer: Any, x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
+_FREE: dict[str, Any] = {"checks_features": False, "needs_rngs": False}
+
+
 def _drop(name: str, rate: float, **kwargs: Any) -> Row:
     def build(rngs: moduli.Rngs) -> Any:
         return layers.Dropout(rate, **kwargs, rngs=rngs)
 
     shape = (6, 5, 4)
-    return Row(f"dropout-{name}", build, (shape,), shape, dropout, unchanged, random=True)
+    return Row(f"dropout-{name}", build, (shape,), shape, dropout, unchanged, random=True, **_FREE)
 
 
 ROWS: list[Row] = [

@@ -34,7 +34,15 @@ def _norm(name: str, shape: tuple[int, ...], features: int, **kwargs: Any) -> Ro
     def build(rngs: moduli.Rngs) -> Any:
         return layers.BatchNorm(features, **kwargs, rngs=rngs)
 
-    return Row(f"batch_norm-{name}", build, (shape,), shape, batch_norm, batch_norm_eval)
+    return Row(
+        f"batch_norm-{name}",
+        build,
+        (shape,),
+        shape,
+        batch_norm,
+        batch_norm_eval,
+        checks_features=kwargs.get("axis", -1) == -1,
+    )
 
 
 ROWS: list[Row] = [

@@ -48,6 +48,8 @@ def _pool(name: str, function: Any, reduce: Any, shape: Any, window: Any, stride
         (shape,),
         (shape[0], *out, shape[-1]),
         reference,
+        checks_features=False,
+        needs_rngs=False,
     )
 
 

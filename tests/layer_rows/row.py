@@ -51,6 +51,11 @@ class Row:
       init: a builder of a layer large enough for statistics, and the standard deviation expected
         of each of its initial parameters, by path with dots.
       bfloat16: largest error in bfloat16, relative to the largest output.
+      batched: whether the first axis of all inputs and of the output is one of examples that do not
+        see each other in evaluation.
+      checks_features: whether the layer knows the size of its inputs' last axis, so that another
+        one is refused.
+      needs_rngs: whether it cannot be built without random streams.
       smooth: whether finite differences make sense (no maximum, no rounding, no integer).
     """
 
@@ -64,6 +69,9 @@ class Row:
     bad: tuple[Bad, ...] = ()
     init: tuple[Callable[[moduli.Rngs], Any], Mapping[str, float]] | None = None
     bfloat16: float = 0.03
+    batched: bool = True
+    checks_features: bool = True
+    needs_rngs: bool = True
     smooth: bool = True
 
     def model(self, seed: int = 0) -> Any:
@@ -79,6 +87,20 @@ class Row:
     def arrays(self, seed: int = 0) -> tuple[jax.Array, ...]:
         """Makes the inputs."""
         return make_inputs(self.inputs, seed)
+
+    def nested(self) -> Any:
+        """Builds the layer two levels down in a model, at ``blocks[0][0]`` of ``Outer``."""
+        return Outer(self.model())
+
+
+class Outer(moduli.Module):
+    """Holds a layer two levels down, in a list."""
+
+    def __init__(self, layer: moduli.Module) -> None:
+        self.blocks = [[layer]]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.blocks[0][0](*args)
 
 
 def make_inputs(inputs: tuple[Any, ...], seed: int = 0) -> tuple[jax.Array, ...]:
