@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def run_torch(module: Any, layer: Any, *inputs: Any) -> np.ndarray:
     axis = layer.torch_counterpart.feature_axis
     to = functools.partial(_moved, source=-1, target=axis)
     tensors = [torch.tensor(np.array(to(_wide(x)))) for x in inputs]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that something is slow
         output = module(*tensors)
     return _moved(output.numpy(), source=axis, target=-1)
 

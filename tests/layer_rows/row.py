@@ -56,6 +56,7 @@ class Row:
       checks_features: whether the layer knows the size of its inputs' last axis, so that another
         one is refused.
       needs_rngs: whether it cannot be built without random streams.
+      torch: whether the layer's ``torch_counterpart``, if it has one, takes such inputs.
       smooth: whether finite differences make sense (no maximum, no rounding, no integer).
     """
 
@@ -72,6 +73,7 @@ class Row:
     batched: bool = True
     checks_features: bool = True
     needs_rngs: bool = True
+    torch: bool = True
     smooth: bool = True
 
     def model(self, seed: int = 0) -> Any:

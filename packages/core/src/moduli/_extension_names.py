@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moduli_layers import BatchNorm as BatchNorm
     from moduli_layers import Conv as Conv
+    from moduli_layers import ConvTranspose as ConvTranspose
     from moduli_layers import Dropout as Dropout
     from moduli_layers import DtypePolicy as DtypePolicy
     from moduli_layers import Initializer as Initializer
     from moduli_layers import Linear as Linear
     from moduli_layers import Sequential as Sequential
     from moduli_layers import Stack as Stack
+    from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
+    from moduli_layers import adaptive_max_pool as adaptive_max_pool
+    from moduli_layers import adaptive_min_pool as adaptive_min_pool
     from moduli_layers import avg_pool as avg_pool
     from moduli_layers import celu as celu
     from moduli_layers import elu as elu
@@ -69,12 +73,16 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     "layers": (
         "BatchNorm",
         "Conv",
+        "ConvTranspose",
         "Dropout",
         "DtypePolicy",
         "Initializer",
         "Linear",
         "Sequential",
         "Stack",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "adaptive_min_pool",
         "avg_pool",
         "celu",
         "elu",

@@ -29,7 +29,11 @@ from moduli_layers._activations import squareplus as squareplus
 from moduli_layers._activations import standardize as standardize
 from moduli_layers._activations import swish as swish
 from moduli_layers._activations import tanh as tanh
+from moduli_layers._adaptive_pooling import adaptive_avg_pool as adaptive_avg_pool
+from moduli_layers._adaptive_pooling import adaptive_max_pool as adaptive_max_pool
+from moduli_layers._adaptive_pooling import adaptive_min_pool as adaptive_min_pool
 from moduli_layers._conv import Conv as Conv
+from moduli_layers._conv_transpose import ConvTranspose as ConvTranspose
 from moduli_layers._dropout import Dropout as Dropout
 from moduli_layers._dtype_policy import DtypePolicy as DtypePolicy
 from moduli_layers._dtype_policy import set_dtypes as set_dtypes

@@ -13,12 +13,19 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
+from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
-from moduli_layers._windows import Padding, check_not_empty, padding_pairs, per_dimension
+from moduli_layers._windows import (
+    Padding,
+    as_static,
+    check_not_empty,
+    padding_pairs,
+    per_dimension,
+)
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["Conv"]
@@ -26,6 +33,25 @@ __all__ = ["Conv"]
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 _PADDINGS = ("SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL")
 _PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+
+
+def _counterpart(rank: int) -> Counterpart:
+    return Counterpart(
+        f"torch.nn.Conv{rank}d",
+        {"weight": Tensor("kernel", "... i o -> o i ..."), "bias": Tensor("bias")},
+        {
+            "in_channels": "in_features",
+            "out_channels": "out_features",
+            "kernel_size": "kernel_size",
+            "stride": lambda layer: layer._window()[0],
+            "dilation": lambda layer: layer._window()[2],
+            "padding": lambda layer: layer._torch_padding()[0],
+            "padding_mode": lambda layer: layer._torch_padding()[1],
+            "groups": "feature_group_count",
+            "bias": "use_bias",
+        },
+        feature_axis=1,
+    )
 
 
 class Conv(Summing):
@@ -137,10 +163,10 @@ class Conv(Summing):
             self.bias = moduli.Param(bias, **bias_metadata)
         self.in_features = in_features
         self.out_features = out_features
-        self.strides = _static(strides)
-        self.padding = _static(padding)
-        self.input_dilation = _static(input_dilation)
-        self.kernel_dilation = _static(kernel_dilation)
+        self.strides = as_static(strides)
+        self.padding = as_static(padding)
+        self.input_dilation = as_static(input_dilation)
+        self.kernel_dilation = as_static(kernel_dilation)
         self.feature_group_count = feature_group_count
         self.use_bias = use_bias
         self.mask = mask
@@ -156,6 +182,18 @@ class Conv(Summing):
                 f"{type(self).__name__} got a mask of shape {shape_text(mask)}, expected the "
                 f"kernel's shape {self.kernel_shape}; broadcast the mask to it first"
             )
+
+    @property
+    def torch_counterpart(self) -> Counterpart | None:
+        """PyTorch's layer that computes the same; None if it has none.
+
+        It has none for an input dilation, a mask, and a padding that differs on two sides.
+        """
+        rank = len(self.kernel_size)
+        dilated = any(factor != 1 for factor in self._window()[1])
+        if rank > 3 or dilated or self.mask is not None or self._torch_padding() is None:
+            return None
+        return _counterpart(rank)
 
     def __call__(self, inputs: ArrayLike, out_sharding: Any = None) -> jax.Array:
         """Convolves the inputs.
@@ -259,7 +297,17 @@ class Conv(Summing):
             )
         return strides, input_dilation, kernel_dilation, padding
 
-
-def _static(value: Any) -> Any:
-    """Turns lists into tuples: an attribute that holds a list would be data, not configuration."""
-    return tuple(map(_static, value)) if isinstance(value, (list, tuple)) else value
+    def _torch_padding(self) -> tuple[Any, str] | None:
+        """Returns PyTorch's padding and padding mode; None if they cannot say the same."""
+        strides, _, dilation, padding = self._window()
+        spans = [(k - 1) * d for k, d in zip(self.kernel_size, dilation, strict=True)]
+        mode = padding.lower() if padding in _PAD_MODES else "zeros"
+        if padding == "VALID":
+            return (0,) * len(spans), mode
+        if padding in ("SAME", *_PAD_MODES) and all(stride == 1 for stride in strides):
+            return "same", mode
+        if padding in _PAD_MODES and all(span % 2 == 0 for span in spans):
+            return tuple(span // 2 for span in spans), mode
+        if isinstance(padding, str) or any(before != after for before, after in padding):
+            return None
+        return tuple(before for before, _ in padding), mode

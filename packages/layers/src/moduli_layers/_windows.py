@@ -10,10 +10,15 @@ import jax
 from moduli.errors import ShapeError
 from moduli_layers.errors import ArgumentError
 
-__all__ = ["Padding", "check_not_empty", "padding_pairs", "per_dimension"]
+__all__ = ["Padding", "as_static", "check_not_empty", "padding_pairs", "per_dimension"]
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 """A name (``"SAME"``), one amount for all sides, or for each dimension an amount or a pair."""
+
+
+def as_static(value: Any) -> Any:
+    """Turns lists into tuples: an attribute that holds a list would be data, not configuration."""
+    return tuple(map(as_static, value)) if isinstance(value, (list, tuple)) else value
 
 
 def per_dimension(

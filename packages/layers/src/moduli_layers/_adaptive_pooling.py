@@ -1,0 +1,157 @@
+"""Pooling to a given output size, whatever the size of the input, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from moduli.errors import ShapeError
+from moduli_layers._checks import shape_text
+from moduli_layers.errors import ArgumentError
+
+__all__ = ["adaptive_avg_pool", "adaptive_max_pool", "adaptive_min_pool"]
+
+
+def adaptive_avg_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> jax.Array:
+    """Averages over windows that divide each spatial axis into a given number of parts.
+
+    Along an axis of size ``n``, part ``i`` of ``k`` is from ``floor(i * n / k)`` to
+    ``ceil((i + 1) * n / k)``, as in PyTorch: windows differ by one in size, and may overlap by one.
+
+    Args:
+      inputs: array of shape ``(*batch, *spatial, features)``; integers become float32.
+      output_size: how many parts each spatial axis is divided into; None keeps an axis.
+
+    Returns:
+      Array of shape ``(*batch, *output_size, features)``.
+
+    Raises:
+      ShapeError: the inputs have too few axes, or a spatial axis is empty.
+      ArgumentError: a size is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import adaptive_avg_pool
+      >>> adaptive_avg_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
+      Array([1., 3.], dtype=float32)
+    """
+    inputs = jnp.asarray(inputs)
+    if not jnp.issubdtype(inputs.dtype, jnp.inexact):
+        inputs = inputs.astype(jnp.float32)
+
+    def average(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
+        counts = inside.sum(axis, keepdims=True)
+        weights = jnp.asarray(inside / counts, windows.dtype)
+        return jnp.sum(windows * weights, axis)
+
+    return _adaptive("adaptive_avg_pool", inputs, output_size, average)
+
+
+def adaptive_max_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> jax.Array:
+    """Takes the maximum over windows as in :func:`adaptive_avg_pool`.
+
+    Args:
+      inputs: array of shape ``(*batch, *spatial, features)``.
+      output_size: how many parts each spatial axis is divided into; None keeps an axis.
+
+    Returns:
+      Array of shape ``(*batch, *output_size, features)``.
+
+    Raises:
+      ShapeError: the inputs have too few axes, or a spatial axis is empty.
+      ArgumentError: a size is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import adaptive_max_pool
+      >>> adaptive_max_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
+      Array([2., 4.], dtype=float32)
+    """
+
+    def largest(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
+        return jnp.max(windows, axis)  # what is outside repeats an entry that is inside
+
+    return _adaptive("adaptive_max_pool", jnp.asarray(inputs), output_size, largest)
+
+
+def adaptive_min_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> jax.Array:
+    """Takes the minimum over windows as in :func:`adaptive_avg_pool`.
+
+    Args:
+      inputs: array of shape ``(*batch, *spatial, features)``.
+      output_size: how many parts each spatial axis is divided into; None keeps an axis.
+
+    Returns:
+      Array of shape ``(*batch, *output_size, features)``.
+
+    Raises:
+      ShapeError: the inputs have too few axes, or a spatial axis is empty.
+      ArgumentError: a size is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli_layers import adaptive_min_pool
+      >>> adaptive_min_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
+      Array([0., 2.], dtype=float32)
+    """
+
+    def smallest(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
+        return jnp.min(windows, axis)
+
+    return _adaptive("adaptive_min_pool", jnp.asarray(inputs), output_size, smallest)
+
+
+def _adaptive(
+    owner: str,
+    inputs: jax.Array,
+    output_size: Sequence[int | None],
+    reduce: Callable[[jax.Array, np.ndarray, int], jax.Array],
+) -> jax.Array:
+    """Reduces axis after axis; average, maximum and minimum may be taken one axis at a time."""
+    sizes = _sizes(owner, output_size)
+    first = inputs.ndim - len(sizes) - 1
+    if first < 0:
+        raise ShapeError(
+            f"{owner} with output_size={sizes} expects inputs of shape (*batch, *spatial, "
+            f"features) with {len(sizes)} spatial axes, got shape {shape_text(inputs)}; write one "
+            f"entry of output_size for each spatial axis and keep the features last"
+        )
+    if 0 in inputs.shape[first:-1]:
+        raise ShapeError(
+            f"{owner} got inputs of shape {shape_text(inputs)} with an empty spatial axis, of "
+            f"which no part has an entry; give at least one entry along each"
+        )
+    for axis, parts in enumerate(sizes, first):
+        length = inputs.shape[axis]
+        if parts is None or parts == length:
+            continue
+        places, inside = _windows(length, parts)
+        windows = jnp.take(inputs, places, axis, mode="clip")  # (..., parts, window, ...)
+        shape = [1] * windows.ndim
+        shape[axis : axis + 2] = inside.shape
+        inputs = reduce(windows, inside.reshape(shape), axis + 1)
+    return inputs
+
+
+def _sizes(owner: str, output_size: Any) -> tuple[int | None, ...]:
+    if not isinstance(output_size, Sequence) or any(
+        size is not None and size < 1 for size in output_size
+    ):
+        raise ArgumentError(
+            f"{owner} got output_size={output_size!r}; write one size of at least 1 (or None) for "
+            f"each spatial axis, for example output_size=(1, 1)"
+        )
+    return tuple(output_size)
+
+
+def _windows(length: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each part the indices of its entries, and which of them are not repetitions."""
+    i = np.arange(parts)
+    starts, ends = i * length // parts, -((-(i + 1) * length) // parts)
+    places = starts[:, None] + np.arange((ends - starts).max())
+    return np.minimum(places, ends[:, None] - 1), places < ends[:, None]
