@@ -133,7 +133,7 @@ class Tensor:
             for i, name in enumerate(ours)
             if name in self.flip or ("..." in self.flip and name.startswith("..."))
         ]
-        return np.flip(array, axes) if axes else array
+        return np.flip(array, tuple(axes)) if axes else array
 
     def _forth(self, array: np.ndarray) -> np.ndarray:
         ours, theirs = self._plan(array.ndim)
