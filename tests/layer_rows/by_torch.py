@@ -59,6 +59,8 @@ def run_torch(module: Any, layer: Any, *inputs: Any) -> np.ndarray:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that something is slow
         output = module(*tensors)
+    if layer.torch_counterpart.output is not None:
+        output = layer.torch_counterpart.output(output)
     return _moved(output.numpy(), source=axis, target=-1)
 
 

@@ -130,3 +130,11 @@ def test_all_tensors_are_written_or_none(changed, error, message):
         layer.torch_counterpart.to_ours(layer, tensors)
     np.testing.assert_array_equal(layer.kernel, Layer().kernel)
     np.testing.assert_array_equal(layer.bias, Layer().bias)
+
+
+def test_a_part_without_a_parameter_has_to_be_zero():
+    tensor = Tensor("bias", absent=lambda array: array[2:])
+    with pytest.raises(StructureError, match="no parameter, and which is not zero; set it to zero"):
+        tensor.to_ours(np.ones(3), [(3,)])
+    (ours,) = tensor.to_ours(np.array([1.0, 2.0, 0.0]), [(3,)])
+    np.testing.assert_array_equal(ours, [1, 2, 0])

@@ -49,6 +49,8 @@ class Tensor:
       flip: names of axes in ``layout`` whose order is reversed; ``"..."`` for those it stands for.
       zero: those of the paths for which the tensor holds zeros; what it holds there on the way back
         is added to the Variable (the second of two biases that are only ever summed).
+      absent: takes the part out of the tensor for which the layer has no parameter; it has to be
+        zero to come over. None if there is no such part.
     """
 
     of: str | tuple[str, ...]
@@ -56,6 +58,7 @@ class Tensor:
     axis: int = 0
     flip: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
+    absent: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -89,6 +92,7 @@ class Tensor:
 
         Raises:
           ShapeError: the array is not of the shape that belongs to these.
+          StructureError: the array is not zero where the layer has no parameter.
         """
         array = np.asarray(array)
         expected = self.to_theirs([np.broadcast_to(0.0, shape) for shape in shapes]).shape
@@ -96,6 +100,12 @@ class Tensor:
             raise ShapeError(
                 f"a tensor for {', '.join(self.paths)} has the shape {array.shape}, expected "
                 f"{expected}, which belongs to {shapes[0] if len(shapes) == 1 else shapes}"
+            )
+        if self.absent is not None and np.any(self.absent(array)):
+            raise StructureError(
+                f"a tensor for {', '.join(self.paths)} has a part for which the layer has no "
+                "parameter, and which is not zero; set it to zero there, or write a layer that "
+                "has the parameter"
             )
         sizes = [self._forth(np.broadcast_to(0.0, shape)).shape[self.axis] for shape in shapes]
         parts = np.split(array, np.cumsum(sizes)[:-1], self.axis) if len(shapes) > 1 else [array]
@@ -183,6 +193,7 @@ class Counterpart:
         :class:`Setting`, or a function of our layer (when it is made of more than one attribute).
       fixed: arguments of its constructor that are always the same.
       feature_axis: the axis of the features in its inputs and outputs, where ours is the last.
+      output: takes what our layer returns out of what theirs returns, if that is more.
     """
 
     name: str
@@ -190,6 +201,7 @@ class Counterpart:
     settings: Mapping[str, str | Setting | Callable[[Any], Any]] = _nothing()
     fixed: Mapping[str, Any] = _nothing()
     feature_axis: int = -1
+    output: Callable[[Any], Any] | None = None
 
     def arguments(self, layer: Any) -> dict[str, Any]:
         """Makes the arguments with which to build the other layer.
@@ -241,7 +253,8 @@ class Counterpart:
           tensors: arrays by name. More names than :attr:`tensors` has are left alone.
 
         Raises:
-          StructureError: a tensor is missing.
+          StructureError: a tensor is missing, or holds numbers for which the layer has no
+            parameter.
           ShapeError: a tensor has another shape than the layer's.
         """
         written: dict[str, np.ndarray] = {}
