@@ -11,6 +11,7 @@ from benchmarks import (
     cache_stress,
     calls,
     graph_operations,
+    layer_calls,
     memory,
     stacking,
     tracing,
@@ -42,6 +43,7 @@ SECTIONS = {
     ),
     "building": Section("where building goes", building.measure, building.report),
     "stress": Section("stress of the structure cache", cache_stress.measure, cache_stress.report),
+    "layers": Section("each layer", layer_calls.measure, layer_calls.report),
     "stacking": Section("loop and scanned stack", stacking.measure, stacking.report),
 }
 """Name on the command line and in the JSON -> the section."""

@@ -310,3 +310,30 @@ def test_quartiles_stand_beside_the_median():
     sections = {"calls": {"forward": {3: times}}}
     text = markdown({"environment": {}, "rounds": 5, "sections": sections})
     assert "| 3 | 10 µs | 1.20 (1.05-1.35) |" in text
+
+
+def layer_names():
+    import sys
+
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.layer_cases import CASES
+
+    sys.path.remove(str(ROOT))
+    return list(CASES)
+
+
+@pytest.mark.parametrize("name", layer_names())
+def test_a_layer_agrees_with_its_maths_by_hand(name):
+    import jax
+    import numpy as np
+    from benchmarks import layer_calls
+    from benchmarks.layer_cases import CASES
+
+    case = dataclasses.replace(CASES[name], inputs=(2, *CASES[name].inputs[1:]))
+    by_hand, ours = layer_calls.by_hand(case), layer_calls.lifted(case, layer_calls.moduli)
+    for _ in range(2):  # the second time with the state of the first
+        (value, grads), (expected, raw) = ours(), by_hand()
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        mine = [*jax.tree.leaves(grads[0]), *grads[1:]]
+        for grad, other in zip(mine, jax.tree.leaves(raw), strict=True):
+            np.testing.assert_allclose(grad, other, rtol=1e-3, atol=1e-6)
