@@ -31,7 +31,7 @@ def test_pytorchs_own_parameters_come_over_and_go_back(row: Row) -> None:
     torch = pytest.importorskip("torch")
     model, inputs = row.model(), row.arrays()
     model.eval()
-    theirs = torch_module(model)
+    theirs = torch_module(model, *inputs)
     rng = np.random.default_rng(3)
     described = model.torch_counterpart.tensors
     with torch.no_grad():

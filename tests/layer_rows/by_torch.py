@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 
-def torch_module(layer: Any) -> Any:
+def torch_module(layer: Any, *inputs: Any) -> Any:
     """Builds the counterpart of a layer, in float64, with the layer's parameters and mode.
 
     Args:
       layer: a layer whose class has a ``torch_counterpart``, or what reads like one.
+      *inputs: what it will be called with; needed where their rank decides on the class.
 
     Returns:
       A ``torch.nn.Module``.
     """
     torch = pytest.importorskip("torch")
     counterpart = layer.torch_counterpart
-    package, _, name = counterpart.name.rpartition(".")
+    whole = counterpart.name_for(inputs[0]) if inputs else counterpart.name
+    package, _, name = whole.rpartition(".")
     module = getattr(importlib.import_module(package), name)(**counterpart.arguments(layer))
     module = module.double()
     tensors = counterpart.to_theirs(layer)
@@ -46,7 +48,7 @@ def by_torch(layer: Any, *inputs: Any) -> np.ndarray:
     Returns:
       The output in our layout.
     """
-    return run_torch(torch_module(layer), layer, *inputs)
+    return run_torch(torch_module(layer, *inputs), layer, *inputs)
 
 
 def run_torch(module: Any, layer: Any, *inputs: Any) -> np.ndarray:

@@ -42,6 +42,7 @@ def _norm(name: str, shape: tuple[int, ...], features: int, **kwargs: Any) -> Ro
         batch_norm,
         batch_norm_eval,
         checks_features=kwargs.get("axis", -1) == -1,
+        torch=kwargs.get("axis", -1) == -1,
     )
 
 

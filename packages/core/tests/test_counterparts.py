@@ -138,3 +138,11 @@ def test_a_part_without_a_parameter_has_to_be_zero():
         tensor.to_ours(np.ones(3), [(3,)])
     (ours,) = tensor.to_ours(np.array([1.0, 2.0, 0.0]), [(3,)])
     np.testing.assert_array_equal(ours, [1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"), [((2, 3), "Norm1d"), ((2, 5, 3), "Norm1d"), ((2, 5, 5, 5, 3), "Norm3d")]
+)
+def test_the_rank_of_the_inputs_decides_on_the_class(shape, name):
+    assert Counterpart("torch.nn.Norm{rank}d", {}).name_for(np.ones(shape)) == f"torch.nn.{name}"
+    assert Counterpart("torch.nn.Linear", {}).name_for(np.ones(shape)) == "torch.nn.Linear"

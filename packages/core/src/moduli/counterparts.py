@@ -186,7 +186,8 @@ class Counterpart:
     """A layer of another framework that computes the same.
 
     Attributes:
-      name: its qualified name, ``"torch.nn.Linear"``.
+      name: its qualified name, ``"torch.nn.Linear"``. ``{rank}`` in it stands for the number of
+        spatial axes, where only the inputs tell it: see :meth:`name_for`.
       tensors: its parameters and buffers by name. One whose Variables are None in a layer (no bias)
         does not exist there either.
       settings: arguments of its constructor by name: an attribute of our layer, a
@@ -202,6 +203,20 @@ class Counterpart:
     fixed: Mapping[str, Any] = _nothing()
     feature_axis: int = -1
     output: Callable[[Any], Any] | None = None
+
+    def name_for(self, inputs: Any) -> str:
+        """Returns the qualified name of the class that takes such inputs.
+
+        Args:
+          inputs: an array of shape (batch, *spatial, features).
+
+        Example:
+          >>> import numpy as np
+          >>> from moduli.counterparts import Counterpart
+          >>> Counterpart("torch.nn.BatchNorm{rank}d", {}).name_for(np.ones((2, 28, 28, 3)))
+          'torch.nn.BatchNorm2d'
+        """
+        return self.name.replace("{rank}", str(max(np.ndim(inputs) - 2, 1)))
 
     def arguments(self, layer: Any) -> dict[str, Any]:
         """Makes the arguments with which to build the other layer.

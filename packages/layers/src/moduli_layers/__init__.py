@@ -39,7 +39,7 @@ from moduli_layers._dtype_policy import DtypePolicy as DtypePolicy
 from moduli_layers._dtype_policy import set_dtypes as set_dtypes
 from moduli_layers._dtypes import promote_dtype as promote_dtype
 from moduli_layers._linear import Linear as Linear
-from moduli_layers._normalization import BatchNorm as BatchNorm
+from moduli_layers._batch_norm import BatchNorm as BatchNorm
 from moduli_layers._pooling import avg_pool as avg_pool
 from moduli_layers._pooling import max_pool as max_pool
 from moduli_layers._pooling import min_pool as min_pool

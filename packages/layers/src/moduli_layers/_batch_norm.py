@@ -1,11 +1,10 @@
-"""Layers that normalise their inputs."""
+"""Batch normalisation, with running statistics for evaluation."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,47 +13,16 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.errors import ShapeError
+from moduli.counterparts import Counterpart, Setting, Tensor
+from moduli.errors import ShapeError, StructureError
 from moduli_layers import initializers
-from moduli_layers._checks import (
-    check_features,
-    check_positive,
-    check_rngs,
-    resolve_mode,
-    shape_text,
-)
+from moduli_layers._checks import check_features, resolve_mode, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
-from moduli_layers._remembered import fill, remembered, square
-from moduli_layers.errors import DtypeError
+from moduli_layers._norm import NO_METADATA, Norm
+from moduli_layers._remembered import fill, remembered
+from moduli_layers._statistics import Moments, at_least_float32, moments, normalize
 
 __all__ = ["BatchNorm"]
-
-_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
-
-
-@functools.partial(remembered, static_argnames=("axis", "epsilon"))
-def _normalize(
-    inputs: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    *,
-    axis: int,
-    epsilon: float,
-) -> jax.Array:
-    """Shifts and scales each feature, with statistics and parameters of shape (num_features,)."""
-
-    def over_features(values: jax.Array) -> jax.Array:
-        shape = [1] * inputs.ndim
-        shape[axis] = inputs.shape[axis]
-        return values.astype(inputs.dtype).reshape(shape)
-
-    factor = lax.rsqrt(over_features(var) + epsilon)
-    if scale is not None:
-        factor = factor * over_features(scale)
-    y = (inputs - over_features(mean)) * factor
-    return y if bias is None else y + over_features(bias)
 
 
 @functools.partial(remembered, static_argnames=("momentum",))
@@ -63,7 +31,35 @@ def _moved(old: jax.Array, new: jax.Array, *, momentum: float) -> jax.Array:
     return momentum * old + (1 - momentum) * lax.stop_gradient(new).astype(old.dtype)
 
 
-class BatchNorm(moduli.Module):
+def _kept(theirs: float | None) -> float:
+    """Our momentum for PyTorch's."""
+    if theirs is None:
+        raise StructureError(
+            "torch's momentum=None averages all batches alike, which BatchNorm does not; give "
+            "torch's layer a momentum"
+        )
+    return 1 - theirs
+
+
+_COUNTERPART = Counterpart(
+    "torch.nn.BatchNorm{rank}d",
+    {
+        "weight": Tensor("scale"),
+        "bias": Tensor("bias"),
+        "running_mean": Tensor("mean"),
+        "running_var": Tensor("var"),
+    },
+    {
+        "num_features": "num_features",
+        "eps": "epsilon",
+        "momentum": Setting("momentum", lambda ours: 1 - ours, _kept),
+        "affine": "use_scale",
+    },
+    feature_axis=1,
+)
+
+
+class BatchNorm(Norm):
     """Normalises each feature over the batch, and keeps running statistics for evaluation.
 
     In training, with the mean ``m`` and the biased variance ``v`` of each feature over all other
@@ -74,6 +70,10 @@ class BatchNorm(moduli.Module):
 
     Statistics are computed and kept in float32 (or wider), whatever the inputs' dtype. No
     gradient flows through the running statistics.
+
+    PyTorch's layer gives the same outputs with ``momentum`` one minus ours. It normalises by the
+    biased variance too, but keeps the unbiased one (``n / (n - 1)`` times as large for ``n``
+    entries of a feature), so that running variances which both have trained differ a little.
 
     Attributes:
       scale: Param of shape (num_features,), or None if ``use_scale`` is False.
@@ -147,37 +147,37 @@ class BatchNorm(moduli.Module):
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype = promote_dtype,
         rngs: moduli.Rngs,
-        bias_metadata: Mapping[str, Any] = _NO_METADATA,
-        scale_metadata: Mapping[str, Any] = _NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
     ) -> None:
-        check_positive(self, num_features=num_features)
-        check_rngs(self, rngs)
+        self._build(
+            num_features,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            use_fast_variance=use_fast_variance,
+            promote_dtype=promote_dtype,
+            rngs=rngs,
+            scale_metadata=scale_metadata,
+            bias_metadata=bias_metadata,
+        )
         shape = (num_features,)
         self.mean = moduli.BatchStat(fill(initializers.zeros, None, shape, jnp.float32))
         self.var = moduli.BatchStat(fill(initializers.ones, None, shape, jnp.float32))
-        self.scale = None
-        if use_scale:
-            scale = fill(scale_init, rngs.params(), shape, param_dtype)
-            self.scale = moduli.Param(scale, **scale_metadata)
-        self.bias = None
-        if use_bias:
-            bias = fill(bias_init, rngs.params(), shape, param_dtype)
-            self.bias = moduli.Param(bias, **bias_metadata)
-        self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
-        self.epsilon = epsilon
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.use_bias = use_bias
-        self.use_scale = use_scale
-        self.axis_name = axis_name
-        if axis_index_groups is not None:
-            axis_index_groups = tuple(tuple(group) for group in axis_index_groups)
-        self.axis_index_groups = axis_index_groups
-        self.use_fast_variance = use_fast_variance
-        self.promote_dtype = promote_dtype
+
+    @property
+    def torch_counterpart(self) -> Counterpart | None:
+        """PyTorch's layer that computes the same; None with only one of scale and bias."""
+        return _COUNTERPART if self.use_scale == self.use_bias else None
 
     def __call__(
         self,
@@ -209,87 +209,47 @@ class BatchNorm(moduli.Module):
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         inputs, _, _, scale, bias = promote_for(self, (x, mean, var, scale, bias))
-        result_dtype = inputs.dtype
-        if jnp.finfo(result_dtype).bits < 32:
-            inputs = inputs.astype(jnp.float32)
-
+        wide = at_least_float32(inputs)
         axis = self.axis % inputs.ndim
         if not evaluate:
-            batch_mean, batch_var, counted = self._batch_statistics(inputs, axis, mask)
-            self._update(mean, var, batch_mean, batch_var, counted)
-            mean, var = batch_mean, batch_var
+            batch = self._batch_statistics(wide, axis, mask)
+            self._update(mean, var, batch)
+            mean, var = batch.mean, batch.var
+        shape = tuple(size if i == axis else 1 for i, size in enumerate(inputs.shape))
+        y = normalize(
+            wide,
+            mean,
+            var,
+            scale,
+            bias,
+            stats_shape=shape,
+            feature_shape=shape,
+            epsilon=self.epsilon,
+        )
+        return y.astype(inputs.dtype)
 
-        y = _normalize(inputs, mean, var, scale, bias, axis=axis, epsilon=self.epsilon)
-        return y.astype(result_dtype)
-
-    def _batch_statistics(
-        self, x: jax.Array, axis: int, mask: ArrayLike | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Returns mean, variance and, if there is a mask, how many entries each feature had."""
+    def _batch_statistics(self, x: jax.Array, axis: int, mask: ArrayLike | None) -> Moments:
+        """Returns the batch's statistics."""
         axes = tuple(i for i in range(x.ndim) if i != axis)
-        name = type(self).__name__
         if math.prod(x.shape[i] for i in axes) == 0:
             raise ShapeError(
-                f"{name}(num_features={self.num_features}) expects at least one entry for each "
-                f"feature to compute its statistics from, got shape {shape_text(x)}; skip the "
-                f"empty batch, or write use_running_average=True"
+                f"{type(self).__name__}(num_features={self.num_features}) expects at least one "
+                f"entry for each feature to compute its statistics from, got shape "
+                f"{shape_text(x)}; skip the empty batch, or write use_running_average=True"
             )
+        return moments(
+            x,
+            self._mask(mask, x),
+            axes=axes,
+            fast=self.use_fast_variance,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
 
-        def summed(values: Any, reduce: Any) -> Any:
-            if self.axis_name is None:
-                return values
-            return reduce(values, self.axis_name, axis_index_groups=self.axis_index_groups)
-
-        if mask is None:
-            count = None
-
-            def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
-                return summed(tuple(jnp.mean(term, axes) for term in terms), lax.pmean)
-        else:
-            real = self._mask_like(x, mask)
-            count = summed(jnp.sum(real, axes, dtype=x.dtype), lax.psum)
-            at_least_one = jnp.maximum(count, 1)
-
-            def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
-                sums = tuple(jnp.sum(jnp.where(real, term, 0), axes) for term in terms)
-                return tuple(total / at_least_one for total in summed(sums, lax.psum))
-
-        if self.use_fast_variance:
-            mean, mean_of_squares = averages(x, square(x))
-            # rounding can bring the difference below zero
-            return mean, jnp.maximum(mean_of_squares - square(mean), 0), count
-        (mean,) = averages(x)
-        (var,) = averages(square(x - jnp.expand_dims(mean, axes)))
-        return mean, var, count
-
-    def _mask_like(self, x: jax.Array, mask: ArrayLike) -> jax.Array:
-        """Returns the mask broadcast to the inputs."""
-        name = type(self).__name__
-        mask = jnp.asarray(mask)
-        if mask.dtype != jnp.bool_:
-            raise DtypeError(
-                f"{name} expects a boolean mask, got {mask.dtype.name}; write mask=mask != 0"
-            )
-        try:
-            return jnp.broadcast_to(mask, x.shape)
-        except ValueError:
-            raise ShapeError(
-                f"{name} expects a mask that broadcasts to the inputs' shape {shape_text(x)}, "
-                f"got shape {shape_text(mask)}; give it an axis of size 1 for each axis along "
-                f"which it is the same, as mask[:, None]"
-            ) from None
-
-    def _update(
-        self,
-        mean: jax.Array,
-        var: jax.Array,
-        batch_mean: jax.Array,
-        batch_var: jax.Array,
-        counted: jax.Array | None,
-    ) -> None:
+    def _update(self, mean: jax.Array, var: jax.Array, batch: Moments) -> None:
         """Moves the running statistics towards the batch's."""
-        for variable, old, new in ((self.mean, mean, batch_mean), (self.var, var, batch_var)):
+        for variable, old, new in ((self.mean, mean, batch.mean), (self.var, var, batch.var)):
             moved = _moved(old, new, momentum=self.momentum)
-            if counted is not None:
-                moved = jnp.where(counted > 0, moved, old)
+            if batch.count is not None:
+                moved = jnp.where(batch.count > 0, moved, old)
             variable.value = moved

@@ -1,0 +1,178 @@
+"""Mean and variance over axes of an array, and normalisation by them; what all norms share.
+
+Statistics are computed in float32 or wider. A mask says which entries count, and ``axis_name``
+combines the statistics of a mapped axis (of ``vmap``, ``shard_map``) with one reduction for each
+pass over the data.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from moduli.errors import ShapeError
+from moduli_layers._checks import shape_text
+from moduli_layers._remembered import remembered
+from moduli_layers.errors import DtypeError
+
+__all__ = ["Moments", "at_least_float32", "boolean_mask", "moments", "normalize", "static_groups"]
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+class Moments(NamedTuple):
+    """What :func:`moments` returns; arrays without the axes that were reduced.
+
+    Attributes:
+      mean: the mean; None if it was not asked for.
+      var: the biased variance; the mean square if the mean was not asked for.
+      count: how many entries counted; None without a mask.
+    """
+
+    mean: jax.Array | None
+    var: jax.Array
+    count: jax.Array | None
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Returns the array, in float32 if it has fewer bits."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def static_groups(groups: Sequence[Sequence[int]] | None) -> Groups | None:
+    """Returns ``axis_index_groups`` as tuples, which are part of a layer's structure."""
+    return None if groups is None else tuple(tuple(group) for group in groups)
+
+
+def boolean_mask(layer: object, mask: ArrayLike | None, shape: tuple[int, ...]) -> Any:
+    """Returns a mask broadcast to the inputs' shape, or None.
+
+    Args:
+      layer: the layer that is being called.
+      mask: what the caller passed.
+      shape: the inputs' shape.
+
+    Raises:
+      DtypeError: the mask is not boolean.
+      ShapeError: it does not broadcast to the shape.
+    """
+    if mask is None:
+        return None
+    name = type(layer).__name__
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise DtypeError(
+            f"{name} expects a boolean mask, got {mask.dtype.name}; write mask=mask != 0"
+        )
+    try:
+        return jnp.broadcast_to(mask, shape)
+    except ValueError:
+        raise ShapeError(
+            f"{name} expects a mask that broadcasts to the inputs' shape {shape}, "
+            f"got shape {shape_text(mask)}; give it an axis of size 1 for each axis along "
+            f"which it is the same, as mask[:, None]"
+        ) from None
+
+
+@functools.partial(
+    remembered, static_argnames=("axes", "center", "fast", "axis_name", "axis_index_groups")
+)
+def moments(
+    x: jax.Array,
+    mask: jax.Array | None,
+    *,
+    axes: tuple[int, ...],
+    center: bool = True,
+    fast: bool = True,
+    axis_name: Hashable | None = None,
+    axis_index_groups: Groups | None = None,
+) -> Moments:
+    """Computes mean and variance over axes. Where nothing counts, both are zero.
+
+    Args:
+      x: array in float32 or wider, real or complex.
+      mask: boolean array of the same shape, where False does not count; None if all count.
+      axes: the axes to reduce, none of them negative.
+      center: False takes the mean for zero.
+      fast: variance as ``mean(|x|²) - |mean(x)|²``, in one pass; False takes two.
+      axis_name: the mapped axis to combine; None for none.
+      axis_index_groups: which indices of that axis are combined with each other.
+    """
+
+    def combined(values: Any, reduce: Any) -> Any:
+        if axis_name is None:
+            return values
+        return reduce(values, axis_name, axis_index_groups=axis_index_groups)
+
+    count = None
+    if mask is None:
+
+        def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
+            return combined(tuple(jnp.mean(term, axes) for term in terms), lax.pmean)
+    else:
+        x = jnp.where(mask, x, 0)  # before it is squared: a NaN there reaches no gradient
+        count = combined(jnp.sum(mask, axes, dtype=jnp.finfo(x.dtype).dtype), lax.psum)
+        at_least_one = jnp.maximum(count, 1)
+
+        def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
+            sums = combined(tuple(jnp.sum(term, axes) for term in terms), lax.psum)
+            return tuple(total / at_least_one.astype(total.dtype) for total in sums)
+
+    if not center:
+        (mean_square,) = averages(_size_squared(x))
+        return Moments(None, mean_square, count)
+    if fast:
+        mean, mean_square = averages(x, _size_squared(x))
+        # rounding can bring the difference below zero
+        return Moments(mean, jnp.maximum(mean_square - _size_squared(mean), 0), count)
+    (mean,) = averages(x)
+    centered = x - jnp.expand_dims(mean, axes)
+    if mask is not None:
+        centered = jnp.where(mask, centered, 0)
+    (var,) = averages(_size_squared(centered))
+    return Moments(mean, var, count)
+
+
+@functools.partial(remembered, static_argnames=("stats_shape", "feature_shape", "epsilon"))
+def normalize(
+    x: jax.Array,
+    mean: jax.Array | None,
+    var: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    stats_shape: tuple[int, ...],
+    feature_shape: tuple[int, ...],
+    epsilon: float,
+) -> jax.Array:
+    """Computes ``(x - mean) / sqrt(var + epsilon) * scale + bias``.
+
+    Args:
+      x: the inputs.
+      mean: their mean; None for zero.
+      var: their variance.
+      scale: factors of the features; None for one.
+      bias: what is added to the features; None for zero.
+      stats_shape: shape that broadcasts to that of ``x``, to which mean and variance are brought.
+      feature_shape: the same for scale and bias.
+      epsilon: added to the variance.
+    """
+    real = jnp.finfo(x.dtype).dtype
+    factor = lax.rsqrt(var.astype(real).reshape(stats_shape) + epsilon).astype(x.dtype)
+    if scale is not None:
+        factor = factor * scale.astype(x.dtype).reshape(feature_shape)
+    y = x if mean is None else x - mean.astype(x.dtype).reshape(stats_shape)
+    y = y * factor
+    return y if bias is None else y + bias.astype(x.dtype).reshape(feature_shape)
+
+
+def _size_squared(x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return lax.square(lax.real(x)) + lax.square(lax.imag(x))
+    return lax.square(x)
