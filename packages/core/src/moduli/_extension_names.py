@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from moduli_layers import ConvTranspose as ConvTranspose
     from moduli_layers import Dropout as Dropout
     from moduli_layers import DtypePolicy as DtypePolicy
+    from moduli_layers import Einsum as Einsum
+    from moduli_layers import Embed as Embed
+    from moduli_layers import GroupNorm as GroupNorm
     from moduli_layers import Initializer as Initializer
+    from moduli_layers import InstanceNorm as InstanceNorm
+    from moduli_layers import LayerNorm as LayerNorm
     from moduli_layers import Linear as Linear
+    from moduli_layers import LinearGeneral as LinearGeneral
+    from moduli_layers import RMSNorm as RMSNorm
     from moduli_layers import Sequential as Sequential
     from moduli_layers import Stack as Stack
     from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
@@ -76,8 +83,15 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "ConvTranspose",
         "Dropout",
         "DtypePolicy",
+        "Einsum",
+        "Embed",
+        "GroupNorm",
         "Initializer",
+        "InstanceNorm",
+        "LayerNorm",
         "Linear",
+        "LinearGeneral",
+        "RMSNorm",
         "Sequential",
         "Stack",
         "adaptive_avg_pool",

@@ -17,7 +17,14 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
-__all__ = ["default_kernel_init", "dot_general", "fill", "remembered", "square"]
+__all__ = [
+    "default_embedding_init",
+    "default_kernel_init",
+    "dot_general",
+    "fill",
+    "remembered",
+    "square",
+]
 
 remembered: Any = functools.partial(jax.jit, inline=True)
 """The decorator; options are those of ``jax.jit``."""
@@ -32,9 +39,17 @@ dot_general = remembered(
 default_kernel_init = initializers.lecun_normal()
 """The initializer of kernels unless told otherwise."""
 
+default_embedding_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+"""The initializer of embeddings unless told otherwise."""
+
 _initializers = {
     init: remembered(init, static_argnums=(1, 2))
-    for init in (default_kernel_init, initializers.zeros, initializers.ones)
+    for init in (
+        default_kernel_init,
+        default_embedding_init,
+        initializers.zeros,
+        initializers.ones,
+    )
 }
 
 

@@ -1,0 +1,196 @@
+"""A product with a kernel, as an einsum says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+import moduli
+from moduli.errors import ShapeError
+from moduli_layers import initializers
+from moduli_layers._checks import check_positive, check_rngs
+from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
+from moduli_layers._remembered import default_kernel_init, fill
+from moduli_layers.errors import ArgumentError
+
+__all__ = ["Einsum"]
+
+_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class Einsum(Summing):
+    """An einsum of the inputs and a kernel, and a bias on the output axes that the kernel brings.
+
+    Attributes:
+      kernel: Param of shape ``kernel_shape``.
+      bias: Param of shape ``bias_shape``, or None if that is None.
+
+    Args:
+      einsum_str: the equation of inputs and kernel, such as ``"nta,hab->nthb"``; the inputs may
+        have ``...``. None if each call says its own.
+      kernel_shape: shape of the kernel.
+      bias_shape: shape of the bias: the sizes of the output's axes that stand in the kernel, in
+        the order of the output. None adds no bias.
+      dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
+      param_dtype: dtype in which the parameters are stored.
+      precision: numerical precision, see :class:`jax.lax.Precision`.
+      kernel_init: initializer of the kernel; Lecun's normal unless told otherwise.
+      bias_init: initializer of the bias; zeros unless told otherwise.
+      promote_dtype: what brings ``(inputs, kernel, bias)`` to ``dtype``.
+      einsum_op: what computes, in the place of :func:`jax.numpy.einsum`.
+      preferred_element_type: dtype in which the product is accumulated and returned.
+      rngs: where the parameters' keys come from (stream ``params``: the kernel's, then the
+        bias's).
+      kernel_metadata: metadata of the kernel's Param.
+      bias_metadata: metadata of the bias's Param.
+
+    Raises:
+      ArgumentError: the equation does not have two operands and an output, or a size is below 1.
+      RngError: ``rngs`` is not a :class:`moduli.Rngs`.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli
+      >>> from moduli_layers import Einsum
+      >>> layer = Einsum("nta,hab->nthb", (8, 2, 4), (8, 4), rngs=moduli.Rngs(0))
+      >>> layer(jnp.ones((16, 11, 2))).shape
+      (16, 11, 8, 4)
+    """
+
+    __module__ = "moduli_layers"
+
+    def __init__(
+        self,
+        einsum_str: str | None,
+        kernel_shape: Sequence[int],
+        bias_shape: Sequence[int] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: initializers.Initializer = default_kernel_init,
+        bias_init: initializers.Initializer = initializers.zeros,
+        promote_dtype: PromoteDtype = promote_dtype,
+        einsum_op: Callable[..., jax.Array] = jnp.einsum,
+        preferred_element_type: DTypeLike | None = None,
+        rngs: moduli.Rngs,
+        kernel_metadata: Mapping[str, Any] = _NO_METADATA,
+        bias_metadata: Mapping[str, Any] = _NO_METADATA,
+    ) -> None:
+        self.kernel_shape = tuple(kernel_shape)
+        self.bias_shape = None if bias_shape is None else tuple(bias_shape)
+        for name in ("kernel_shape", "bias_shape"):
+            for size in getattr(self, name) or ():
+                check_positive(self, **{name: size})
+        check_rngs(self, rngs)
+        if einsum_str is not None:
+            einsum_str = einsum_str.replace(" ", "")
+            self._parts(einsum_str)
+        kernel = fill(kernel_init, rngs.params(), self.kernel_shape, param_dtype)
+        self.kernel = moduli.Param(kernel, **kernel_metadata)
+        self.bias = None
+        if self.bias_shape is not None:
+            bias = fill(bias_init, rngs.params(), self.bias_shape, param_dtype)
+            self.bias = moduli.Param(bias, **bias_metadata)
+        self.einsum_str = einsum_str
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.promote_dtype = promote_dtype
+        self.einsum_op = einsum_op
+        self.preferred_element_type = preferred_element_type
+
+    def __call__(
+        self, inputs: ArrayLike, einsum_str: str | None = None, out_sharding: Any = None
+    ) -> jax.Array:
+        """Computes the einsum.
+
+        Args:
+          inputs: array with the axes of the equation's first operand.
+          einsum_str: the equation, if the layer has none.
+          out_sharding: how the output is laid out over devices, for JAX's explicit sharding
+            mode; None leaves it to the compiler.
+
+        Returns:
+          Array with the axes of the equation's output.
+
+        Raises:
+          ArgumentError: both the layer and the call have an equation, or none has.
+          ShapeError: the inputs do not fit the equation and the kernel.
+          DtypeError: inputs and parameters have no common dtype.
+        """
+        kind = type(self).__name__
+        if (einsum_str is None) == (self.einsum_str is None):
+            both = "both have" if einsum_str is not None else "neither has"
+            raise ArgumentError(
+                f"{kind}: of the layer and the call {both} an equation; write einsum_str in one "
+                f"of them, and None in the other"
+            )
+        equation = (einsum_str or self.einsum_str or "").replace(" ", "")
+        first, second, output = self._parts(equation)
+        sizes = self._sizes(jnp.shape(inputs), first, second, equation)
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
+        outputs = self.einsum_op(
+            equation,
+            x,
+            kernel,
+            precision=self.precision,
+            preferred_element_type=self._sum_dtype(),
+            **({} if out_sharding is None else {"out_sharding": out_sharding}),
+        )
+        if bias is not None:
+            after = output.rpartition("...")[2]
+            spread = [sizes[name] if name in second else 1 for name in after]
+            if math.prod(spread) != bias.size:
+                brought = tuple(sizes[name] for name in after if name in second)
+                raise ShapeError(
+                    f"{kind}({equation!r}) has a bias of shape {bias.shape}, but the output's axes "
+                    f"that the kernel brings have the sizes {brought}; write bias_shape={brought}"
+                )
+            outputs = outputs + bias.reshape(spread).astype(outputs.dtype)
+        return self._summed(outputs, x.dtype)
+
+    def _parts(self, equation: str) -> tuple[str, str, str]:
+        """Takes the equation apart: both operands and the output."""
+        operands, arrow, output = equation.partition("->")
+        parts = operands.split(",")
+        if len(parts) != 2 or not arrow:
+            raise ArgumentError(
+                f"{type(self).__name__} got the equation {equation!r}; write two operands, inputs "
+                f"and kernel, and an output, as 'nta,hab->nthb'"
+            )
+        if len(parts[1]) != len(self.kernel_shape):
+            raise ArgumentError(
+                f"{type(self).__name__} got the equation {equation!r} and "
+                f"kernel_shape={self.kernel_shape}; write one letter for each axis of the kernel"
+            )
+        return parts[0], parts[1], output
+
+    def _sizes(
+        self, shape: tuple[int, ...], first: str, second: str, equation: str
+    ) -> dict[str, int]:
+        """Returns the size of every letter."""
+        sizes = dict(zip(second, self.kernel_shape, strict=True))
+        head, dots, tail = first.partition("...")
+        rank = len(head) + len(tail)
+        if len(shape) < rank or (not dots and len(shape) != rank):
+            raise self._misfit(shape, equation, f"{rank} axes{' or more' if dots else ''}")
+        ends = [*zip(head, shape, strict=False)]
+        ends += zip(tail, shape[len(shape) - len(tail) :], strict=True)
+        for name, size in ends:
+            if sizes.setdefault(name, size) != size:
+                raise self._misfit(shape, equation, f"size {sizes[name]} on axis {name!r}")
+        return sizes
+
+    def _misfit(self, shape: tuple[int, ...], equation: str, expected: str) -> ShapeError:
+        return ShapeError(
+            f"{type(self).__name__}({equation!r}, kernel_shape={self.kernel_shape}) expects inputs "
+            f"with {expected}, got shape {tuple(shape)}; build the layer for that shape"
+        )
