@@ -8,20 +8,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moduli_layers import BatchNorm as BatchNorm
+    from moduli_layers import Bidirectional as Bidirectional
     from moduli_layers import Conv as Conv
     from moduli_layers import ConvTranspose as ConvTranspose
     from moduli_layers import Dropout as Dropout
     from moduli_layers import DtypePolicy as DtypePolicy
     from moduli_layers import Einsum as Einsum
     from moduli_layers import Embed as Embed
+    from moduli_layers import GRUCell as GRUCell
     from moduli_layers import GroupNorm as GroupNorm
     from moduli_layers import Initializer as Initializer
     from moduli_layers import InstanceNorm as InstanceNorm
+    from moduli_layers import LSTMCell as LSTMCell
     from moduli_layers import LayerNorm as LayerNorm
     from moduli_layers import Linear as Linear
     from moduli_layers import LinearGeneral as LinearGeneral
+    from moduli_layers import OptimizedLSTMCell as OptimizedLSTMCell
     from moduli_layers import RMSNorm as RMSNorm
+    from moduli_layers import RNN as RNN
+    from moduli_layers import RNNCellBase as RNNCellBase
     from moduli_layers import Sequential as Sequential
+    from moduli_layers import SimpleCell as SimpleCell
     from moduli_layers import Stack as Stack
     from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
     from moduli_layers import adaptive_max_pool as adaptive_max_pool
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     from moduli_layers import avg_pool as avg_pool
     from moduli_layers import celu as celu
     from moduli_layers import elu as elu
+    from moduli_layers import flip_sequences as flip_sequences
     from moduli_layers import gelu as gelu
     from moduli_layers import glu as glu
     from moduli_layers import hard_sigmoid as hard_sigmoid
@@ -79,20 +87,27 @@ if TYPE_CHECKING:
 PROVIDED: dict[str, tuple[str, ...]] = {
     "layers": (
         "BatchNorm",
+        "Bidirectional",
         "Conv",
         "ConvTranspose",
         "Dropout",
         "DtypePolicy",
         "Einsum",
         "Embed",
+        "GRUCell",
         "GroupNorm",
         "Initializer",
         "InstanceNorm",
+        "LSTMCell",
         "LayerNorm",
         "Linear",
         "LinearGeneral",
+        "OptimizedLSTMCell",
         "RMSNorm",
+        "RNN",
+        "RNNCellBase",
         "Sequential",
+        "SimpleCell",
         "Stack",
         "adaptive_avg_pool",
         "adaptive_max_pool",
@@ -100,6 +115,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "avg_pool",
         "celu",
         "elu",
+        "flip_sequences",
         "gelu",
         "glu",
         "hard_sigmoid",

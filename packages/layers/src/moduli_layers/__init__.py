@@ -51,6 +51,14 @@ from moduli_layers._pooling import avg_pool as avg_pool
 from moduli_layers._pooling import max_pool as max_pool
 from moduli_layers._pooling import min_pool as min_pool
 from moduli_layers._pooling import pool as pool
+from moduli_layers._recurrent import RNN as RNN
+from moduli_layers._recurrent import Bidirectional as Bidirectional
+from moduli_layers._recurrent import flip_sequences as flip_sequences
+from moduli_layers._recurrent_cells import GRUCell as GRUCell
+from moduli_layers._recurrent_cells import LSTMCell as LSTMCell
+from moduli_layers._recurrent_cells import OptimizedLSTMCell as OptimizedLSTMCell
+from moduli_layers._recurrent_cells import RNNCellBase as RNNCellBase
+from moduli_layers._recurrent_cells import SimpleCell as SimpleCell
 from moduli_layers._sequential import Sequential as Sequential
 from moduli_layers._stack import Stack as Stack
 from moduli_layers.initializers import Initializer as Initializer
