@@ -55,7 +55,8 @@ def random_array(dtype: np.dtype, shape: tuple[int, ...], seed: int) -> np.ndarr
 
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 seeds = st.integers(0, 2**32 - 1)
-keys = st.one_of(st.text(max_size=6), st.integers(-5, 10**20))
+names = st.one_of(st.text(max_size=6), st.integers(-5, 10**20))
+keys = st.one_of(names, st.lists(names, max_size=3).map(tuple), st.tuples(st.tuples(names), names))
 numpy_arrays = st.builds(
     random_array, st.sampled_from(NATIVE + EXTENDED).map(dtype_of), shapes, seeds
 )

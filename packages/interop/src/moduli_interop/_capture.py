@@ -94,11 +94,16 @@ def _kind_name(kind: type[Any]) -> str | None:
 
 def _check_path(path: Path) -> None:
     for part in path:
-        if type(part) not in (str, int):
+        if not _is_name(part):
             raise UnsupportedValueError(
                 f"the path `{format_path(path)}` has the {type(part).__name__} {part!r} in it; "
-                "a checkpoint names leaves by attribute names, str keys and int keys only"
+                "a checkpoint names leaves by attribute names and by keys that are str, int or "
+                "tuples of these"
             )
+
+
+def _is_name(part: object) -> bool:
+    return type(part) in (str, int) or (type(part) is tuple and all(map(_is_name, part)))
 
 
 def _stored(value: Any, path: tuple[Any, ...]) -> Any:

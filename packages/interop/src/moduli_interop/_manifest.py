@@ -5,7 +5,7 @@ which can keep named arrays and one text can be a format. The JSON is::
 
     {"moduli_version": str,
      "metadata": {...},                      as the user gave it
-     "leaves": [{"path": [str | int, ...],
+     "leaves": [{"path": [KEY, ...],         KEY: str, int, or a list of KEYs for a tuple
                  "kind": str,                "Param", "BatchStat", ..., or "array"
                  "kind_name": str | null,    "params", "batch_stats", ...
                  "aliases": [path, ...],     other paths to the same Variable
@@ -17,7 +17,7 @@ and VALUE is an object with one entry, whose name says what it is::
                "weak_type": bool, "key_impl": str | null}}
     {"none": null}  {"bool": bool}  {"int": int}  {"str": str}
     {"float": "16 hex digits of the IEEE bits"}  {"complex": [hex, hex]}
-    {"tuple": [VALUE, ...]}  {"list": [VALUE, ...]}  {"dict": [[key, VALUE], ...]}
+    {"tuple": [VALUE, ...]}  {"list": [VALUE, ...]}  {"dict": [[KEY, VALUE], ...]}
     {"namedtuple": {"name": str, "fields": [str, ...], "items": [VALUE, ...]}}
 """
 
@@ -36,7 +36,7 @@ from moduli_interop._dtypes import dtype_from_name
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._stored import Checkpoint, Leaf, Path, StoredArray, StoredNamedTuple
 
-__all__ = ["Reader", "check_metadata", "decode_manifest", "encode_manifest"]
+__all__ = ["Reader", "check_metadata", "decode_manifest", "decode_path", "encode_manifest"]
 
 Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
@@ -171,14 +171,22 @@ def _leaf(record: Any, reader: Reader) -> Leaf:
     if not isinstance(kind, str) or not isinstance(kind_name, (str, type(None))):
         raise ValueError("the kind of a leaf is not a name")
     value = _value(record["value"], reader)
-    aliases = tuple(map(_path, record["aliases"]))
-    return Leaf(_path(record["path"]), kind, kind_name, value, aliases)
+    aliases = tuple(map(decode_path, record["aliases"]))
+    return Leaf(decode_path(record["path"]), kind, kind_name, value, aliases)
 
 
-def _path(parts: Any) -> Path:
-    if not isinstance(parts, list) or any(type(part) not in (str, int) for part in parts):
+def decode_path(parts: Any) -> Path:
+    """Reads a path.
+
+    Args:
+      parts: the path in a manifest.
+
+    Raises:
+      ValueError: it is no list of str, int and such lists.
+    """
+    if not isinstance(parts, list):
         raise ValueError(f"not a path: {parts!r}")
-    return tuple(parts)
+    return tuple(part if type(part) in (str, int) else decode_path(part) for part in parts)
 
 
 _SCALARS = {"none": type(None), "bool": bool, "int": int, "str": str}
@@ -198,7 +206,7 @@ def _value(record: Any, reader: Reader) -> Any:
         items = [_value(child, reader) for child in item]
         return tuple(items) if kind == "tuple" else items
     if kind == "dict":
-        return {_path([key])[0]: _value(child, reader) for key, child in item}
+        return {decode_path([key])[0]: _value(child, reader) for key, child in item}
     if kind == "float":
         return _unhex(item)
     if kind == "complex":

@@ -26,7 +26,8 @@ __all__ = [
     "describe",
 ]
 
-Path = tuple[str | int, ...]
+Path = tuple[str | int | tuple[Any, ...], ...]
+"""Attribute names, and keys: str, int, or tuples of these (WeightNorm's scales by path)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from moduli.errors import format_path
+from moduli_interop._manifest import decode_path
 from moduli_interop._npz.layout import MANIFEST
 
 __all__ = ["where_cut", "where_damaged"]
@@ -117,7 +118,7 @@ def _find(file: BinaryIO, name: bytes, offset: int, size: int) -> int | None:
 def _members(manifest: bytes) -> Iterator[tuple[str, str]]:
     """Yields (member, path as text) of every array of a manifest, in order."""
     for leaf in json.loads(manifest)["leaves"]:
-        for path, member in _arrays(leaf["value"], tuple(leaf["path"])):
+        for path, member in _arrays(leaf["value"], decode_path(leaf["path"])):
             yield member, format_path(path)
 
 
@@ -130,7 +131,7 @@ def _arrays(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...]
             yield from _arrays(child, (*path, index))
     elif kind == "dict":
         for key, child in item:
-            yield from _arrays(child, (*path, key))
+            yield from _arrays(child, (*path, *decode_path([key])))
     elif kind == "namedtuple":
         for field, child in zip(item["fields"], item["items"], strict=True):
             yield from _arrays(child, (*path, field))
