@@ -23,18 +23,24 @@ if TYPE_CHECKING:
     from moduli_layers import LayerNorm as LayerNorm
     from moduli_layers import Linear as Linear
     from moduli_layers import LinearGeneral as LinearGeneral
+    from moduli_layers import MultiHeadAttention as MultiHeadAttention
     from moduli_layers import OptimizedLSTMCell as OptimizedLSTMCell
     from moduli_layers import RMSNorm as RMSNorm
     from moduli_layers import RNN as RNN
     from moduli_layers import RNNCellBase as RNNCellBase
     from moduli_layers import Sequential as Sequential
     from moduli_layers import SimpleCell as SimpleCell
+    from moduli_layers import SpectralNorm as SpectralNorm
     from moduli_layers import Stack as Stack
+    from moduli_layers import WeightNorm as WeightNorm
     from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
     from moduli_layers import adaptive_max_pool as adaptive_max_pool
     from moduli_layers import adaptive_min_pool as adaptive_min_pool
     from moduli_layers import avg_pool as avg_pool
     from moduli_layers import celu as celu
+    from moduli_layers import combine_masks as combine_masks
+    from moduli_layers import dot_product_attention as dot_product_attention
+    from moduli_layers import dot_product_attention_weights as dot_product_attention_weights
     from moduli_layers import elu as elu
     from moduli_layers import flip_sequences as flip_sequences
     from moduli_layers import gelu as gelu
@@ -49,6 +55,9 @@ if TYPE_CHECKING:
     from moduli_layers import log_sigmoid as log_sigmoid
     from moduli_layers import log_softmax as log_softmax
     from moduli_layers import logsumexp as logsumexp
+    from moduli_layers import make_attention_mask as make_attention_mask
+    from moduli_layers import make_causal_mask as make_causal_mask
+    from moduli_layers import make_sliding_window_mask as make_sliding_window_mask
     from moduli_layers import max_pool as max_pool
     from moduli_layers import min_pool as min_pool
     from moduli_layers import mish as mish
@@ -57,6 +66,7 @@ if TYPE_CHECKING:
     from moduli_layers import promote_dtype as promote_dtype
     from moduli_layers import relu as relu
     from moduli_layers import relu6 as relu6
+    from moduli_layers import rotary_embedding as rotary_embedding
     from moduli_layers import selu as selu
     from moduli_layers import set_dtypes as set_dtypes
     from moduli_layers import sigmoid as sigmoid
@@ -102,18 +112,24 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "LayerNorm",
         "Linear",
         "LinearGeneral",
+        "MultiHeadAttention",
         "OptimizedLSTMCell",
         "RMSNorm",
         "RNN",
         "RNNCellBase",
         "Sequential",
         "SimpleCell",
+        "SpectralNorm",
         "Stack",
+        "WeightNorm",
         "adaptive_avg_pool",
         "adaptive_max_pool",
         "adaptive_min_pool",
         "avg_pool",
         "celu",
+        "combine_masks",
+        "dot_product_attention",
+        "dot_product_attention_weights",
         "elu",
         "flip_sequences",
         "gelu",
@@ -128,6 +144,9 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "log_sigmoid",
         "log_softmax",
         "logsumexp",
+        "make_attention_mask",
+        "make_causal_mask",
+        "make_sliding_window_mask",
         "max_pool",
         "min_pool",
         "mish",
@@ -136,6 +155,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "promote_dtype",
         "relu",
         "relu6",
+        "rotary_embedding",
         "selu",
         "set_dtypes",
         "sigmoid",

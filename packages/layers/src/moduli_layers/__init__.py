@@ -32,9 +32,14 @@ from moduli_layers._activations import tanh as tanh
 from moduli_layers._adaptive_pooling import adaptive_avg_pool as adaptive_avg_pool
 from moduli_layers._adaptive_pooling import adaptive_max_pool as adaptive_max_pool
 from moduli_layers._adaptive_pooling import adaptive_min_pool as adaptive_min_pool
+from moduli_layers._attention import MultiHeadAttention as MultiHeadAttention
 from moduli_layers._batch_norm import BatchNorm as BatchNorm
 from moduli_layers._conv import Conv as Conv
 from moduli_layers._conv_transpose import ConvTranspose as ConvTranspose
+from moduli_layers._dot_product_attention import dot_product_attention as dot_product_attention
+from moduli_layers._dot_product_attention import (
+    dot_product_attention_weights as dot_product_attention_weights,
+)
 from moduli_layers._dropout import Dropout as Dropout
 from moduli_layers._dtype_policy import DtypePolicy as DtypePolicy
 from moduli_layers._dtype_policy import set_dtypes as set_dtypes
@@ -47,6 +52,10 @@ from moduli_layers._layer_norm import LayerNorm as LayerNorm
 from moduli_layers._layer_norm import RMSNorm as RMSNorm
 from moduli_layers._linear import Linear as Linear
 from moduli_layers._linear_general import LinearGeneral as LinearGeneral
+from moduli_layers._masks import combine_masks as combine_masks
+from moduli_layers._masks import make_attention_mask as make_attention_mask
+from moduli_layers._masks import make_causal_mask as make_causal_mask
+from moduli_layers._masks import make_sliding_window_mask as make_sliding_window_mask
 from moduli_layers._pooling import avg_pool as avg_pool
 from moduli_layers._pooling import max_pool as max_pool
 from moduli_layers._pooling import min_pool as min_pool
@@ -59,8 +68,11 @@ from moduli_layers._recurrent_cells import LSTMCell as LSTMCell
 from moduli_layers._recurrent_cells import OptimizedLSTMCell as OptimizedLSTMCell
 from moduli_layers._recurrent_cells import RNNCellBase as RNNCellBase
 from moduli_layers._recurrent_cells import SimpleCell as SimpleCell
+from moduli_layers._rotary import rotary_embedding as rotary_embedding
 from moduli_layers._sequential import Sequential as Sequential
 from moduli_layers._stack import Stack as Stack
+from moduli_layers._weight_norms import SpectralNorm as SpectralNorm
+from moduli_layers._weight_norms import WeightNorm as WeightNorm
 from moduli_layers.initializers import Initializer as Initializer
 
 __version__ = "0.1.0"
