@@ -206,10 +206,10 @@ class RMSNorm(Norm):
     Example:
       >>> import jax.numpy as jnp, moduli
       >>> from moduli_layers import RMSNorm
-      >>> layer = RMSNorm(2, rngs=moduli.Rngs(0))
-      >>> layer(jnp.array([[1.0, 7.0], [-3.0, 3.0]])).round(2)
-      Array([[ 0.2,  1.4],
-             [-1. ,  1. ]], dtype=float32)
+      >>> layer = RMSNorm(4, rngs=moduli.Rngs(0))
+      >>> layer(jnp.array([[3.0, 0.0, 0.0, 0.0], [-2.0, 2.0, 2.0, -2.0]])).round(2)
+      Array([[ 2.,  0.,  0.,  0.],
+             [-1.,  1.,  1., -1.]], dtype=float32)
 
     Reference:
       Zhang and Sennrich, Root Mean Square Layer Normalization, 2019,
