@@ -4,12 +4,22 @@ A new layer is one new row, in the file of its family under ``layer_rows``. The 
 NumPy, SciPy, PyTorch or flax in float64, and take the layer only to read its parameters.
 """
 
-from layer_rows import containers, conv, dropout, linear, norm, pooling, recurrent
+from layer_rows import (
+    attention,
+    containers,
+    conv,
+    dropout,
+    linear,
+    norm,
+    pooling,
+    recurrent,
+    weight_norms,
+)
 from layer_rows.row import Bad as Bad
 from layer_rows.row import Row as Row
 from layer_rows.row import make_inputs as make_inputs
 
-FAMILIES = (linear, conv, norm, dropout, pooling, containers, recurrent)
+FAMILIES = (linear, attention, conv, norm, dropout, pooling, containers, recurrent, weight_norms)
 
 TABLE: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 
