@@ -1,4 +1,4 @@
-"""What every test run shares: JAX on the CPU, strict dtypes for core and layers, docs as tests."""
+"""What every test run shares: JAX on four CPU devices, strict dtypes, docs as tests."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ import jax
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+jax.config.update("jax_num_cpu_devices", 4)  # before anything starts a backend
 
 STRICT = ("packages/core/", "packages/layers/", "tests/test_layer")
 
