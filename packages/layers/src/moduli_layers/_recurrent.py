@@ -252,11 +252,12 @@ class RNN(moduli.Module):
         features = self.cell.num_feature_axes
         if inputs.ndim <= features:
             shape = "(time, ..., features)" if time_major else "(..., time, features)"
+            axes = "axis" if features == 1 else "axes"
             write = "inputs[None]" if features == 1 else "inputs with an axis for the time"
             raise ShapeError(
                 f"{type(self).__name__}({type(self.cell).__name__}) expects inputs of shape "
-                f"{shape} with {features} axis of features, got shape {shape_text(inputs)}; write "
-                f"{write} for a sequence of one step, or call the cell"
+                f"{shape} with {features} {axes} of features, got shape {shape_text(inputs)}; "
+                f"write {write} for a sequence of one step, or call the cell"
             )
         return 0 if time_major else inputs.ndim - features - 1
 

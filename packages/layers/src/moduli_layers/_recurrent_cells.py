@@ -283,14 +283,18 @@ class CheckedCell(RNNCellBase):
     def _unpacked(self, carry: Carry) -> tuple[jax.Array, ...]:
         names = self.carry_names
         several = isinstance(carry, (tuple, list))
-        if several is (len(names) > 1) and (not several or len(carry) == len(names)):
-            return tuple(map(jnp.asarray, carry if several else (carry,)))
+        arrays = tuple(carry) if several else (carry,)
+        all_arrays = all(hasattr(array, "shape") for array in arrays)
+        if all_arrays and several is (len(names) > 1) and len(arrays) == len(names):
+            return tuple(map(jnp.asarray, arrays))
         expected = f"the carry ({', '.join(names)}), a tuple of {len(names)} arrays"
-        got = f"a {type(carry).__name__} of {len(carry)}" if several else "one array"
-        if carry is None or isinstance(carry, (str, dict)):
-            got = type(carry).__name__
         if len(names) == 1:
             expected = f"the carry {names[0]}, one array"
+        kinds = [type(array).__name__ for array in arrays]
+        got = "one array" if all_arrays else kinds[0]
+        if several:
+            got = f"a {type(carry).__name__} of {len(carry)}"
+            got += "" if all_arrays else f" ({', '.join(kinds)})"
         raise ArgumentError(
             f"{type(self).__name__} expects {expected}, got {got}; write "
             f"cell.initialize_carry(inputs.shape) for the first step"
