@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from moduli_layers import LayerNorm as LayerNorm
     from moduli_layers import Linear as Linear
     from moduli_layers import LinearGeneral as LinearGeneral
+    from moduli_layers import LoRA as LoRA
+    from moduli_layers import LoRALinear as LoRALinear
+    from moduli_layers import LoRAParam as LoRAParam
+    from moduli_layers import MLP as MLP
     from moduli_layers import MultiHeadAttention as MultiHeadAttention
     from moduli_layers import OptimizedLSTMCell as OptimizedLSTMCell
+    from moduli_layers import PReLU as PReLU
     from moduli_layers import RMSNorm as RMSNorm
     from moduli_layers import RNN as RNN
     from moduli_layers import RNNCellBase as RNNCellBase
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from moduli_layers import SimpleCell as SimpleCell
     from moduli_layers import SpectralNorm as SpectralNorm
     from moduli_layers import Stack as Stack
+    from moduli_layers import StochasticDepth as StochasticDepth
     from moduli_layers import WeightNorm as WeightNorm
     from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
     from moduli_layers import adaptive_max_pool as adaptive_max_pool
@@ -112,8 +118,13 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "LayerNorm",
         "Linear",
         "LinearGeneral",
+        "LoRA",
+        "LoRALinear",
+        "LoRAParam",
+        "MLP",
         "MultiHeadAttention",
         "OptimizedLSTMCell",
+        "PReLU",
         "RMSNorm",
         "RNN",
         "RNNCellBase",
@@ -121,6 +132,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "SimpleCell",
         "SpectralNorm",
         "Stack",
+        "StochasticDepth",
         "WeightNorm",
         "adaptive_avg_pool",
         "adaptive_max_pool",

@@ -52,14 +52,19 @@ from moduli_layers._layer_norm import LayerNorm as LayerNorm
 from moduli_layers._layer_norm import RMSNorm as RMSNorm
 from moduli_layers._linear import Linear as Linear
 from moduli_layers._linear_general import LinearGeneral as LinearGeneral
+from moduli_layers._lora import LoRA as LoRA
+from moduli_layers._lora import LoRALinear as LoRALinear
+from moduli_layers._lora import LoRAParam as LoRAParam
 from moduli_layers._masks import combine_masks as combine_masks
 from moduli_layers._masks import make_attention_mask as make_attention_mask
 from moduli_layers._masks import make_causal_mask as make_causal_mask
 from moduli_layers._masks import make_sliding_window_mask as make_sliding_window_mask
+from moduli_layers._mlp import MLP as MLP
 from moduli_layers._pooling import avg_pool as avg_pool
 from moduli_layers._pooling import max_pool as max_pool
 from moduli_layers._pooling import min_pool as min_pool
 from moduli_layers._pooling import pool as pool
+from moduli_layers._prelu import PReLU as PReLU
 from moduli_layers._recurrent import RNN as RNN
 from moduli_layers._recurrent import Bidirectional as Bidirectional
 from moduli_layers._recurrent import flip_sequences as flip_sequences
@@ -71,6 +76,7 @@ from moduli_layers._recurrent_cells import SimpleCell as SimpleCell
 from moduli_layers._rotary import rotary_embedding as rotary_embedding
 from moduli_layers._sequential import Sequential as Sequential
 from moduli_layers._stack import Stack as Stack
+from moduli_layers._stochastic_depth import StochasticDepth as StochasticDepth
 from moduli_layers._weight_norms import SpectralNorm as SpectralNorm
 from moduli_layers._weight_norms import WeightNorm as WeightNorm
 from moduli_layers.initializers import Initializer as Initializer

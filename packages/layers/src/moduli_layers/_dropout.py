@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import moduli
-from moduli.errors import RngError, ShapeError
-from moduli_layers._checks import resolve_mode, shape_text
-from moduli_layers.errors import ArgumentError, DtypeError
+from moduli.errors import ShapeError
+from moduli_layers._checks import shape_text
+from moduli_layers._dropping import Dropping
 
 __all__ = ["Dropout"]
 
 
-class Dropout(moduli.Module):
+class Dropout(Dropping):
     """Sets entries to zero with probability ``rate`` and scales the others by ``1 / (1 - rate)``.
 
     The expectation of each entry stays as it is. With ``deterministic`` the inputs are returned
@@ -51,6 +50,8 @@ class Dropout(moduli.Module):
 
     __module__ = "moduli_layers"
 
+    _part = "an entry"
+
     def __init__(
         self,
         rate: float,
@@ -60,28 +61,10 @@ class Dropout(moduli.Module):
         rng_collection: str = "dropout",
         rngs: moduli.Rngs | moduli.RngStream | None = None,
     ) -> None:
-        name = type(self).__name__
-        if isinstance(rate, Real):
-            rate = float(rate)  # a Python number takes the inputs' dtype, a NumPy one does not
-            if not 0 <= rate <= 1:
-                raise ArgumentError(
-                    f"{name} got rate={rate}; write the probability to drop an entry, in [0, 1]"
-                )
-        self.rate = rate
+        super().__init__(
+            rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
+        )
         self.broadcast_dims = tuple(broadcast_dims)
-        self.deterministic = deterministic
-        self.rng_collection = rng_collection
-        if isinstance(rngs, moduli.Rngs):
-            self.rngs = rngs[rng_collection].fork()
-        elif isinstance(rngs, moduli.RngStream):
-            self.rngs = rngs.fork()
-        elif rngs is None:
-            self.rngs = None
-        else:
-            raise RngError(
-                f"{name} got rngs of type {type(rngs).__name__}; write rngs=moduli.Rngs(0) or a "
-                f"stream of one, as rngs.dropout"
-            )
 
     def __call__(
         self,
@@ -106,47 +89,15 @@ class Dropout(moduli.Module):
           ShapeError: a broadcast dimension is not an axis of the inputs.
           DtypeError: the inputs hold integers.
         """
-        inputs = jnp.asarray(inputs)
-        if resolve_mode(self, "deterministic", deterministic):
-            return inputs
-        name = type(self).__name__
-        if not jnp.issubdtype(inputs.dtype, jnp.inexact):
-            raise DtypeError(
-                f"{name} scales its inputs and expects floating-point numbers, got "
-                f"{inputs.dtype.name}; write inputs.astype(jnp.float32)"
-            )
-        certain = isinstance(self.rate, float)
-        if certain and self.rate == 0:
-            return inputs
-        if certain and self.rate == 1:
-            return jnp.zeros_like(inputs)  # scaling by 1 / 0 would put NaN into gradients
-
-        shape = list(inputs.shape)
+        settled = self._settled(inputs, deterministic)
+        if settled is not None:
+            return settled
+        shape = list(jnp.shape(inputs))
         for axis in self.broadcast_dims:
-            if not -inputs.ndim <= axis < inputs.ndim:
+            if not -len(shape) <= axis < len(shape):
                 raise ShapeError(
-                    f"{name}(broadcast_dims={self.broadcast_dims}) expects inputs with an axis "
-                    f"{axis}, got shape {shape_text(inputs)}; write axes of the inputs"
+                    f"{type(self).__name__}(broadcast_dims={self.broadcast_dims}) expects inputs "
+                    f"with an axis {axis}, got shape {shape_text(inputs)}; write axes of the inputs"
                 )
             shape[axis] = 1
-        keep = 1 - self.rate
-        kept = jax.random.bernoulli(self._key(rngs), keep, shape)
-        scaled = inputs / jnp.asarray(keep, inputs.dtype)
-        return jnp.where(kept, scaled, jnp.zeros_like(inputs))
-
-    def _key(self, rngs: moduli.Rngs | moduli.RngStream | jax.Array | None) -> jax.Array:
-        """Draws the call's key."""
-        source = self.rngs if rngs is None else rngs
-        if isinstance(source, moduli.Rngs):
-            return source[self.rng_collection]()
-        if isinstance(source, moduli.RngStream):
-            return source()
-        if isinstance(source, jax.Array):
-            return source
-        name = type(self).__name__
-        got = "no rngs" if source is None else f"rngs of type {type(source).__name__}"
-        raise RngError(
-            f"{name}(rate={self.rate}) has to drop entries and got {got}; write {name}("
-            f"{self.rate}, rngs=moduli.Rngs(0)), or pass rngs=... to the call, or model.eval() "
-            f"to drop nothing"
-        )
+        return self._dropped(inputs, shape, rngs)

@@ -20,3 +20,15 @@ def moduli_mode_attributes(mode: Literal["train", "eval"]) -> Mapping[str, Any]:
     """
     evaluating = mode == "eval"
     return {"deterministic": evaluating, "use_running_average": evaluating}
+
+
+@moduli.hookimpl
+def moduli_variable_names() -> Mapping[str, type[moduli.Variable[Any]]]:
+    """Names the kinds of Variable that layers have.
+
+    Returns:
+      Kinds by name.
+    """
+    from moduli_layers._lora import LoRAParam
+
+    return {"lora_params": LoRAParam}
