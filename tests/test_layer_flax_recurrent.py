@@ -191,8 +191,7 @@ def test_dropout_in_a_cell_draws_flax_masks_and_its_writes_are_seen(broadcast: s
     first = rnn(x)
     assert_close(first, expected(x))
     second = rnn(x)
-    if broadcast is None:  # with one mask flax.nnx 0.12.8 gives the second call the first one's
-        assert_close(second, expected(x))
+    assert_close(second, expected(x))
     assert not np.allclose(first, second)
     assert mine.calls.value == 10
 
