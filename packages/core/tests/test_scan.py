@@ -111,6 +111,16 @@ def test_parts_may_be_sliced_carried_and_constant():
     assert float(mixed.total) == 12.0 and mixed.sliced.shape == (4,)
 
 
+def test_parts_of_a_module_inside_an_argument_may_be_carried():
+    rngs, same = nnx.Rngs(0), nnx.Rngs(0)
+    axes = {"rngs": nnx.StateAxes({...: nnx.Carry}), "x": 0}
+    ys = nnx.scan(lambda d: d["x"] + d["rngs"].normal((3,)), in_axes=(axes,), out_axes=0)(
+        {"rngs": rngs, "x": XS}
+    )
+    np.testing.assert_allclose(ys, jnp.stack([x + same.normal((3,)) for x in XS]), rtol=1e-5)
+    assert int(rngs.default.count) == 5
+
+
 def test_carries_hold_modules_in_any_structure():
     model, other = Block(nnx.Rngs(0)), Block(nnx.Rngs(1))
     eager = nnx.clone((model, other))

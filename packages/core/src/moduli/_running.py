@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from moduli import errors
 from moduli._compat import trace_state
 
 __all__ = ["describe_running", "running"]
@@ -25,6 +26,9 @@ def running(transform: str, function: str) -> Iterator[None]:
     stack.append((trace_state(), f"moduli.{transform} of {function}"))
     try:
         yield
+    except Exception as error:
+        errors.unplace(error)
+        raise
     finally:
         stack.pop()
 

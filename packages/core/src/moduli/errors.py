@@ -119,6 +119,19 @@ def place(error: Exception, module: Any) -> None:
         error.add_note(f"raised in the call of {where}, a {type(module).__name__}")
 
 
+def unplace(error: Exception) -> None:
+    """Lets the next module whose call the exception leaves say its place too.
+
+    A transform calls its function with a copy of what it was given, which knows no owner. So when
+    an error leaves a transform inside a module's call, that module's place is news.
+
+    Args:
+      error: the exception.
+    """
+    if getattr(error, "_moduli_placed", False):
+        error._moduli_placed = False  # type: ignore[attr-defined]
+
+
 def format_path(path: Iterable[object]) -> str:
     """Writes a path of attribute names and indices as a person would: ``blocks[0].kernel``.
 

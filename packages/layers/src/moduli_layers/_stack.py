@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import moduli
 from moduli.errors import PathError, StructureError
+from moduli_layers._checks import check_rngs
 
 __all__ = ["Stack"]
 
@@ -43,6 +44,7 @@ class Stack(moduli.Module):
 
     Raises:
       StructureError: ``block`` cannot be called or returns no Module, or ``n`` is no positive int.
+      RngError: ``rngs`` is no :class:`moduli.Rngs`.
 
     Example:
       >>> import jax.numpy as jnp, moduli
@@ -90,8 +92,9 @@ class Stack(moduli.Module):
                 )
             return made
 
+        streams = None if rngs is None else _split(check_rngs(self, rngs), n)
         axes = (0,) if rngs is not None else (None,)
-        self.block = moduli.vmap(make, in_axes=axes, axis_size=n)(rngs)
+        self.block = moduli.vmap(make, in_axes=axes, axis_size=n)(streams)
         self._set(n, scan, remat, policy, unroll)
 
     def _set(self, n: int, scan: bool, remat: bool, policy: Any, unroll: int) -> None:
@@ -117,11 +120,16 @@ class Stack(moduli.Module):
           unroll: see the class.
 
         Raises:
-          StructureError: there is no block, or two differ.
+          StructureError: there is no block, one is no Module, or two differ.
         """
         blocks = list(blocks)
         if not blocks:
             raise StructureError("Stack.of needs at least one block, got none")
+        for number, block in enumerate(blocks):
+            if not isinstance(block, moduli.Module):
+                raise StructureError(
+                    f"Stack.of needs Modules, got a {type(block).__name__} as block {number}"
+                )
         parts = [moduli.split(block) for block in blocks]
         graphdef, first = parts[0]
         for number, (other, state) in enumerate(parts):
@@ -144,8 +152,9 @@ class Stack(moduli.Module):
         Args:
           x: the input of the first block; each block returns the input of the next, of the same
             structure, shapes and dtypes.
-          *args: further arguments, the same for every block.
-          **kwargs: keyword arguments, the same for every block.
+          *args: further arguments, the same for every block; what a block writes to modules among
+            them, the next one sees, and streams among them go on from block to block.
+          **kwargs: keyword arguments, likewise.
 
         Returns:
           What the last block returns.
@@ -154,13 +163,15 @@ class Stack(moduli.Module):
         def step(x: Any, block: Any, args: Any, kwargs: Any) -> Any:
             return block(x, *args, **kwargs)
 
+        step.__qualname__ = f"Stack of {type(self.block).__name__}"  # for messages
         if self.remat:
             # in a loop nothing can be merged with the forward pass, so nothing has to prevent it
             step = moduli.remat(step, prevent_cse=not self.scan, policy=self.policy)
         run = moduli.scan(
             step,
-            in_axes=(moduli.Carry, 0, None, None),
+            in_axes=(moduli.Carry, 0, _axes_of(args), _axes_of(kwargs)),
             out_axes=moduli.Carry,
+            length=self.n,  # blocks may hold no value at all
             unroll=self.unroll if self.scan else True,
         )
         return run(x, self.block, args, kwargs)
@@ -179,6 +190,23 @@ class Stack(moduli.Module):
     def __iter__(self) -> Iterator[Any]:
         """Yields a copy of each block."""
         return (self[number] for number in range(self.n))
+
+
+_ONWARD = moduli.StateAxes({...: moduli.Carry})
+
+
+def _axes_of(arguments: Any) -> Any:
+    """Returns the axes of arguments for all blocks: streams go on from block to block."""
+    return jax.tree.map(
+        lambda leaf: _ONWARD if isinstance(leaf, (moduli.Rngs, moduli.RngStream)) else None,
+        arguments,
+        is_leaf=lambda leaf: isinstance(leaf, (moduli.Pytree, moduli.Variable)),
+    )
+
+
+def _split(rngs: moduli.Rngs, n: int) -> moduli.Rngs:
+    """Returns streams of ``n`` keys, so that blocks may keep them; those split before are left."""
+    return moduli.Rngs({name: s if s.key.shape else s.fork(split=n) for name, s in rngs.items()})
 
 
 def _check_shapes(number: int, first: moduli.State, state: moduli.State) -> None:

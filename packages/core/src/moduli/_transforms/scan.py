@@ -9,12 +9,13 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._graph.nodes import is_graph_leaf
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.looped import LoopBody
 from moduli._transforms.partition_names import PartitionNames
-from moduli._transforms.prefixes import Carry, is_axis, labels_in
+from moduli._transforms.prefixes import Carry, FilterPrefix, is_axis
 from moduli._transforms.streams import SplitStreams
 from moduli._transforms.vmap import check_sizes
 
@@ -183,12 +184,19 @@ def _carry_place(axes: Any, name: str) -> int | None:
             "into one tuple: in_axes=(moduli.Carry, ...) with f((a, b), ...)"
         )
     for number, entry in enumerate(axes):
-        if isinstance(entry, (tuple, list, dict)) and Carry in labels_in(entry):
+        if not isinstance(entry, (tuple, list, dict)):
+            continue
+        # inside of a StateAxes or a module's prefix it stands for parts of a module, and may
+        if Carry in jax.tree.leaves(entry, is_leaf=_stop):
             raise errors.StructureError(
                 f"scan: {name}[{number}]={entry!r} has moduli.Carry inside; it stands for a whole "
                 "argument, so move what is carried into an argument of its own"
             )
     return places[0] if places else None
+
+
+def _stop(item: Any) -> bool:
+    return isinstance(item, FilterPrefix) or is_graph_leaf(item)
 
 
 def _check_result(out: Any, out_axes: Any, name: str) -> None:
