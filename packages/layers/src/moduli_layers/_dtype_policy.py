@@ -173,8 +173,10 @@ def _casts(model: moduli.Module, chosen: _Chosen) -> Iterator[tuple[moduli.Param
             continue
         wanted = {}
         for path in places.get(first, [first]):
-            owner = next(path[:n] for n in range(len(path) - 1, -1, -1) if path[:n] in chosen)
-            wanted.setdefault(_stored(*chosen[owner]), path)
+            above = [chosen[path[:n]] for n in range(len(path) - 1, -1, -1) if path[:n] in chosen]
+            holders = [m for m, _ in above if not isinstance(m, (moduli.List, moduli.Dict))]
+            owner = holders[0] if holders else above[0][0]  # a norm may keep a dict of parameters
+            wanted.setdefault(_stored(owner, above[0][1]), path)
         if len(wanted) > 1:
             (one, here), (other, there) = list(wanted.items())[:2]
             raise StructureError(

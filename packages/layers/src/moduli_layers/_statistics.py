@@ -116,7 +116,7 @@ def moments(
         def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
             return combined(tuple(jnp.mean(term, axes) for term in terms), lax.pmean)
     else:
-        x = jnp.where(mask, x, 0)  # before it is squared: a NaN there reaches no gradient
+        x = jnp.where(mask, x, 0)  # whatever stands there, NaN too, is not summed
         count = combined(jnp.sum(mask, axes, dtype=jnp.finfo(x.dtype).dtype), lax.psum)
         at_least_one = jnp.maximum(count, 1)
 
