@@ -111,6 +111,7 @@ from moduli._variable import RngCount as RngCount
 from moduli._variable import RngKey as RngKey
 from moduli._variable import RngState as RngState
 from moduli._variable import Variable as Variable
+from moduli._variable_metadata import VariableMetadata as VariableMetadata
 from moduli._variable_names import register_variable_name as register_variable_name
 from moduli._variable_names import variable_name_from_type as variable_name_from_type
 from moduli._variable_names import variable_type_from_name as variable_type_from_name

@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from moduli_layers import standardize as standardize
     from moduli_layers import swish as swish
     from moduli_layers import tanh as tanh
+    from moduli_layers import with_metadata as with_metadata
+    from moduli_layers import with_partitioning as with_partitioning
     from moduli_debug import capture as capture
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
@@ -179,6 +181,8 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "standardize",
         "swish",
         "tanh",
+        "with_metadata",
+        "with_partitioning",
     ),
     "debug": (
         "capture",

@@ -23,6 +23,7 @@ from moduli._dropped import Borrowed, mark_seen
 from moduli._epoch import EPOCH
 from moduli._sites import Site, describe_site, find_site
 from moduli._static import metadata_key
+from moduli._variable_metadata import VariableMetadata
 
 __all__ = [
     "BatchStat",
@@ -66,7 +67,7 @@ class Variable(Generic[A]):
     and ``v.get_value()`` read it; ``v.value = x``, ``v[...] = x`` and ``v.set_value(x)`` write it.
 
     Args:
-      value: an array, a Python scalar, or a pytree of these.
+      value: an array, a Python scalar, or a pytree of these; or a :class:`VariableMetadata`.
       **metadata: hashable facts about the value, such as ``sharding_names=("in", "out")`` or a
         ``tag``. Three names are hooks, each one callable ``(variable, value) -> value`` or a
         sequence of them: ``on_create_value``, ``on_get_value``, ``on_set_value``. A subclass may
@@ -92,7 +93,10 @@ class Variable(Generic[A]):
         super().__init_subclass__(**kwargs)
         _register(cls)
 
-    def __init__(self, value: A, **metadata: Any):
+    def __init__(self, value: A | VariableMetadata[A], **metadata: Any):
+        if isinstance(value, VariableMetadata):
+            metadata.update(value.metadata)
+            value = value.raw_value
         if isinstance(value, Variable):
             raise errors.VariableError(
                 f"{type(self).__name__}(...) got a {type(value).__name__} as its value; pass "

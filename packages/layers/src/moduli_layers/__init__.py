@@ -59,6 +59,8 @@ from moduli_layers._masks import combine_masks as combine_masks
 from moduli_layers._masks import make_attention_mask as make_attention_mask
 from moduli_layers._masks import make_causal_mask as make_causal_mask
 from moduli_layers._masks import make_sliding_window_mask as make_sliding_window_mask
+from moduli_layers._metadata import with_metadata as with_metadata
+from moduli_layers._metadata import with_partitioning as with_partitioning
 from moduli_layers._mlp import MLP as MLP
 from moduli_layers._pooling import avg_pool as avg_pool
 from moduli_layers._pooling import max_pool as max_pool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -204,5 +205,7 @@ def _tuple(value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _shaped(made: Any, shape: tuple[int, ...]) -> Any:
-    """Reshapes what an initializer made."""
+    """Reshapes what an initializer made, an array or one with metadata."""
+    if isinstance(made, moduli.VariableMetadata):
+        return dataclasses.replace(made, raw_value=_shaped(made.raw_value, shape))
     return made if made.shape == shape else made.reshape(shape)

@@ -1,0 +1,34 @@
+"""A value on its way into a Variable, with the metadata that the Variable gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+__all__ = ["VariableMetadata"]
+
+A = TypeVar("A")
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableMetadata(Generic[A]):
+    """A value and metadata: what an initializer returns that also says something of the value.
+
+    A Variable that is made of it takes both. Where the constructor says another thing of the same
+    name, the initializer's word holds: it is the one that users write.
+
+    Attributes:
+      raw_value: the value.
+      metadata: the metadata, by name.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> param = nnx.Param(nnx.VariableMetadata(jnp.zeros(3), {"out_sharding": ("in",)}))
+      >>> param.shape, param.out_sharding
+      ((3,), ('in',))
+    """
+
+    raw_value: A
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
