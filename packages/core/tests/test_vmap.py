@@ -204,6 +204,15 @@ def test_intermediates_of_an_unmapped_module_are_stacked():
     np.testing.assert_array_equal(model.seen.value[0], X)
 
 
+def test_new_variables_take_the_axis_that_their_filter_gives():
+    def grow(m, x):
+        m.seen = nnx.Cache(x)
+
+    models = stacked()
+    nnx.vmap(grow, in_axes=(nnx.StateAxes({nnx.Cache: 1, ...: 0}), 0))(models, X)
+    np.testing.assert_array_equal(models.seen.value, X.T)
+
+
 def test_shared_references_stay_shared():
     class Tied(nnx.Module):
         def __init__(self):

@@ -71,7 +71,7 @@ class JitWrapped:
         if program.simple:
             packed = program.jitted(values, binding.plain)
             return packed.effects.apply(binding.flats, values, *packed.parts)
-        packed = program.jitted(*program.arguments(values, binding.plain))
+        packed = program.run(program.jitted, values, binding.plain)
         effects, out, outputs = program.unpack(packed)
         return effects.apply(binding.flats, values, out, outputs)
 
@@ -113,7 +113,7 @@ class JitWrapped:
           A :class:`Traced`: its ``jaxpr``, ``lower()``, and what else ``jax.stages.Traced`` has.
         """
         program, binding = self._prepare(args, kwargs)
-        stage = program.jitted.trace(*program.arguments(binding.values(), binding.plain))
+        stage = program.run(program.jitted.trace, binding.values(), binding.plain)
         return Traced(stage, program, binding.signature, self._function)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
@@ -124,14 +124,14 @@ class JitWrapped:
           ``jax.stages.Lowered`` has.
         """
         program, binding = self._prepare(args, kwargs)
-        stage = program.jitted.lower(*program.arguments(binding.values(), binding.plain))
+        stage = program.run(program.jitted.lower, binding.values(), binding.plain)
         return Lowered(stage, program, binding.signature, self._function)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the result with shapes and dtypes in the place of arrays; changes nothing."""
         program, binding = self._prepare(args, kwargs)
         values = binding.values()
-        packed = program.jitted.eval_shape(*program.arguments(values, binding.plain))
+        packed = program.run(program.jitted.eval_shape, values, binding.plain)
         shapes = jax.eval_shape(lambda values: values, values)
         effects, out, outputs = program.unpack(packed)
         return effects.result(shapes, out, outputs)
@@ -277,6 +277,20 @@ class _Program:
         if self._groups or self._plain:
             return self._split(values, plain)
         return values, plain
+
+    def run(self, stage: Callable[..., Any], values: list[Any], plain: list[Any]) -> Any:
+        """Calls ``jitted``, or a method of it that takes the same.
+
+        Raises:
+          StructureError: if a sharding does not fit its value, with the value's place.
+          ShapeError: likewise.
+        """
+        try:
+            return stage(*self.arguments(values, plain))
+        except ValueError as error:
+            if self._layout is not None and not isinstance(error, errors.ModuliError):
+                self._layout.check(values, plain)
+            raise
 
     def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
         """Returns (effects, out, outputs) from what ``jitted`` returned."""

@@ -20,7 +20,7 @@ from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._rngs import Rngs, RngStream
 from moduli._state import State
 from moduli._transforms.lift import Frame, Leaf, New, Signature, bind
-from moduli._transforms.prefixes import FilterPrefix, label_finder, spread
+from moduli._transforms.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._variable import Intermediate, RngState, Variable
 
 __all__ = ["LabelledCall", "Outputs"]
@@ -68,7 +68,7 @@ class LabelledCall:
     ):
         self.transform, self.prefix_name, self.function = *transform, function
         self._valid, self._expected, self._convert = valid, expected, convert
-        self._agree = agree
+        self._agree, self._prefix = agree, labels
         self.binding = bind(args, kwargs)
         self.signature = Signature(self.binding)
         self.values = self.binding.values()
@@ -212,6 +212,10 @@ class LabelledCall:
     def all_labels(self) -> list[Any]:
         """All labels, with repetitions: of the graphs' values, then of the other leaves."""
         return [label for group in self.value_labels for label in group] + self.leaf_labels
+
+    def prefix_labels(self) -> list[Any]:
+        """The labels in the prefix; a new Variable may get one that no argument has."""
+        return [self._convert(label) for label in labels_in(self._prefix) if self._valid(label)]
 
     def all_values(self) -> list[Any]:
         """All values, in the order of :meth:`all_labels`."""

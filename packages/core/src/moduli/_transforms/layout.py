@@ -12,6 +12,12 @@ from moduli._transforms.arguments import Function
 from moduli._transforms.effects import Packed
 from moduli._transforms.labelled import LabelledCall, Outputs
 from moduli._transforms.lift import Frame, Leaf
+from moduli._transforms.misfits import (
+    check_inputs,
+    check_layouts,
+    check_names,
+    check_outputs,
+)
 from moduli._transforms.prefixes import labels_in
 
 __all__ = ["Layout"]
@@ -72,13 +78,28 @@ class Layout:
         plain = jax.tree.unflatten(call.treedef, call.leaf_labels)
         self.inputs = (call.value_labels, plain)
         self._call, self._out_shardings = call.detached(), out_shardings
-        labels = [None, *call.all_labels(), *labels_in(out_shardings)]
+        labels = [None, *call.all_labels(), *call.prefix_labels(), *labels_in(out_shardings)]
         self._labels = list(dict.fromkeys(labels))
 
     def options(self, inputs: Any) -> dict[str, Any]:
         """The arguments of ``jax.jit``."""
         outputs = Packed(_Anything(), self._labels)
         return {"in_shardings": inputs, "out_shardings": outputs}
+
+    def check(self, values: list[Any], plain: list[Any]) -> None:
+        """Raises for the first value which its sharding does not fit, of a call that JAX refused.
+
+        Raises:
+          StructureError: see ``misfits.check_inputs`` and ``check_layouts``.
+          ShapeError: see there.
+        """
+        every = [value for group in values for value in group] + jax.tree.leaves(plain)
+        check_inputs(self._call, every)
+        for label in self._call.prefix_labels():
+            check_names("jit: in_shardings has", label)
+        for label in labels_in(self._out_shardings):
+            check_names("jit: out_shardings has", label)
+        check_layouts(self._call, every)
 
     def pack(self, frame: Frame, out: Any, keep: Callable[..., bool] | None) -> Packed:
         """Groups what the function did by sharding."""
@@ -89,6 +110,7 @@ class Layout:
         outputs = Outputs(
             self._call, frame, out, self._out_shardings, "jit: out_shardings", keep=keep_sharded
         )
+        check_outputs(outputs, "jit: out_shardings")
         groups = outputs.grouped(self._labels)
         outputs.values = []  # tracers
         return Packed(outputs, groups)

@@ -17,7 +17,7 @@ from moduli._transforms.partition_names import PartitionNames
 from moduli._transforms.prefixes import is_axis
 from moduli._transforms.programs import LabelledProgram, program_key
 from moduli._transforms.streams import SPLIT, SplitStreams
-from moduli._transforms.vmap import all_axes, check_sizes
+from moduli._transforms.vmap import all_axes, check_sizes, find_batched
 
 __all__ = ["pmap"]
 
@@ -93,7 +93,8 @@ def pmap(
             inside.leave(frame, out, out_axes)
             return out
 
-        axes = all_axes([0 if a is SPLIT else a for a in call.all_labels()], out_axes)
+        given = [0 if label is SPLIT else label for label in call.all_labels()]
+        axes = all_axes([*given, *call.prefix_labels()], out_axes)
         donated_leaves = call.donated_leaves(gone)
         program = LabelledProgram(
             call,
@@ -107,10 +108,15 @@ def pmap(
         )
         labels = [0 if label is SPLIT else label for label in program.in_labels]
         marks = program.pick(call.donated_marks(gone))
+        avals = jax.eval_shape(lambda values: values, program.dynamic(call))
 
         def pure(kept: list[Any], given: list[Any]) -> Any:
             first, second = iter(kept), iter(given)
-            return program.pure([next(second) if mark else next(first) for mark in marks])
+            values = [next(second) if mark else next(first) for mark in marks]
+            groups = program.pure(values)
+            if groups[axes.index(None)]:
+                _check_unmapped(program, labels, axes, axis_name, avals)
+            return groups
 
         def split(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             pairs = list(zip(items, marks, strict=True))
@@ -157,6 +163,13 @@ def pmap(
         )
         streams = SplitStreams(call, broadcast=True)
         size = check_sizes(call, axis_size)
+        available = jax.device_count(backend) if devices is None else len(devices)
+        if size > available:
+            raise errors.ShapeError(
+                f"pmap: the mapped axis of {function.name} has size {size}, but there are "
+                f"{available} devices, one for each element; map over at most so many, and over "
+                "the rest with `moduli.vmap` inside"
+            )
         if streams:
             streams.split(size)
         avals = [
@@ -181,3 +194,35 @@ def pmap(
         return result
 
     return mapped
+
+
+def _check_unmapped(
+    program: LabelledProgram, labels: list[Any], axes: list[Any], axis_name: Any, avals: list[Any]
+) -> None:
+    """Raises if a value under the axis None differs between elements.
+
+    ``jax.pmap`` takes the first device's value; ``jax.vmap`` of the same function can tell.
+
+    Args:
+      program: the program, while it is traced.
+      labels: the axes of its arguments.
+      axes: the axes of its outputs.
+      axis_name: the name of the mapped axis.
+      avals: shapes and dtypes of the arguments, with the mapped axis.
+    """
+    outputs = program.outputs
+    transformed = functools.partial(jax.vmap, in_axes=(labels,), axis_name=axis_name)
+    try:
+        jax.eval_shape(transformed(program.pure, out_axes=axes), avals)
+    except (ValueError, NotImplementedError):
+        try:
+            jax.eval_shape(transformed(program.pure, out_axes=0), avals)
+        except (ValueError, NotImplementedError):
+            return  # something in it cannot be mapped by vmap, so nobody can tell
+        culprit = find_batched(
+            "pmap", transformed, program.pure, avals, axes, lambda: program.outputs
+        )
+        if culprit is not None:
+            raise errors.StructureError(culprit) from None
+    finally:
+        program.outputs = outputs

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from moduli import errors
 from moduli._running import running
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.effects import Packed
 from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
+from moduli._transforms.misfits import check_inputs, check_names, shared_axes
 from moduli._transforms.prefixes import labels_in
 from moduli._transforms.programs import LabelledProgram, program_key
 
@@ -46,7 +48,9 @@ def shard_map(
       back sharded, written or not.
 
     Raises:
-      StructureError: if specs do not fit the arguments, or one Variable gets two.
+      StructureError: if specs do not fit the arguments, name an axis that the mesh does not have,
+        or one Variable gets two; or if a value differs between devices that its spec says share it.
+      ShapeError: if the mesh does not divide a value as its spec says.
 
     Example:
       >>> import moduli as nnx, jax, jax.numpy as jnp
@@ -75,8 +79,29 @@ def shard_map(
         with running("shard_map", function.name):
             return function.call(*frame.args, **frame.kwargs)
 
+    def over_mesh(pure: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        return jax.shard_map(
+            pure,
+            **({} if mesh is None else {"mesh": mesh}),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(axis_names),
+            check_vma=check_vma,
+        )
+
+    def check(program: LabelledProgram, call: LabelledCall) -> None:
+        """Raises for the value that JAX meant when it refused a call."""
+        check_inputs(call, call.all_values(), mesh, axis_names)
+        for label in call.prefix_labels():
+            check_names("shard_map: in_specs has", label, mesh, axis_names)
+        for label in map(_spec, labels_in(out_specs)):
+            check_names("shard_map: out_specs has", label, mesh, axis_names)
+        if program.outputs is not None:
+            shared = functools.partial(shared_axes, mesh=mesh, manual=axis_names)
+            _check_outputs(program, over_mesh, program.dynamic(call), shared)
+
     def compile(call: LabelledCall) -> tuple[LabelledProgram, Callable[..., Any]]:
-        every = [*call.all_labels(), *labels_in(out_specs)]
+        every = [*call.all_labels(), *call.prefix_labels(), *labels_in(out_specs)]
         labels = list(dict.fromkeys(map(_spec, every)))
         program = LabelledProgram(
             call,
@@ -88,14 +113,7 @@ def shard_map(
         )
 
         def whole(values: list[Any]) -> Packed:
-            groups = jax.shard_map(
-                program.pure,
-                **({} if mesh is None else {"mesh": mesh}),
-                in_specs=(program.in_labels,),
-                out_specs=labels,
-                axis_names=set(axis_names),
-                check_vma=check_vma,
-            )(values)
+            groups = over_mesh(program.pure, (program.in_labels,), labels)(values)
             return Packed(program.outputs, groups)
 
         whole.__name__ = whole.__qualname__ = function.name
@@ -126,10 +144,56 @@ def shard_map(
             if key is not None:
                 programs[key] = found
         program, jitted = found
-        packed = jitted(program.dynamic(call))
+        try:
+            packed = jitted(program.dynamic(call))
+        except ValueError as error:
+            if not isinstance(error, errors.ModuliError):
+                check(program, call)
+            raise
         return program.apply(call, packed.effects, packed.parts)
 
     return mapped
+
+
+def _check_outputs(
+    program: LabelledProgram,
+    over_mesh: Callable[..., Any],
+    values: list[Any],
+    shared: Callable[[Any], list[Any]],
+) -> None:
+    """Raises for the first output that JAX refuses: it traces each of them alone."""
+    outputs = program.outputs
+    counts = dict.fromkeys(program.labels, 0)
+    for spot, spec in zip(outputs.names, outputs.labels, strict=True):
+        place, number = program.labels.index(spec), counts[spec]
+        counts[spec] += 1
+        shapes: list[Any] = []
+
+        def one(
+            values: list[Any], place: int = place, number: int = number, shapes: Any = shapes
+        ) -> Any:
+            value = program.pure(values)[place][number]
+            shapes.extend(leaf.shape for leaf in jax.tree.leaves(value))
+            return value
+
+        try:
+            jax.eval_shape(over_mesh(one, (program.in_labels,), spec), values)
+        except ValueError:
+            for shape in shapes:
+                if len(spec) > len(shape):
+                    raise errors.ShapeError(
+                        f"shard_map: {spot} is under {spec!r}, but it has shape {shape} on each "
+                        f"device, {len(shape)} dimensions for {len(spec)} entries; leave out the "
+                        "last ones"
+                    ) from None
+            if not shapes:
+                raise
+            raise errors.StructureError(
+                f"shard_map: {spot} is under {spec!r}, the same for all devices along "
+                f"{' and '.join(map(repr, shared(spec)))}, but got a value that may differ between "
+                "them; name the axis in its spec (a part of a module's by `moduli.StateSharding`), "
+                "or reduce the value, as with `jax.lax.pmean(value, axis_name)`"
+            ) from None
 
 
 def _is_sequence(specs: Any) -> bool:

@@ -16,7 +16,7 @@ from moduli._transforms.partition_names import PartitionNames
 from moduli._transforms.prefixes import is_axis, labels_in
 from moduli._transforms.streams import SPLIT, SplitStreams
 
-__all__ = ["all_axes", "check_sizes", "vmap"]
+__all__ = ["all_axes", "check_sizes", "find_batched", "vmap"]
 
 
 def vmap(
@@ -101,7 +101,7 @@ def vmap(
             streams.split(size)
         every, labels = call.all_values(), call.all_labels()
         in_labels = [0 if label is SPLIT else label for label in labels]
-        axes = all_axes(in_labels, out_axes)
+        axes = all_axes([*in_labels, *call.prefix_labels()], out_axes)
         names_in = names.inside(call)
         outputs: Any = None
 
@@ -140,7 +140,7 @@ def vmap(
         try:
             groups = transformed(pure, out_axes=list(axes))(values)
         except ValueError as error:
-            culprit = _find_batched(transformed, pure, values, axes, lambda: outputs)
+            culprit = find_batched("vmap", transformed, pure, values, axes, lambda: outputs)
             if culprit is None or isinstance(error, errors.ModuliError):
                 raise
             raise errors.StructureError(culprit) from None
@@ -215,21 +215,34 @@ def check_sizes(call: LabelledCall, size: int | None, name: str = "axis_size") -
     return size
 
 
-def _find_batched(
+def find_batched(
+    name: str,
     transformed: Callable[..., Any],
     pure: Callable[..., Any],
     values: list[Any],
     axes: list[Any],
     outputs: Callable[[], Outputs],
 ) -> str | None:
-    """Finds which value under the axis None differs between elements; for the message only."""
+    """Finds which value under the axis None differs between elements; for the message only.
+
+    Args:
+      name: the name of the transform.
+      transformed: ``jax.vmap`` with all but the function and ``out_axes``.
+      pure: the pure function, ``values -> lists of outputs``, one list for each of ``axes``.
+      values: its arguments.
+      axes: the axes of its outputs.
+      outputs: returns what the function did, once it was traced.
+
+    Returns:
+      The message, or None.
+    """
     if outputs() is None:
         return None
     place = axes.index(None)
-    names = [
-        name for name, label in zip(outputs().names, outputs().labels, strict=True) if label is None
+    spots = [
+        spot for spot, label in zip(outputs().names, outputs().labels, strict=True) if label is None
     ]
-    for number, name in enumerate(names):
+    for number, spot in enumerate(spots):
 
         def one(values: list[Any], number: int = number) -> Any:
             return pure(values)[place][number]
@@ -238,8 +251,8 @@ def _find_batched(
             jax.eval_shape(transformed(one, out_axes=None), values)
         except ValueError:
             return (
-                f"vmap: {name} is under the axis None, one for all elements, but got a value that "
-                "differs between them; give it an axis (`moduli.StateAxes`), or reduce the value, "
-                "as with `jax.lax.pmean(value, axis_name)`"
+                f"{name}: {spot} is under the axis None, one for all elements, but got a value "
+                "that differs between them; give it an axis (`moduli.StateAxes`), or reduce the "
+                "value, as with `jax.lax.pmean(value, axis_name)`"
             )
     return None
