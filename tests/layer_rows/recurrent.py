@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import moduli
 import moduli_layers as layers
@@ -121,7 +122,7 @@ class OneStep(moduli.Module):
 
 def step_by_torch(layer: Any, x: Any, *carry: Any) -> np.ndarray:
     """The same by PyTorch's cell, whose carry is (h, c) and whose output is h."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     x, *arrays = (torch.tensor(np.asarray(array, np.float64)) for array in (x, *carry))
     module = torch_module(layer.cell)
