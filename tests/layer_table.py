@@ -5,6 +5,7 @@ NumPy, SciPy, PyTorch or flax in float64, and take the layer only to read its pa
 """
 
 from layer_rows import (
+    adapted,
     attention,
     containers,
     conv,
@@ -19,7 +20,18 @@ from layer_rows.row import Bad as Bad
 from layer_rows.row import Row as Row
 from layer_rows.row import make_inputs as make_inputs
 
-FAMILIES = (linear, attention, conv, norm, dropout, pooling, containers, recurrent, weight_norms)
+FAMILIES = (
+    linear,
+    adapted,
+    attention,
+    conv,
+    norm,
+    dropout,
+    pooling,
+    containers,
+    recurrent,
+    weight_norms,
+)
 
 TABLE: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 

@@ -103,7 +103,7 @@ class Dropping(moduli.Module):
         name = type(self).__name__
         got = "no rngs" if source is None else f"rngs of type {type(source).__name__}"
         raise RngError(
-            f"{name}(rate={self.rate}) has to drop entries and got {got}; write {name}("
+            f"{name}(rate={self.rate}) has to drop {self._part} and got {got}; write {name}("
             f"{self.rate}, rngs=moduli.Rngs(0)), or pass rngs=... to the call, or model.eval() "
             f"to drop nothing"
         )
