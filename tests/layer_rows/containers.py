@@ -7,11 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+import moduli
 import moduli_layers as layers
 from layer_rows.conv import conv
 from layer_rows.linear import linear
 from layer_rows.norm import batch_norm, batch_norm_eval
-from layer_rows.row import Row
+from layer_rows.row import Row, value
 
 
 def softplus(x: Any) -> Any:
@@ -35,7 +36,29 @@ def chain(layer: Any, x: Any) -> np.ndarray:
     return np.maximum(batch_norm(layer.layers[1], conv(layer.layers[0], x)), 0)
 
 
+def stack(layer: Any, x: Any) -> np.ndarray:
+    """Linear and softplus, three times."""
+    stacked = layer.block.layers[0]
+    for kernel, bias in zip(value(stacked.kernel), value(stacked.bias), strict=True):
+        x = np.logaddexp(np.asarray(x, np.float64) @ kernel + bias, 0)
+    return x
+
+
+def _stack(name: str, **options: Any) -> Row:
+    def build(rngs: moduli.Rngs) -> Any:
+        def block(rngs: moduli.Rngs) -> Any:
+            return layers.Sequential(layers.Linear(3, 3, rngs=rngs), softplus)
+
+        return layers.Stack(block, 3, rngs=rngs, **options)
+
+    # blocks without parameters need no streams
+    return Row(name, build, ((5, 3),), (5, 3), stack, needs_rngs=False)
+
+
 ROWS: list[Row] = [
+    _stack("stack"),
+    _stack("stack-looped", scan=False),
+    _stack("stack-remat", remat=True),
     Row(
         "sequential",
         lambda r: layers.Sequential(

@@ -89,3 +89,26 @@ def test_an_exception_that_takes_no_note_is_raised_as_it_is():
 
     with pytest.raises(Slotted):
         Net(Slotted())(1)
+
+
+class Looping(moduli.Module):
+    """Runs a part of itself under a transform."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def __call__(self, x):
+        return moduli.jit(lambda part, x: part(x))(self.part, x)
+
+
+def test_a_place_inside_of_a_transform_is_followed_by_that_outside():
+    net = Block(Looping(Block(Picky(ShapeError("Picky wants more")))))
+    with pytest.raises(ShapeError) as caught:
+        net(jnp.ones(2))
+    assert str(caught.value) == "Picky wants more (in `layer` of Block) (in `layer` of Block)"
+
+
+def test_a_module_alone_inside_of_a_transform_has_the_place_of_the_module_outside():
+    with pytest.raises(ShapeError) as caught:
+        Block(Looping(Picky(ShapeError("Picky wants more"))))(jnp.ones(2))
+    assert str(caught.value) == "Picky wants more (in `layer` of Block)"
