@@ -203,3 +203,15 @@ def test_names_of_kinds():
 def test_repr_shows_kind_dtype_shape_and_small_values():
     assert repr(nnx.Param(jnp.ones((64, 3)))) == "Param(float32[64, 3])"
     assert repr(nnx.Param(jnp.array([1.0, 2.0]), tag="a")) == "Param(float32[2] [1., 2.], tag='a')"
+
+
+def test_a_value_with_metadata_gives_both():
+    given = nnx.VariableMetadata(jnp.ones(3), {"tag": "a", "sharding_names": ("x",)})
+    v = nnx.Param(given, tag="b", other=1)
+    assert v.get_metadata() == {"tag": "a", "sharding_names": ("x",), "other": 1}
+    assert v.shape == (3,) and isinstance(v.value, jax.Array)
+    assert nnx.Param(nnx.VariableMetadata(2.0)).value == 2.0
+    doubled = nnx.VariableMetadata(jnp.ones(2), {"on_create_value": lambda _, value: 2 * value})
+    assert nnx.Param(doubled).value.tolist() == [2, 2]
+    with pytest.raises(errors.VariableError, match=r"Param\(\.\.\.\) got a Variable as its value"):
+        nnx.Param(nnx.VariableMetadata(nnx.Variable(1.0)))
