@@ -68,7 +68,7 @@ def dot_product_attention_weights(
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision)
     if bias is not None:
         scores = scores + _broadcastable("bias", bias, scores.shape).astype(scores.dtype)
-    hidden = None if mask is None else _broadcastable("mask", mask, scores.shape) == 0
+    hidden = None if mask is None else ~_broadcastable("mask", mask, scores.shape).astype(bool)
     if is_causal:
         queries, keys = scores.shape[-2:]
         later = jnp.arange(queries)[:, None] < jnp.arange(keys)
@@ -191,14 +191,12 @@ def _fused(query: Any, key: Any, value: Any, bias: Any, mask: Any, is_causal: bo
             array = array.reshape((math.prod(batch), *array.shape[-3:]))
         return jnp.broadcast_to(array, (*array.shape[:2], *scores[-2:]))
 
-    outputs = jax.nn.dot_product_attention(
-        flat(query),
-        flat(key),
-        flat(value),
-        bias=None if bias is None else flat_pairs("bias", bias).astype(query.dtype),
-        mask=None if mask is None else flat_pairs("mask", mask) != 0,
-        is_causal=is_causal,
-    )
+    bias = None if bias is None else flat_pairs("bias", bias).astype(query.dtype)
+    mask = None if mask is None else flat_pairs("mask", mask).astype(bool)
+    with jax.numpy_dtype_promotion("standard"):  # its own sums are float32 for narrower inputs
+        outputs = jax.nn.dot_product_attention(
+            flat(query), flat(key), flat(value), bias=bias, mask=mask, is_causal=is_causal
+        )
     return outputs.reshape((*batch, *outputs.shape[1:]))
 
 

@@ -154,7 +154,7 @@ def combine_masks(*masks: ArrayLike | None, dtype: DTypeLike = jnp.float32) -> j
             f"combine_masks got masks with different numbers of axes, of shapes {shapes}; give "
             f"each an axis of size 1 where it is the same for all, as mask[:, None]"
         )
-    both = functools.reduce(jnp.logical_and, (mask != 0 for mask in given))
+    both = functools.reduce(jnp.logical_and, (mask.astype(bool) for mask in given))
     return both.astype(dtype)
 
 
