@@ -40,9 +40,7 @@ def install_torch(session: nox.Session) -> None:
     projects = nox.project.load_toml(ROOT / "pyproject.toml")
     torch = nox.project.dependency_groups(projects, "torch")
     seen = {"silent": True, "success_codes": range(256)}
-    session.install(
-        "pip", "numpy", "setuptools", "sympy", "networkx", "jinja2", "fsspec", "filelock"
-    )
+    session.install("pip", *nox.project.dependency_groups(projects, "torch-needs"))
     session.run("python", "-m", "pip", "install", "--no-index", *torch, **seen)
     if "yes" not in str(session.run("python", "-c", HAS_TORCH, **seen)):
         session.run("uv", "pip", "install", "--torch-backend=cpu", *torch, external=True, **seen)
@@ -52,7 +50,9 @@ def install_torch(session: nox.Session) -> None:
 
 def run_tests(session: nox.Session) -> None:
     """Runs one pytest over packages, docs and docstrings, so that its summary is the last line."""
-    paths = session.posargs or ["packages", "tests", "docs", "README.md", "--doctest-modules"]
+    everything = ["packages", "tests", "docs", "README.md", "--doctest-modules"]
+    workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    paths = session.posargs or [*everything, *workers]
     session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu"})
 
 

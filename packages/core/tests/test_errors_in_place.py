@@ -112,3 +112,23 @@ def test_a_module_alone_inside_of_a_transform_has_the_place_of_the_module_outsid
     with pytest.raises(ShapeError) as caught:
         Block(Looping(Picky(ShapeError("Picky wants more"))))(jnp.ones(2))
     assert str(caught.value) == "Picky wants more (in `layer` of Block)"
+
+
+class Proxy:
+    """As lazy modules are: looking at what it is raises."""
+
+    __slots__ = ("target",)
+
+    @property
+    def __class__(self):
+        raise ImportError("not loaded")
+
+
+def test_lazy_proxies_in_memory_are_left_alone():
+    layer, proxy = Picky(ZeroDivisionError("from inside")), Proxy()
+    proxy.target = layer  # met before the block: older objects come first
+    block = Block(layer)
+    with pytest.raises(ZeroDivisionError) as caught:
+        block(jnp.ones(2))
+    assert caught.value.__notes__ == ["raised in the call of `layer` of Block, a Picky"]
+    del proxy

@@ -18,6 +18,15 @@ PATH = ("blocks", 0, "attention", "kernel")
 PARAM = nnx.Param(jnp.ones(1), tag="frozen")
 
 
+def has_four_parts(path, value):
+    return len(path) == 4
+
+
+def name_of(filter):
+    """An id that is the same in every process: pytest-xdist compares them."""
+    return getattr(filter, "__name__", repr(filter))
+
+
 @pytest.mark.parametrize(
     ("filter", "expected"),
     [
@@ -32,7 +41,7 @@ PARAM = nnx.Param(jnp.ones(1), tag="frozen")
         ("other", False),
         ((nnx.BatchStat, "frozen"), True),
         ([nnx.BatchStat, "other"], False),
-        (lambda path, value: len(path) == 4, True),
+        (has_four_parts, True),
         (nnx.PathContains("attention"), True),
         (nnx.PathContains(0), True),
         (nnx.PathContains("atten"), False),
@@ -47,7 +56,7 @@ PARAM = nnx.Param(jnp.ones(1), tag="frozen")
         (nnx.Everything(), True),
         (nnx.Nothing(), False),
     ],
-    ids=repr,
+    ids=name_of,
 )
 def test_filters_select(filter, expected):
     assert nnx.filterlib.to_predicate(filter)(PATH, PARAM) is expected

@@ -32,14 +32,12 @@ def locate(target: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _owner(target: Any, seen: set[int]) -> tuple[Any, Any] | None:
-    from moduli._graph.nodes import Node
-
     for referrer in gc.get_referrers(target):
         candidates: list[Any] = []
-        if isinstance(referrer, Node):
+        if _is_node(referrer):
             candidates = [referrer]
         elif type(referrer) is dict and "_moduli" in referrer:
-            candidates = [r for r in gc.get_referrers(referrer) if isinstance(r, Node)]
+            candidates = [r for r in gc.get_referrers(referrer) if _is_node(r)]
             if not candidates:  # Python 3.11+ keeps attributes inline until asked for
                 candidates = [r for r in gc.get_objects() if _has_dict(r, referrer)]
         for node in candidates:
@@ -51,10 +49,15 @@ def _owner(target: Any, seen: set[int]) -> tuple[Any, Any] | None:
     return None
 
 
-def _has_dict(candidate: Any, attributes: dict[str, Any]) -> bool:
+def _is_node(candidate: Any) -> bool:
+    """Like isinstance, without asking the object: a lazy proxy in memory may do anything then."""
     from moduli._graph.nodes import Node
 
-    return isinstance(candidate, Node) and candidate.__dict__ is attributes
+    return issubclass(type(candidate), Node)
+
+
+def _has_dict(candidate: Any, attributes: dict[str, Any]) -> bool:
+    return _is_node(candidate) and candidate.__dict__ is attributes
 
 
 def describe_owner(target: Any) -> str:
