@@ -349,3 +349,26 @@ def test_scaled_positions() -> None:
 def test_what_cannot_turn_is_refused(shape, options, error, message) -> None:
     with pytest.raises(error, match=message):
         rotary_embedding(jnp.ones(shape), **options)
+
+
+# -- strict promotion -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*CONFIGS.values(), {"dropout_rate": 0.5}],
+    ids=[*CONFIGS, "dropout"],
+)
+def test_bfloat16_with_masks_weights_and_a_cache_under_strict_promotion(config) -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        layer = attention(**config, dtype=jnp.bfloat16)
+        x = inputs(3).astype(jnp.bfloat16)
+        mask = make_causal_mask(x[..., 0])
+        for options in ({"is_causal": True}, {"mask": mask}, {"mask": mask, "sow_weights": True}):
+            out = layer(x, deterministic=False, **options)
+            assert out.dtype == jnp.bfloat16
+        (weights,) = layer.attention_weights.value
+        assert weights.dtype == jnp.bfloat16
+        np.testing.assert_allclose(weights.astype(jnp.float32).sum(-1), 1, atol=0.02)
+        layer.init_cache(x.shape)
+        assert layer(x, decode=True, deterministic=True).dtype == jnp.bfloat16

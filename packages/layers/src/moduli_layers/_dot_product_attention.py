@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.errors import RngError, ShapeError
 from moduli_layers._checks import shape_text
-from moduli_layers._dtypes import PromoteDtype, promote_dtype
+from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
 
 __all__ = ["dot_product_attention", "dot_product_attention_weights"]
 
@@ -73,9 +73,10 @@ def dot_product_attention_weights(
         queries, keys = scores.shape[-2:]
         later = jnp.arange(queries)[:, None] < jnp.arange(keys)
         hidden = later if hidden is None else hidden | later
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = scores.astype(wider(scores.dtype, jnp.float32))
     if hidden is not None:
-        wide = jnp.where(hidden, jnp.finfo(scores.dtype).min, wide)
+        least = jnp.asarray(jnp.finfo(scores.dtype).min, wide.dtype)
+        wide = jnp.where(hidden, least, wide)
     weights = jax.nn.softmax(wide).astype(scores.dtype)
     if module is not None:
         module.sow(moduli.Intermediate, "attention_weights", weights)

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 import moduli
 from moduli_layers.errors import DtypeError
 
-__all__ = ["PromoteDtype", "Summing", "promote_dtype", "promote_for"]
+__all__ = ["PromoteDtype", "Summing", "promote_dtype", "promote_for", "wider"]
 
 
 class PromoteDtype(Protocol):
@@ -112,6 +112,18 @@ class Summing(moduli.Module):
         if self.preferred_element_type is None and self.accumulate_dtype is not None:
             return outputs.astype(dtype)
         return outputs
+
+
+def wider(one: DTypeLike, other: DTypeLike) -> DTypeLike:
+    """Returns the dtype that holds the numbers of both, for a computation inside of a layer.
+
+    The caller brings the result back to the dtype that the layer promised, so this one promotion is
+    asked for, and allowed under ``jax_numpy_dtype_promotion="strict"`` too.
+    """
+    if one == other:
+        return one
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(one, other)
 
 
 def _common_dtype(arrays: list[Any], inexact: bool) -> DTypeLike:

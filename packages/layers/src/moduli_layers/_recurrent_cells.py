@@ -22,7 +22,7 @@ from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._activations import relu, sigmoid, tanh
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
-from moduli_layers._dtypes import PromoteDtype, promote_dtype
+from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
 from moduli_layers._linear import Linear
 from moduli_layers._remembered import default_kernel_init, remembered
 from moduli_layers.errors import ArgumentError, DtypeError
@@ -308,14 +308,6 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
         return False
 
 
-def _sum_dtype(computed: DTypeLike, carried: DTypeLike) -> DTypeLike:
-    """The dtype to update a carry in: the wider one, so that small updates are not lost."""
-    if computed == carried:
-        return computed
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(computed, carried)
-
-
 def _lstm_update(
     cell: Any, c: jax.Array, h_dtype: DTypeLike, i: Any, f: Any, g: Any, o: Any
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
@@ -323,7 +315,7 @@ def _lstm_update(
 
     The arrays of the carry keep their dtypes, outputs have the gates'.
     """
-    dtype = _sum_dtype(f.dtype, c.dtype)
+    dtype = wider(f.dtype, c.dtype)
     i, f, o = (cell.gate_fn(gate).astype(dtype) for gate in (i, f, o))
     outputs_dtype = g.dtype
     g = cell.activation_fn(g).astype(dtype)
@@ -921,7 +913,7 @@ class GRUCell(CheckedCell):
         r = self.gate_fn(x_r + h_r)
         z = self.gate_fn(x_z + h_z)
         n = self.activation_fn(x_n + r * h_n)
-        dtype = _sum_dtype(n.dtype, h.dtype)
+        dtype = wider(n.dtype, h.dtype)
         z, new = z.astype(dtype), n.astype(dtype)
         h_new = (1 - z) * new + z * h.astype(dtype)
         return h_new.astype(h.dtype), h_new.astype(n.dtype)

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from moduli.errors import ShapeError
 from moduli_layers._checks import shape_text
+from moduli_layers._dtypes import wider
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["rotary_embedding"]
@@ -45,11 +46,11 @@ def rotary_embedding(
       ShapeError: ``x`` has too few axes, or the positions do not fit it.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, numpy as np
       >>> from moduli_layers import rotary_embedding
       >>> x = jnp.ones((1, 3, 1, 2))
-      >>> rotary_embedding(x)[0, :, 0].round(3)  # by 0, 1 and 2 radians
-      Array([[ 1.   ,  1.   ],
+      >>> np.asarray(rotary_embedding(x)[0, :, 0]).round(3)  # by 0, 1 and 2 radians
+      array([[ 1.   ,  1.   ],
              [-0.301,  1.382],
              [-1.325,  0.493]], dtype=float32)
 
@@ -75,7 +76,7 @@ def rotary_embedding(
             f"rotary_embedding expects positions of shape {(length,)} or {x.shape[:-2]} for an "
             f"array of shape {shape_text(x)}, got {shape_text(places)}"
         )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wider(x.dtype, jnp.float32)
     frequencies = base ** -(jnp.arange(0, turned, 2, dtype=wide) / turned)
     angles = (places.astype(wide) * scale)[..., None] * frequencies
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # the same in all heads
