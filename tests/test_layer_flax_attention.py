@@ -63,7 +63,9 @@ def test_sown_weights() -> None:
     ours(Q, sow_weights=True)
     theirs(Q, sow_weights=True)
     (weights,) = ours.attention_weights.value
-    np.testing.assert_allclose(weights, theirs.attention_weights.get_value()[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        weights, theirs.attention_weights.get_value()[0], rtol=1e-4, atol=1e-6
+    )
     moduli.pop(ours, moduli.Intermediate)
 
 
