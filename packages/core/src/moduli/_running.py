@@ -9,6 +9,7 @@ from typing import Any
 
 from moduli import errors
 from moduli._compat import trace_state
+from moduli._recordings import Recording, inside, recordings
 
 __all__ = ["describe_running", "running"]
 
@@ -20,12 +21,22 @@ def _stack() -> list[tuple[Any, str]]:
 
 
 @contextlib.contextmanager
-def running(transform: str, function: str) -> Iterator[None]:
-    """Notes that a transform runs a user's function in the current trace."""
+def running(transform: str, function: str, opened: tuple[Recording, ...] = ()) -> Iterator[None]:
+    """Notes that a transform runs a user's function in the current trace.
+
+    Args:
+      transform: its name.
+      function: the function's name.
+      opened: the recordings of the function's frame.
+    """
     stack = _stack()
     stack.append((trace_state(), f"moduli.{transform} of {function}"))
     try:
-        yield
+        if opened or recordings():
+            with inside(opened):
+                yield
+        else:
+            yield
     except Exception as error:
         errors.unplace(error)
         raise

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moduli import errors
+from moduli import _plugins, errors
 from moduli._compat import Tracer, is_key_array, trace_state
 from moduli._dropped import Borrowed, mark_seen
 from moduli._epoch import EPOCH
@@ -169,6 +169,8 @@ class Variable(Generic[A]):
         hook = self._hook("on_set_value")
         if hook is not None:
             value = _run_hooks(hook, self, value)
+        if _plugins.watches_writes():
+            _plugins.value_written(self, self._value, value)
         object.__setattr__(self, "_value", value)
 
     def get_raw_value(self) -> A:
@@ -238,6 +240,8 @@ class Variable(Generic[A]):
                 "write `variable.value = other.value` to take the value alone"
             )
         self._check_trace()
+        if _plugins.watches_writes():
+            _plugins.value_written(self, self._value, other._value)
         object.__setattr__(self, "_value", other._value)
         self._set_all_metadata(other._metadata)
 

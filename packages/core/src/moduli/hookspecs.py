@@ -24,6 +24,19 @@ When they fire
     nothing. An implementation that is running is not entered again in its thread, so a plugin may
     make and call modules in its hooks.
 
+Where they are
+    Hooks around a module's call get its ``path``: attribute names and indices from the outermost
+    module of the call to it, ``()`` for the outermost itself. Inside of moduli's transforms, where
+    modules are traced copies, it is the path of the caller's module. A module that the call makes
+    stands nowhere: its path is that of the module whose call makes it and ``"<ClassName>"``.
+    ``number`` says how many calls of the module came before, in the function that the innermost
+    transform runs; a loop calls its body once.
+
+What they hand out
+    A value that a hook sees inside of a transform is a tracer. ``moduli.plugins.recording`` starts
+    a recording, ``moduli.plugins.recordings()`` finds it in a hook, and its ``record`` hands a value
+    out of every transform around; see :func:`moduli.plugins.recording`.
+
 When they raise
     *Observing* hooks (what they return is data for moduli, not a value of the model): a plugin that
     raises is switched off for the rest of the program and reported once, by distribution, version,
@@ -40,6 +53,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from moduli._plugins.markers import hookspec
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from moduli import Module, Pytree, Variable
     from moduli._plugins.replace import Replace
 
@@ -49,7 +64,9 @@ __all__ = [
     "moduli_module_created",
     "moduli_mode_attributes",
     "moduli_before_call",
+    "moduli_call_context",
     "moduli_after_call",
+    "moduli_value_written",
     "moduli_sow",
     "moduli_perturb",
 ]
@@ -57,7 +74,9 @@ __all__ = [
 IN_PROGRAMS = (
     "moduli_mode_attributes",
     "moduli_before_call",
+    "moduli_call_context",
     "moduli_after_call",
+    "moduli_value_written",
     "moduli_sow",
     "moduli_perturb",
 )
@@ -145,7 +164,11 @@ def moduli_mode_attributes(mode: Literal["train", "eval"]) -> Mapping[str, Any]:
 
 @hookspec
 def moduli_before_call(
-    module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: tuple[str | int, ...],
+    number: int,
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Runs before a module's ``__call__``; may replace its arguments.
 
@@ -156,6 +179,8 @@ def moduli_before_call(
       module: the module that is called.
       args: its positional arguments, after earlier plugins.
       kwargs: its keyword arguments, after earlier plugins.
+      path: where it stands; see the top of this file.
+      number: how many of its calls came before.
 
     Returns:
       None to leave the arguments as they are, or the new ``(args, kwargs)``.
@@ -176,8 +201,49 @@ def moduli_before_call(
 
 
 @hookspec
+def moduli_call_context(
+    module: Module, path: tuple[str | int, ...], number: int
+) -> AbstractContextManager[Any] | None:
+    """Gives a context manager in which a module's ``__call__`` runs.
+
+    A value hook; see :func:`moduli_before_call`, after which it is asked. The contexts are entered
+    in the order of the plugins, left in the reverse order, and left on exceptions too.
+
+    Args:
+      module: the module that is called.
+      path: where it stands; see the top of this file.
+      number: how many of its calls came before.
+
+    Returns:
+      None, or a context manager.
+
+    Example:
+      >>> import jax, moduli
+      >>> class Double(moduli.Module):
+      ...     def __call__(self, x):
+      ...         return 2 * x
+      >>> class Scopes:
+      ...     @moduli.hookimpl
+      ...     def moduli_call_context(self, path):
+      ...         return jax.named_scope("/".join(map(str, path)))
+      >>> model = moduli.Dict(double=Double())
+      >>> @moduli.jit
+      ... def run(model, x):
+      ...     return model["double"](x)
+      >>> with moduli.using(Scopes()):
+      ...     float(run(model, 3.0))
+      6.0
+    """
+
+
+@hookspec
 def moduli_after_call(
-    module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    module: Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    path: tuple[str | int, ...],
+    number: int,
 ) -> Replace | None:
     """Runs after a module's ``__call__``; may replace its output.
 
@@ -189,6 +255,8 @@ def moduli_after_call(
       args: its positional arguments, as it got them.
       kwargs: its keyword arguments, as it got them.
       output: what it returned, after earlier plugins.
+      path: where it stands; see the top of this file.
+      number: how many of its calls came before.
 
     Returns:
       None to leave the output as it is, or ``moduli.Replace(new_output)``.
@@ -205,6 +273,33 @@ def moduli_after_call(
       >>> with moduli.using(Negate()):
       ...     Double()(3)
       -6
+    """
+
+
+@hookspec
+def moduli_value_written(variable: Variable[Any], old: Any, value: Any) -> None:
+    """Sees every value that Python code writes into a Variable.
+
+    An observing hook. It fires for ``variable.value = ...`` and its other spellings, eagerly and
+    while a function is traced, where it sees the copy of the Variable and tracers; what a
+    transform writes back into the caller's Variables does not fire again. The path of the Variable
+    is ``recording.path_of_variable(variable)``; see :func:`moduli.plugins.recordings`.
+
+    Args:
+      variable: the Variable, which still holds the old value.
+      old: the old value.
+      value: the new value.
+
+    Example:
+      >>> import moduli
+      >>> class Log:
+      ...     @moduli.hookimpl
+      ...     def moduli_value_written(self, variable, old, value):
+      ...         print(type(variable).__name__, old, value)
+      >>> count = moduli.BatchStat(0)
+      >>> with moduli.using(Log()):
+      ...     count.value += 1
+      BatchStat 0 1
     """
 
 

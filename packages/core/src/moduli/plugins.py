@@ -1,7 +1,8 @@
 """For authors of plugins: hooks of one's own, and calling them as core calls its own.
 
 Declare hooks with :func:`add_hookspecs` (and name the module under the entry point group
-``moduli.hookspecs``), call them with :func:`collect` or :func:`call_first`.
+``moduli.hookspecs``), call them with :func:`collect` or :func:`call_first`. Hand values out of a
+model, through every transform, with :func:`recording` and :func:`recordings`.
 """
 
 from moduli._plugins import PluginRecord as PluginRecord
@@ -17,3 +18,8 @@ from moduli._plugins import hookspec as hookspec
 from moduli._plugins import records as records
 from moduli._plugins import rediscover as rediscover
 from moduli._plugins import using as using
+from moduli._recordings import Entry as Entry
+from moduli._recordings import Place as Place
+from moduli._recordings import Recording as Recording
+from moduli._recordings import recording as recording
+from moduli._recordings import recordings as recordings

@@ -17,7 +17,9 @@ from moduli._plugins.dispatch import collect as collect
 from moduli._plugins.dispatch import instrumented as instrumented
 from moduli._plugins.dispatch import module_created as module_created
 from moduli._plugins.dispatch import using as using
+from moduli._plugins.dispatch import value_written as value_written
 from moduli._plugins.dispatch import watches_creation as watches_creation
+from moduli._plugins.dispatch import watches_writes as watches_writes
 from moduli._plugins.entry_points import installed as installed
 from moduli._plugins.markers import hookimpl as hookimpl
 from moduli._plugins.markers import hookspec as hookspec

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moduli import errors
 from moduli._plugins.dispatch import active, call_implementation
 from moduli._plugins.records import PluginRecord
 from moduli._plugins.replace import Replace
+
+if TYPE_CHECKING:
+    from moduli._recordings import Recording
 
 __all__ = ["call_module"]
 
@@ -37,22 +41,51 @@ def call_module(
     running = _here.__dict__.setdefault("modules", [])
     if running and running[-1] is module and function is not _own_function(module):
         return function(module, *args, **kwargs)  # super().__call__ is part of the call around it
+    from moduli._recordings import around, inside, recordings
+
+    known = recordings()
+    if not known:
+        with inside((around(module),)):
+            return _call_between(module, function, args, kwargs, recordings())
+    return _call_between(module, function, args, kwargs, known)
+
+
+def _call_between(
+    module: Any,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recordings: tuple[Recording, ...],
+) -> Any:
     plugins = active()
-    for impl, record in plugins.implementations("moduli_before_call"):
-        known = {"module": module, "args": args, "kwargs": kwargs}
-        changed = call_implementation(impl, record, "moduli_before_call", known)
-        if changed is not None:
-            args, kwargs = _checked_arguments(changed, record)
-    running.append(module)
+    places = [recording.enter(module) for recording in recordings]
+    path, number = places[0]
+    known = {"module": module, "args": args, "kwargs": kwargs, "path": path, "number": number}
     try:
-        output = function(module, *args, **kwargs)
+        for impl, record in plugins.implementations("moduli_before_call"):
+            changed = call_implementation(impl, record, "moduli_before_call", known)
+            if changed is not None:
+                args, kwargs = _checked_arguments(changed, record)
+                known["args"], known["kwargs"] = args, kwargs
+        with contextlib.ExitStack() as contexts:
+            for impl, record in plugins.implementations("moduli_call_context"):
+                context = call_implementation(impl, record, "moduli_call_context", known)
+                if context is not None:
+                    contexts.enter_context(_checked_context(context, record))
+            running = _here.modules
+            running.append(module)
+            try:
+                output = function(module, *args, **kwargs)
+            finally:
+                running.pop()
+        for impl, record in plugins.implementations("moduli_after_call"):
+            known["output"] = output
+            changed = call_implementation(impl, record, "moduli_after_call", known)
+            if changed is not None:
+                output = _checked_output(changed, record)
     finally:
-        running.pop()
-    for impl, record in plugins.implementations("moduli_after_call"):
-        known = {"module": module, "args": args, "kwargs": kwargs, "output": output}
-        changed = call_implementation(impl, record, "moduli_after_call", known)
-        if changed is not None:
-            output = _checked_output(changed, record)
+        for recording in recordings:
+            recording.leave()
     return output
 
 
@@ -71,6 +104,15 @@ def _checked_arguments(
     raise errors.PluginError(
         f"{record.title}: moduli_before_call returned a {type(changed).__name__}; return None, "
         "or a pair (args, kwargs) of a tuple and a dict"
+    )
+
+
+def _checked_context(context: Any, record: PluginRecord) -> Any:
+    if hasattr(type(context), "__enter__") and hasattr(type(context), "__exit__"):
+        return context
+    raise errors.PluginError(
+        f"{record.title}: moduli_call_context returned a {type(context).__name__}; return None, "
+        "or a context manager"
     )
 
 

@@ -26,7 +26,9 @@ __all__ = [
     "instrumented",
     "module_created",
     "using",
+    "value_written",
     "watches_creation",
+    "watches_writes",
 ]
 
 _overlay: contextvars.ContextVar[PluginSet | None] = contextvars.ContextVar(
@@ -50,6 +52,11 @@ def instrumented() -> bool:
 def watches_creation() -> bool:
     """Says whether a plugin wants to see new modules."""
     return (_overlay.get() or discovery.found or discovery.discover()).watches_creation
+
+
+def watches_writes() -> bool:
+    """Says whether a plugin wants to see values that are written."""
+    return (_overlay.get() or discovery.found or discovery.discover()).watches_writes
 
 
 @contextlib.contextmanager
@@ -162,6 +169,11 @@ def call_first(hook_name: str, /, **kwargs: Any) -> Any:
 def module_created(module: Any) -> None:
     """Tells the plugins that watch it of a new module."""
     collect("moduli_module_created", module=module)
+
+
+def value_written(variable: Any, old: Any, value: Any) -> None:
+    """Tells the plugins that watch them of a value that is written."""
+    collect("moduli_value_written", variable=variable, old=old, value=value)
 
 
 def call_implementation(

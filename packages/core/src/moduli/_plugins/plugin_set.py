@@ -16,6 +16,7 @@ from moduli._plugins.records import PluginRecord, quarantine, report
 
 __all__ = ["PluginSet", "add_hookspecs", "switch_off"]
 
+_AROUND_CALLS = ("moduli_before_call", "moduli_call_context", "moduli_after_call")
 _lock = threading.RLock()
 _sets: weakref.WeakSet[PluginSet] = weakref.WeakSet()
 
@@ -69,14 +70,16 @@ class PluginSet:
 
     Attributes:
       hook: pluggy's hooks.
-      wraps_calls: whether some plugin implements moduli_before_call or moduli_after_call.
+      wraps_calls: whether some plugin implements a hook around a module's call.
       watches_creation: whether some plugin implements moduli_module_created.
+      watches_writes: whether some plugin implements moduli_value_written.
       token: one object for all sets with the same plugins in programs; part of a program's key.
     """
 
     hook: Any
     wraps_calls: bool
     watches_creation: bool
+    watches_writes: bool
     token: Token
 
     def __init__(self, plugins: Iterable[Plugin]):
@@ -119,9 +122,8 @@ class PluginSet:
             )
         )
         self.watches_creation = bool(self.implementations("moduli_module_created"))
-        self.wraps_calls = bool(
-            self.implementations("moduli_before_call") or self.implementations("moduli_after_call")
-        )
+        self.watches_writes = bool(self.implementations("moduli_value_written"))
+        self.wraps_calls = any(map(self.implementations, _AROUND_CALLS))
 
     def implementations(self, hook: str) -> tuple[tuple[Any, PluginRecord], ...]:
         """Returns (implementation, record) of a hook, in the order in which they run."""

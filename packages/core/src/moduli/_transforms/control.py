@@ -12,6 +12,7 @@ from moduli._transforms.arguments import Function, check_callable
 from moduli._transforms.changes import Word, describe_changes
 from moduli._transforms.effects import ChangedEffects, only_written
 from moduli._transforms.plain_call import PlainCall
+from moduli._transforms.recorded_branches import record_alike
 from moduli._variable import Variable
 
 __all__ = ["cond", "switch"]
@@ -136,6 +137,7 @@ def _branch(
     places += [f"operand {number}" for number in range(len(operands))]
     call = PlainCall(transform, (*bound, *operands), {}, places)
     results: dict[int, _Result] = {}
+    inners: list[Function] = []
 
     def pure_of(number: int, function: Function) -> Callable[[Any], Any]:
         own = sum(len(earlier.bound) for earlier in functions[:number])
@@ -146,8 +148,10 @@ def _branch(
         inner = Function(pick)
         inner.name = names[number]
 
+        inners.append(inner)
+
         def pure(values: Any) -> Any:
-            outputs = call.run(inner, values, keep=call.is_dynamic, strict=True)
+            outputs = call.run(inner, values, after=alike, keep=call.is_dynamic, strict=True)
             results[number] = _Result(call, outputs)
             if number and 0 in results:
                 _check_alike(transform, call, names[0], names[number], results[0], results[number])
@@ -156,6 +160,7 @@ def _branch(
         return pure
 
     pures = [pure_of(number, function) for number, function in enumerate(functions)]
+    alike = record_alike(call, inners) if call.binding.recordings else None
     out, values = choose(pures, call.dynamic)
     written = set().union(*[result.written for result in results.values()])
     one = next(iter(results.values()))  # all are alike; under jax.disable_jit only one has run

@@ -241,7 +241,7 @@ class _Call:
 
     def primal(self, values: Any) -> Any:
         frame = self.call.make_frame(values)
-        with running("custom_vjp", self.name):
+        with running("custom_vjp", self.name, frame.recordings):
             out = self.rule._function.call(*self._all_arguments(frame))
         return self._finish(frame, out)
 

@@ -362,7 +362,7 @@ def _differentiate(
                 for index, value in zip(target.plain, others, strict=True):
                     plain[index] = value
             frame = Frame(signature, inner, plain)
-            with running(transform, name):
+            with running(transform, name, frame.recordings):
                 out = function.call(*frame.args, **frame.kwargs)
             value, aux = _unpack(out, has_aux, transform, name)
             effects, outputs = frame.finish(aux)

@@ -247,7 +247,7 @@ class _Program:
             args = list(frame.args)
             for position, value in fixed:
                 args.insert(position, value)
-            with running("jit", name):
+            with running("jit", name, frame.recordings):
                 out = fun(*args, **frame.kwargs, **fixed_names)
             if layout is not None:
                 return layout.pack(frame, out, keep)

@@ -19,7 +19,8 @@ from moduli._graph.flatten import Slot
 from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._rngs import Rngs, RngStream
 from moduli._state import State
-from moduli._transforms.lift import Frame, Leaf, New, Signature, bind
+from moduli._tape import Given
+from moduli._transforms.lift import Frame, Leaf, New, Signature, bind, is_tape_name
 from moduli._transforms.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._variable import Intermediate, RngState, Variable
 
@@ -45,6 +46,8 @@ class LabelledCall:
       expected: which labels there are, for messages.
       convert: the canonical form of a valid label.
       agree: says whether two labels of one value mean the same.
+      tape_label: the label of what a recording was given; what is recorded gets it, or that of an
+        Intermediate.
 
     Attributes:
       binding, signature: see ``lift``.
@@ -65,6 +68,7 @@ class LabelledCall:
         expected: str,
         convert: Callable[[Any], Any] = lambda label: label,
         agree: Callable[[Any, Any], bool] = operator.eq,
+        tape_label: Any = None,
     ):
         self.transform, self.prefix_name, self.function = *transform, function
         self._valid, self._expected, self._convert = valid, expected, convert
@@ -90,8 +94,10 @@ class LabelledCall:
         self._finders: list[Callable[[Path, Any], Any]] = []
         self._explicit: list[bool] = []
         uniform: list[Any] = []
-        places: list[Any] = [*range(len(args)), *self.binding.names]
-        items = [*args, *[kwargs[n] for n in self.binding.names]]
+        tapes = [name for name in self.binding.names if is_tape_name(name)]
+        keywords = self.binding.names[: len(self.binding.names) - len(tapes)]
+        places: list[Any] = [*range(len(args)), *keywords]
+        items = [*args, *[kwargs[name] for name in keywords]]
         for number, (place, item) in enumerate(zip(places, items, strict=True)):
             label = each[place] if isinstance(place, int) else keyword_label
             entry = f"{name}[{place}]" if isinstance(place, int) else f"{name} of {place!r}"
@@ -112,7 +118,22 @@ class LabelledCall:
                     self.leaf_labels.append(self.checked(found, spot))
                     self.leaf_names.append(spot)
                     self._argument_of_leaf.append(number)
+        for name in tapes:
+            self.root_names.append(name)
+            self._argument_of_root.append(len(items))
+            self._finders.append(lambda path, leaf: tape_label)
+            uniform.append(tape_label)
+            self._explicit.append(False)
         self.value_labels = self._label_values(uniform)
+
+    def label_given(self, transform: str, size: int) -> None:
+        """Gives the axis 0 to what recordings were given for this transform's elements."""
+        for flat, labels in zip(self.binding.flats, self.value_labels, strict=True):
+            for index, holder in enumerate(flat.holders):
+                if isinstance(holder, Given):
+                    crossings = holder.get_metadata("crossings")
+                    if crossings and crossings[0] == (transform, size):
+                        labels[index] = 0
 
     def checked(self, label: Any, spot: str, name: str | None = None) -> Any:
         """Returns a label in its canonical form.

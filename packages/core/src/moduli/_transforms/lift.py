@@ -31,13 +31,15 @@ from moduli._graph.flatten import Flat, Slot, flatten_roots
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
 from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.unflatten import build, decode
+from moduli._recordings import Recording, RecordingKey, recordings
 from moduli._sites import describe_place
 from moduli._transforms.effects import ChangedEffects, Effects
 from moduli._variable import _EMPTY, Variable
 
-__all__ = ["Binding", "Frame", "Signature", "bind"]
+__all__ = ["Binding", "Frame", "Signature", "bind", "is_tape_name"]
 
 _PASS, _ROOT, _TREE = range(3)
+_TAPE = "the recording"  # no name that Python would take for an argument
 _LEAF_TYPES = (
     jax.Array,
     Tracer,
@@ -72,9 +74,12 @@ class Binding:
       roots: the modules and Variables found, in order.
       flats: their flattened graphs: one each, or one for all of them if they share objects.
       plain: the other arguments and parts of arguments, in order.
+      recordings: what the program has to know of the recordings that are running. Those that keep
+        values have a tape each among the roots, the last ones, as keyword arguments that the
+        function never sees.
     """
 
-    __slots__ = ("flats", "names", "plain", "roots", "template")
+    __slots__ = ("flats", "names", "plain", "recordings", "roots", "template")
 
     def __init__(
         self,
@@ -83,14 +88,18 @@ class Binding:
         roots: list[Any],
         flats: tuple[Flat, ...],
         plain: list[Any],
+        running: tuple[RecordingKey, ...],
     ):
         self.template, self.names, self.roots = template, names, roots
-        self.flats, self.plain = flats, plain
+        self.flats, self.plain, self.recordings = flats, plain, running
 
     @property
     def signature(self) -> tuple[Any, ...]:
         """What calls must have in common to share a compiled program."""
-        return (self.template, self.names, *[flat.graphdef for flat in self.flats])
+        graphdefs = [flat.graphdef for flat in self.flats]
+        if self.recordings:
+            return (self.template, self.names, *graphdefs, self.recordings)
+        return (self.template, self.names, *graphdefs)
 
     def values(self) -> list[list[Any]]:
         """The values of all graphs, a list for each of ``flats``."""
@@ -123,7 +132,18 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
         else:
             kind = _bind_tree(arg, roots, plain)
         template.append(kind)
-    return Binding(tuple(template), names, roots, flats_of(roots) if roots else (), plain)
+    running = recordings()
+    if not running:
+        return Binding(tuple(template), names, roots, flats_of(roots) if roots else (), plain, ())
+    for number, recording in enumerate(running):
+        tape = recording.open_tape()
+        if tape is not None:
+            roots.append(tape)
+            template.append(_ROOT)
+            names += (f"{_TAPE} {number}",)
+    flats = flats_of(roots) if roots else ()
+    keys = tuple([recording.key(flat.objects for flat in flats) for recording in running])
+    return Binding(tuple(template), names, roots, flats, plain, keys)
 
 
 def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
@@ -135,6 +155,11 @@ def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
     for leaf, is_root in zip(leaves, marks, strict=True):
         (roots if is_root else plain).append(leaf)
     return (treedef, marks)
+
+
+def is_tape_name(name: str) -> bool:
+    """Says whether a keyword argument is the tape of a recording."""
+    return name.startswith(_TAPE)
 
 
 Leaf = tuple[int, int]
@@ -163,12 +188,14 @@ class Signature:
       names: from the Binding.
       graphdefs: the structure of each graph.
       sites: for each value of each graph the line where its Variable was made, or None.
+      recordings: from the Binding.
     """
 
-    __slots__ = ("graphdefs", "names", "sites", "template")
+    __slots__ = ("graphdefs", "names", "recordings", "sites", "template")
 
     def __init__(self, binding: Binding):
         self.template, self.names = binding.template, binding.names
+        self.recordings = binding.recordings
         self.graphdefs = tuple([flat.graphdef for flat in binding.flats])
         self.sites = [
             [getattr(holder, "_made", None) for holder in flat.holders] for flat in binding.flats
@@ -201,6 +228,7 @@ class Frame:
       args: the rebuilt positional arguments.
       kwargs: the rebuilt keyword arguments.
       given: the values that the fresh objects started with.
+      recordings: the recordings that are running, for the function.
     """
 
     def __init__(self, signature: Signature, values: Sequence[Sequence[Any]], plain: Sequence[Any]):
@@ -224,6 +252,13 @@ class Frame:
         count = len(args) - len(signature.names)
         self.args = args[:count]
         self.kwargs = dict(zip(signature.names, args[count:], strict=True))
+        self.recordings: tuple[Recording, ...] = ()
+        if signature.recordings:
+            tapes = [self.kwargs.pop(name) for name in signature.names if is_tape_name(name)]
+            self.recordings = tuple(
+                key.open(self._objects, tapes.pop(0) if key.has_tape else None)
+                for key in signature.recordings
+            )
 
     def finish(
         self,
@@ -252,6 +287,8 @@ class Frame:
         marks = tuple([is_graph_leaf(leaf) for leaf in leaves])
         self.homes: list[Leaf | None] = []
         self.new: dict[int, New] = {}
+        for recording in self.recordings:
+            recording.close()
         if True in marks or not self._same_structure():
             return self._finish_changed(leaves, treedef, marks, keep, drop, strict)
         outputs: list[Any] = []
@@ -268,6 +305,16 @@ class Frame:
         self.homes = list(written)
         only_variables = all(None not in graphdef.leaf_objects for graphdef in self._graphdefs)
         return Effects(written, only_variables), (out, outputs)
+
+    def cross(self, transform: str, size: int) -> None:
+        """Notes for the recordings that the transform adds an axis of this size around them."""
+        for recording in self.recordings:
+            recording.cross(transform, size)
+
+    def mute(self) -> None:
+        """Keeps nothing of what is recorded: the function may only read."""
+        for recording in self.recordings:
+            recording.mute()
 
     def values_now(self) -> list[list[Any]]:
         """The values that the fresh objects hold now, a list for each graph.

@@ -10,6 +10,7 @@ import jax
 from moduli import errors
 from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
 from moduli._running import running
+from moduli._tape import Tape
 from moduli._transforms.carry import check_same_objects, check_same_types, is_array_like
 from moduli._transforms.effects import ChangedEffects
 from moduli._transforms.labelled import LabelledCall, Outputs
@@ -125,7 +126,7 @@ class LoopBody:
         call = self._call
         frame = self.frame(carry, sliced)
         given = self._carry_of[0](frame) if self._carry_of else None
-        with running(call.transform, call.function):
+        with running(call.transform, call.function, frame.recordings):
             out = self._run(frame)
         if self._carry_of:
             check_same_objects(call.transform, call.function, given, self._carry_of[1](out))
@@ -202,6 +203,8 @@ class LoopBody:
                 )
         for index, origin in enumerate(effects.origins):
             if origin is None or not effects.changed[index]:
+                continue
+            if effects.graphdef.objects[index][1] is Tape:  # it takes what is recorded
                 continue
             self._check_node(effects, index, origin)
 

@@ -63,7 +63,8 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
 
     def goes_on(carry: Any) -> Any:
         frame = body.frame(carry, [])
-        with running("while_loop", function_name(cond_fun)):
+        frame.mute()
+        with running("while_loop", function_name(cond_fun), frame.recordings):
             out = cond_fun(*frame.args)
         out = _value_of(out)
         _check_reads_only(call, frame, out, function_name(cond_fun))
@@ -133,6 +134,7 @@ def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
         keyword_label=None,
         valid=lambda label: label is Carry,
         expected="moduli.Carry",
+        tape_label=Carry,
     )
     for position, value in enumerate(call.all_values()):
         if not is_array_like(value):

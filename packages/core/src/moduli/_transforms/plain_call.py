@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from moduli._graph.nodes import is_graph_leaf
 from moduli._running import running
 from moduli._transforms.arguments import Function
 from moduli._transforms.carry import is_array_like
-from moduli._transforms.lift import Frame, Leaf, Signature, bind
+from moduli._transforms.lift import Frame, Leaf, Signature, bind, is_tape_name
 
 __all__ = ["PlainCall"]
 
@@ -81,11 +81,27 @@ class PlainCall:
             start += len(group)
         return Frame(self.signature, groups, jax.tree.unflatten(self._treedef, every[start:]))
 
-    def run(self, function: Function, dynamic: Sequence[Any], **finish: Any) -> Any:
-        """Runs the user's function on rebuilt arguments; returns the pure function's outputs."""
+    def run(
+        self,
+        function: Function,
+        dynamic: Sequence[Any],
+        *,
+        after: Callable[[Frame], None] | None = None,
+        **finish: Any,
+    ) -> Any:
+        """Runs the user's function on rebuilt arguments; returns the pure function's outputs.
+
+        Args:
+          function: the function.
+          dynamic: the traced values.
+          after: what to do with the frame when the function has run.
+          **finish: arguments of ``Frame.finish``.
+        """
         frame = self.make_frame(dynamic)
-        with running(self.transform, function.name):
+        with running(self.transform, function.name, frame.recordings):
             out = function.call(*frame.args, **frame.kwargs)
+        if after is not None:
+            after(frame)
         return self.finish(frame, out, **finish)
 
     def finish(self, frame: Frame, out: Any, **finish: Any) -> Any:
@@ -118,9 +134,10 @@ class PlainCall:
         names = self._names or [f"argument {number}" for number in range(len(self._args))]
         items = [*zip(names, self._args, strict=True)]
         items += [(f"argument {name!r}", self._kwargs[name]) for name in sorted(self._kwargs)]
-        return [
+        found = [
             name + jax.tree_util.keystr(path)
             for name, item in items
             for path, leaf in jax.tree_util.tree_flatten_with_path(item, is_leaf=is_graph_leaf)[0]
             if is_graph_leaf(leaf)
         ]
+        return found + [name for name in self.binding.names if is_tape_name(name)]

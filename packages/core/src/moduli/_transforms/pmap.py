@@ -83,12 +83,13 @@ def pmap(
     donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     programs: dict[Any, Any] = {}
 
-    def compile(call: LabelledCall, inner: Function, gone: list[bool]) -> Any:
+    def compile(call: LabelledCall, inner: Function, gone: list[bool], size: int) -> Any:
         inside = names.inside(call.detached())
 
         def run(frame: Frame) -> Any:
+            frame.cross("pmap", size)
             inside.enter(frame)
-            with running("pmap", function.name):
+            with running("pmap", function.name, frame.recordings):
                 out = inner.call(*frame.args, **frame.kwargs)
             inside.leave(frame, out, out_axes)
             return out
@@ -170,6 +171,7 @@ def pmap(
                 f"{available} devices, one for each element; map over at most so many, and over "
                 "the rest with `moduli.vmap` inside"
             )
+        call.label_given("pmap", size)
         if streams:
             streams.split(size)
         avals = [
@@ -185,7 +187,7 @@ def pmap(
             )
         found = programs.get(key)
         if found is None:
-            found = programs[key] = compile(call, inner, gone)
+            found = programs[key] = compile(call, inner, gone, size)
         program, jitted = found
         groups = jitted(program.dynamic(call))
         result = program.apply(call, program.outputs, groups)

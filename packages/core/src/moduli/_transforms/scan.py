@@ -122,11 +122,13 @@ def scan(
         )
         streams = SplitStreams(call, broadcast=False)
         steps = check_sizes(call, length, "length")
+        call.label_given("scan", steps)
         if streams:
             streams.split(steps)
         inside = names.inside(call)
 
         def run(frame: Frame) -> Any:
+            frame.cross("scan", steps)
             inside.enter(frame)
             out = function.call(*frame.args, **frame.kwargs)
             if place_out not in (None, _WHOLE):

@@ -76,7 +76,7 @@ def shard_map(
     programs: dict[Any, Any] = {}
 
     def run(frame: Frame) -> Any:
-        with running("shard_map", function.name):
+        with running("shard_map", function.name, frame.recordings):
             return function.call(*frame.args, **frame.kwargs)
 
     def over_mesh(pure: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -136,6 +136,7 @@ def shard_map(
             valid=lambda label: label is None or isinstance(label, PartitionSpec),
             expected="a jax.sharding.PartitionSpec or None",
             convert=_spec,
+            tape_label=PartitionSpec(),
         )
         key = program_key(call)
         found = programs.get(key) if key is not None else None

@@ -162,7 +162,7 @@ def jvp(
 def _run(call: PlainCall, function: Function, values: Any, has_aux: bool) -> Any:
     """The pure function: ``values -> (result, outputs)`` with aux in the place of the result."""
     frame = call.make_frame(values)
-    with running(call.transform, function.name):
+    with running(call.transform, function.name, frame.recordings):
         out = function.call(*frame.args, **frame.kwargs)
     aux = None
     if has_aux:

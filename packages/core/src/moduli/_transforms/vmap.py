@@ -97,6 +97,7 @@ def vmap(
         )
         streams = SplitStreams(call, broadcast=True)
         size = check_sizes(call, axis_size)
+        call.label_given("vmap", size)
         if streams:
             streams.split(size)
         every, labels = call.all_values(), call.all_labels()
@@ -113,8 +114,9 @@ def vmap(
                 for old, axis in zip(every, in_labels, strict=True)
             ]
             frame = call.frame(merged)
+            frame.cross("vmap", size)
             names_in.enter(frame)
-            with running("vmap", function.name):
+            with running("vmap", function.name, frame.recordings):
                 out = function.call(*frame.args, **frame.kwargs)
             names_in.leave(frame, out, out_axes)
             outputs = Outputs(
