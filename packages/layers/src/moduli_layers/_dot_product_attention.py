@@ -61,11 +61,10 @@ def dot_product_attention_weights(
       ShapeError: query and key do not belong together.
       RngError: weights are to be dropped and there is no key.
     """
-    query, key = promote_dtype((query, key), dtype=dtype)
-    groups = _check(query, key, key)
-    key = _for_each_query_head(key, groups)
-    query = query / jnp.asarray(math.sqrt(query.shape[-1]), query.dtype)
-    scores = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision)
+    q, k = promote_dtype((query, key), dtype=dtype)
+    k = _for_each_query_head(k, groups=_check(q, k, k))
+    q = q / jnp.asarray(math.sqrt(q.shape[-1]), q.dtype)
+    scores = jnp.einsum("...qhd,...khd->...hqk", q, k, precision=precision)
     if bias is not None:
         scores = scores + _broadcastable("bias", bias, scores.shape).astype(scores.dtype)
     hidden = None if mask is None else ~_broadcastable("mask", mask, scores.shape).astype(bool)
@@ -152,14 +151,14 @@ def dot_product_attention(
       Vaswani et al., Attention Is All You Need, 2017, https://arxiv.org/abs/1706.03762
       Ainslie et al., GQA, 2023, https://arxiv.org/abs/2305.13245
     """
-    query, key, value = promote_dtype((query, key, value), dtype=dtype)
-    groups = _check(query, key, value)
+    q, k, v = promote_dtype((query, key, value), dtype=dtype)
+    groups = _check(q, k, v)
     drops = dropout_rate != 0 and not deterministic
-    if not drops and module is None and precision is None and key.shape == value.shape:
-        return _fused(query, key, value, bias, mask, is_causal)
+    if not drops and module is None and precision is None and k.shape == v.shape:
+        return _fused(q, k, v, bias, mask, is_causal)
     weights = dot_product_attention_weights(
-        query,
-        key,
+        q,
+        k,
         bias,
         mask,
         broadcast_dropout,
@@ -172,8 +171,8 @@ def dot_product_attention(
         promote_dtype,
         is_causal,
     )
-    value = _for_each_query_head(value, groups)
-    return jnp.einsum("...hqk,...khd->...qhd", weights, value, precision=precision)
+    v = _for_each_query_head(v, groups)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, v, precision=precision)
 
 
 def _fused(query: Any, key: Any, value: Any, bias: Any, mask: Any, is_causal: bool) -> jax.Array:

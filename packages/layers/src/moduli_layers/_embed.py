@@ -132,12 +132,12 @@ class Embed(Summing):
           DtypeError: query and table have no common dtype.
         """
         check_features(self, query, -1, self.features, "features")
-        query, table = promote_for(self, (query, self.embedding[...]))
+        q, table = promote_for(self, (query, self.embedding[...]))
         scores = jax.lax.dot_general(
-            query,
+            q,
             table,
-            (((query.ndim - 1,), (1,)), ((), ())),
+            (((q.ndim - 1,), (1,)), ((), ())),
             preferred_element_type=self._sum_dtype(),
             **({} if out_sharding is None else {"out_sharding": out_sharding}),
         )
-        return self._summed(scores, query.dtype)
+        return self._summed(scores, q.dtype)
