@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pathlib
 import re
@@ -17,7 +18,9 @@ HOOKS = [
     "moduli_module_created",
     "moduli_mode_attributes",
     "moduli_before_call",
+    "moduli_call_context",
     "moduli_after_call",
+    "moduli_value_written",
     "moduli_sow",
     "moduli_perturb",
 ]
@@ -77,12 +80,24 @@ class Everything:
         self.fired.append(("mode", mode))
 
     @nnx.hookimpl
-    def moduli_before_call(self, module, args, kwargs):
-        self.fired.append(("before", type(module).__name__, args, kwargs))
+    def moduli_before_call(self, module, args, kwargs, path, number):
+        self.fired.append(("before", type(module).__name__, args, kwargs, path, number))
 
     @nnx.hookimpl
-    def moduli_after_call(self, module, args, kwargs, output):
-        self.fired.append(("after", type(module).__name__, args, kwargs, output))
+    @contextlib.contextmanager
+    def moduli_call_context(self, module, path, number):
+        self.fired.append(("enter", path, number))
+        yield
+        self.fired.append(("leave", path, number))
+
+    @nnx.hookimpl
+    def moduli_after_call(self, module, args, kwargs, output, path, number):
+        self.fired.append(("after", type(module).__name__, args, kwargs, output, path, number))
+
+    @nnx.hookimpl
+    def moduli_value_written(self, variable, old, value):
+        assert variable.get_raw_value() is old
+        self.fired.append(("written", type(variable).__name__, old, value))
 
     @nnx.hookimpl
     def moduli_sow(self, module, variable_type, name, value, reduce_fn, init_fn):
@@ -104,8 +119,10 @@ class Inner(nnx.Module):
 class Outer(nnx.Module):
     def __init__(self):
         self.inner = Inner()
+        self.calls = nnx.BatchStat(0)
 
     def __call__(self, x):
+        self.calls.value += 1
         return self.inner(x, scale=10)
 
 
@@ -119,13 +136,18 @@ def test_a_models_life_fires_the_hooks_in_order_with_their_arguments():
         ("created", "Inner"),
         ("created", "Outer"),
         ("mode", "eval"),
-        ("before", "Outer", (1,), {}),
-        ("before", "Inner", (1,), {"scale": 10}),
+        ("before", "Outer", (1,), {}, (), 0),
+        ("enter", (), 0),
+        ("written", "BatchStat", 0, 1),
+        ("before", "Inner", (1,), {"scale": 10}, ("inner",), 0),
+        ("enter", ("inner",), 0),
         "names",
         ("sow", nnx.Intermediate, "x", (1,)),
         ("perturb", nnx.Perturbation, "x", 1),
-        ("after", "Inner", (1,), {"scale": 10}, 20),
-        ("after", "Outer", (1,), {}, 20),
+        ("leave", ("inner",), 0),
+        ("after", "Inner", (1,), {"scale": 10}, 20, ("inner",), 0),
+        ("leave", (), 0),
+        ("after", "Outer", (1,), {}, 20, (), 0),
     ]
     assert everything.fired == calls
 
