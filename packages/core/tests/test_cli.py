@@ -131,13 +131,14 @@ def test_doctor_reports_two_plugins_of_one_name_and_a_name_of_cores(distribution
 
 def test_hooks_are_listed_in_the_order_in_which_a_model_meets_them(capsys, fresh_plugins):
     _, found = report(capsys, "plugins")
-    assert list(found["hooks"])[:9] == [
+    assert list(found["hooks"])[:10] == [
         "moduli_variable_names",
         "moduli_module_created",
         "moduli_mode_attributes",
         "moduli_before_call",
         "moduli_call_context",
         "moduli_after_call",
+        "moduli_after_method",
         "moduli_value_written",
         "moduli_sow",
         "moduli_perturb",

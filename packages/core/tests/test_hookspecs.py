@@ -20,6 +20,7 @@ HOOKS = [
     "moduli_before_call",
     "moduli_call_context",
     "moduli_after_call",
+    "moduli_after_method",
     "moduli_value_written",
     "moduli_sow",
     "moduli_perturb",
@@ -95,6 +96,10 @@ class Everything:
         self.fired.append(("after", type(module).__name__, args, kwargs, output, path, number))
 
     @nnx.hookimpl
+    def moduli_after_method(self, module, method, args, kwargs, output, path):
+        self.fired.append(("method", type(module).__name__, method, args, kwargs, output, path))
+
+    @nnx.hookimpl
     def moduli_value_written(self, variable, old, value):
         assert variable.get_raw_value() is old
         self.fired.append(("written", type(variable).__name__, old, value))
@@ -113,7 +118,10 @@ class Everything:
 class Inner(nnx.Module):
     def __call__(self, x, *, scale):
         self.sow("intermediates", "x", x)
-        return scale * self.perturb("x", x)
+        return self.scaled(self.perturb("x", x), by=scale)
+
+    def scaled(self, x, *, by):
+        return by * x
 
 
 class Outer(nnx.Module):
@@ -144,6 +152,7 @@ def test_a_models_life_fires_the_hooks_in_order_with_their_arguments():
         "names",
         ("sow", nnx.Intermediate, "x", (1,)),
         ("perturb", nnx.Perturbation, "x", 1),
+        ("method", "Inner", "scaled", (2,), {"by": 10}, 20, ("inner",)),
         ("leave", ("inner",), 0),
         ("after", "Inner", (1,), {"scale": 10}, 20, ("inner",), 0),
         ("leave", (), 0),

@@ -11,7 +11,7 @@ from moduli._filters import to_predicate
 from moduli._graph.nodes import check_mutable
 from moduli._graph.split import clone
 from moduli._graph.walk import iter_nodes, node_children
-from moduli._pytree import Pytree, wrap_call
+from moduli._pytree import Pytree, wrap_call, wrap_methods
 from moduli._variable import Perturbation, Variable
 from moduli._variable_names import variable_type_from_name
 
@@ -58,6 +58,7 @@ class Module(Pytree):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         wrap_call(cls)
+        wrap_methods(cls)
 
     # -- modes -----------------------------------------------------------------------------------
 

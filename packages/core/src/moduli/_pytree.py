@@ -12,6 +12,7 @@ import abc
 import dataclasses
 import functools
 import operator
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -289,6 +290,27 @@ def wrap_call(cls: type[Pytree]) -> None:
 
     __call__._moduli_function = call  # type: ignore[attr-defined]
     cls.__call__ = __call__  # type: ignore[method-assign,assignment]
+
+
+def wrap_methods(cls: type[Pytree]) -> None:
+    """Gives plugins a door into the public methods of every class, at its definition."""
+    watches_methods = _plugins.watches_methods
+    call_method = _plugins.call_method
+
+    def wrapped(function: types.FunctionType) -> Any:
+        @functools.wraps(function)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            if watches_methods() and args and isinstance(args[0], Node):
+                return call_method(function, args, kwargs)
+            return function(*args, **kwargs)
+
+        method._moduli_function = function  # type: ignore[attr-defined]
+        return method
+
+    for name, item in list(vars(cls).items()):
+        public = isinstance(item, types.FunctionType) and not name.startswith("_")
+        if public and not hasattr(item, "_moduli_function"):
+            setattr(cls, name, wrapped(item))
 
 
 # -- as a JAX pytree -----------------------------------------------------------------------------

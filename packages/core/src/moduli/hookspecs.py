@@ -66,6 +66,7 @@ __all__ = [
     "moduli_before_call",
     "moduli_call_context",
     "moduli_after_call",
+    "moduli_after_method",
     "moduli_value_written",
     "moduli_sow",
     "moduli_perturb",
@@ -76,6 +77,7 @@ IN_PROGRAMS = (
     "moduli_before_call",
     "moduli_call_context",
     "moduli_after_call",
+    "moduli_after_method",
     "moduli_value_written",
     "moduli_sow",
     "moduli_perturb",
@@ -272,6 +274,46 @@ def moduli_after_call(
       ...         return moduli.Replace(-output)
       >>> with moduli.using(Negate()):
       ...     Double()(3)
+      -6
+    """
+
+
+@hookspec
+def moduli_after_method(
+    module: Module,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    path: tuple[str | int, ...] | None,
+) -> Replace | None:
+    """Runs after a method other than ``__call__``; may replace its output.
+
+    A value hook; see :func:`moduli_before_call`. It fires for plain functions in a class whose name
+    does not begin with an underscore, once for a method and the ``super()`` calls inside.
+
+    Args:
+      module: the module.
+      method: the name of the method.
+      args: its positional arguments, without the module.
+      kwargs: its keyword arguments.
+      output: what it returned, after earlier plugins.
+      path: where the module stands, None if nowhere; see the top of this file.
+
+    Returns:
+      None to leave the output as it is, or ``moduli.Replace(new_output)``.
+
+    Example:
+      >>> import moduli
+      >>> class Text(moduli.Module):
+      ...     def encode(self, x):
+      ...         return 2 * x
+      >>> class Negate:
+      ...     @moduli.hookimpl
+      ...     def moduli_after_method(self, method, output):
+      ...         return moduli.Replace(-output) if method == "encode" else None
+      >>> with moduli.using(Negate()):
+      ...     Text().encode(3)
       -6
     """
 

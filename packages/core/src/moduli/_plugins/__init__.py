@@ -6,6 +6,7 @@ force), ``discovery`` (the installed ones), ``dispatch`` (calling hooks), ``call
 calls).
 """
 
+from moduli._plugins.calls import call_method as call_method
 from moduli._plugins.calls import call_module as call_module
 from moduli._plugins.discovery import discover as discover
 from moduli._plugins.discovery import records as records
@@ -19,6 +20,7 @@ from moduli._plugins.dispatch import module_created as module_created
 from moduli._plugins.dispatch import using as using
 from moduli._plugins.dispatch import value_written as value_written
 from moduli._plugins.dispatch import watches_creation as watches_creation
+from moduli._plugins.dispatch import watches_methods as watches_methods
 from moduli._plugins.dispatch import watches_writes as watches_writes
 from moduli._plugins.entry_points import installed as installed
 from moduli._plugins.markers import hookimpl as hookimpl

@@ -15,7 +15,7 @@ from moduli._plugins.replace import Replace
 if TYPE_CHECKING:
     from moduli._recordings import Recording
 
-__all__ = ["call_module"]
+__all__ = ["call_method", "call_module"]
 
 _here = threading.local()
 
@@ -89,6 +89,41 @@ def _call_between(
     return output
 
 
+def call_method(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls a method of a module other than ``__call__``, and the hook after it.
+
+    Args:
+      function: the method's function, of the module's class or of a base class.
+      args: positional arguments, the module first.
+      kwargs: keyword arguments.
+
+    Returns:
+      The output, after the hook.
+
+    Raises:
+      PluginError: if the hook returns something other than it may.
+      Exception: what the function or a hook raises; in a hook, with a note that names the plugin.
+    """
+    module, name = args[0], function.__name__
+    own = getattr(type(module), name, None)
+    if function is not getattr(own, "_moduli_function", own):  # super().method, or another's
+        return function(*args, **kwargs)
+    from moduli._recordings import around, inside, recordings
+
+    if not recordings():
+        with inside((around(module),)):
+            return call_method(function, args, kwargs)
+    output = function(*args, **kwargs)
+    path = recordings()[0].path_of(module)
+    known = {"module": module, "method": name, "args": args[1:], "kwargs": kwargs, "path": path}
+    for impl, record in active().implementations("moduli_after_method"):
+        known["output"] = output
+        changed = call_implementation(impl, record, "moduli_after_method", known)
+        if changed is not None:
+            output = _checked_output(changed, record, "moduli_after_method")
+    return output
+
+
 def _own_function(module: Any) -> Any:
     call = type(module).__call__
     return getattr(call, "_moduli_function", call)
@@ -116,10 +151,10 @@ def _checked_context(context: Any, record: PluginRecord) -> Any:
     )
 
 
-def _checked_output(changed: Any, record: PluginRecord) -> Any:
+def _checked_output(changed: Any, record: PluginRecord, hook: str = "moduli_after_call") -> Any:
     if isinstance(changed, Replace):
         return changed.value
     raise errors.PluginError(
-        f"{record.title}: moduli_after_call returned a {type(changed).__name__}; return None, "
+        f"{record.title}: {hook} returned a {type(changed).__name__}; return None, "
         "or moduli.Replace(new_output)"
     )

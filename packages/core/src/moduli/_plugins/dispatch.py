@@ -28,6 +28,7 @@ __all__ = [
     "using",
     "value_written",
     "watches_creation",
+    "watches_methods",
     "watches_writes",
 ]
 
@@ -52,6 +53,11 @@ def instrumented() -> bool:
 def watches_creation() -> bool:
     """Says whether a plugin wants to see new modules."""
     return (_overlay.get() or discovery.found or discovery.discover()).watches_creation
+
+
+def watches_methods() -> bool:
+    """Says whether a plugin wants to see calls of methods other than ``__call__``."""
+    return (_overlay.get() or discovery.found or discovery.discover()).watches_methods
 
 
 def watches_writes() -> bool:

@@ -72,6 +72,7 @@ class PluginSet:
       hook: pluggy's hooks.
       wraps_calls: whether some plugin implements a hook around a module's call.
       watches_creation: whether some plugin implements moduli_module_created.
+      watches_methods: whether some plugin implements moduli_after_method.
       watches_writes: whether some plugin implements moduli_value_written.
       token: one object for all sets with the same plugins in programs; part of a program's key.
     """
@@ -79,6 +80,7 @@ class PluginSet:
     hook: Any
     wraps_calls: bool
     watches_creation: bool
+    watches_methods: bool
     watches_writes: bool
     token: Token
 
@@ -122,6 +124,7 @@ class PluginSet:
             )
         )
         self.watches_creation = bool(self.implementations("moduli_module_created"))
+        self.watches_methods = bool(self.implementations("moduli_after_method"))
         self.watches_writes = bool(self.implementations("moduli_value_written"))
         self.wraps_calls = any(map(self.implementations, _AROUND_CALLS))
 
