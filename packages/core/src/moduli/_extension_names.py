@@ -86,7 +86,11 @@ if TYPE_CHECKING:
     from moduli_layers import tanh as tanh
     from moduli_layers import with_metadata as with_metadata
     from moduli_layers import with_partitioning as with_partitioning
+    from moduli_debug import ModuleProfile as ModuleProfile
+    from moduli_debug import Profile as Profile
     from moduli_debug import capture as capture
+    from moduli_debug import named_scopes as named_scopes
+    from moduli_debug import profile as profile
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
     from moduli_train import ModelAndOptimizer as ModelAndOptimizer
@@ -185,7 +189,11 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "with_partitioning",
     ),
     "debug": (
+        "ModuleProfile",
+        "Profile",
         "capture",
+        "named_scopes",
+        "profile",
     ),
     "train": (
         "Metric",

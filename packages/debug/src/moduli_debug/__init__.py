@@ -5,5 +5,9 @@
 
 from moduli_debug import errors as errors
 from moduli_debug._capture import capture as capture
+from moduli_debug._named_scopes import named_scopes as named_scopes
+from moduli_debug._profile import ModuleProfile as ModuleProfile
+from moduli_debug._profile import Profile as Profile
+from moduli_debug._profile import profile as profile
 
 __version__ = "0.1.0"
