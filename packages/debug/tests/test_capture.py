@@ -23,7 +23,6 @@ from debug_models import (
 import moduli as nnx
 from moduli import errors
 from moduli_debug import capture
-from moduli_debug.errors import UnsupportedError
 
 
 def snapshot(model: nnx.Module) -> Any:
@@ -337,15 +336,29 @@ def test_a_capture_inside_a_capture_takes_its_part() -> None:
     assert len(rest.blocks[0].out.value) == 1  # the call after the inner capture
 
 
-def test_modules_made_by_the_call_sow_into_themselves() -> None:
+def test_a_module_that_the_call_puts_into_the_model_is_captured_like_any_other() -> None:
     def call(model: nnx.Module, x: jax.Array) -> jax.Array:
         model.child = Probed()
         return model.child(x)
 
-    model = nnx.Module()
-    _, state = capture(call, nnx.Intermediate)(model, INPUTS)
+    for run in (call, nnx.jit(call)):
+        model = nnx.Module()
+        for _ in range(2):
+            _, state = capture(run, nnx.Intermediate)(model, INPUTS)
+            assert len(state.child.hidden.value) == 1
+            assert vars(model.child).keys() == {"_moduli", "first", "second"}
+
+
+def test_a_module_that_stands_nowhere_sows_into_itself() -> None:
+    made = []
+
+    def call(model: nnx.Module, x: jax.Array) -> jax.Array:
+        made.append(Probed())
+        return made[0](x)
+
+    _, state = capture(call, nnx.Intermediate)(nnx.Module(), INPUTS)
     assert state == nnx.State({})
-    assert len(model.child.hidden.value) == 1
+    assert len(made[0].hidden.value) == 1
 
 
 # -- with transforms -----------------------------------------------------------------------------
@@ -408,14 +421,19 @@ def test_a_training_step_with_its_gradients_inside() -> None:
     assert list(nnx.state(model)) == ["first", "second"]
 
 
-def test_a_model_closed_over_by_jax_own_transform_is_an_error() -> None:
+def test_a_model_closed_over_by_jax_own_transform_is_captured_inside_of_it() -> None:
     model = Probed()
     before = snapshot(model)
-    with pytest.raises(
-        errors.TraceError,
-        match=r"this Probed was made outside .*use moduli.s transform \(`moduli\.jit`",
-    ):
-        jax.jit(lambda x: capture(model, nnx.Intermediate)(x))(INPUTS)
+    run = jax.jit(lambda x: capture(model, nnx.Intermediate)(x)[1].hidden.value[0])
+    np.testing.assert_allclose(run(INPUTS), hidden_of(model, INPUTS), rtol=1e-5)
+    assert same(before, snapshot(model))
+
+
+def test_a_capture_around_jax_own_transform_is_an_error() -> None:
+    model = Probed()
+    before = snapshot(model)
+    with pytest.raises(errors.TraceError, match=r"hidden.*Use moduli's transform .`moduli\.jit`"):
+        capture(lambda model, x: jax.jit(lambda x: model(x))(x), nnx.Intermediate)(model, INPUTS)
     assert same(before, snapshot(model))
 
 
@@ -520,13 +538,6 @@ def test_an_init_that_does_not_fit_is_an_error(init: Any, error: type, text: str
 
 
 # -- refusals ------------------------------------------------------------------------------------
-
-
-def test_method_outputs_says_that_it_is_not_there_yet() -> None:
-    with pytest.raises(UnsupportedError, match="method_outputs is not supported yet; sow"):
-        capture(Probed(), nnx.Intermediate, method_outputs=nnx.Intermediate)
-    with pytest.raises(NotImplementedError):
-        capture(nnx.Intermediate, method_outputs=nnx.Intermediate)(Probed())
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,12 @@ if TYPE_CHECKING:
     from moduli_debug import ModuleProfile as ModuleProfile
     from moduli_debug import Profile as Profile
     from moduli_debug import capture as capture
+    from moduli_debug import capture_grads as capture_grads
+    from moduli_debug import intervene as intervene
+    from moduli_debug import intervening as intervening
     from moduli_debug import named_scopes as named_scopes
     from moduli_debug import profile as profile
+    from moduli_debug import reducers as reducers
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
     from moduli_train import ModelAndOptimizer as ModelAndOptimizer
@@ -192,8 +196,12 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "ModuleProfile",
         "Profile",
         "capture",
+        "capture_grads",
+        "intervene",
+        "intervening",
         "named_scopes",
         "profile",
+        "reducers",
     ),
     "train": (
         "Metric",

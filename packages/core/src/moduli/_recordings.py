@@ -108,7 +108,7 @@ class RecordingKey(NamedTuple):
         ]
         opened = Recording(self.owner, known, tape, self.crossings)
         if self.caller is not None:
-            opened._callers.append(self.caller)
+            opened._calls.append((self.caller, 0))
         return opened
 
 
@@ -133,7 +133,7 @@ class Recording:
         self._tape = tape
         self._given = {} if tape is None else tape.given()
         self._counts: dict[Path, int] = {}
-        self._callers: list[Path] = []
+        self._calls: list[tuple[Path, int]] = []
         self._children: list[Tape] = []
 
     # -- paths and calls -------------------------------------------------------------------------
@@ -160,9 +160,15 @@ class Recording:
                     return path + relative
         return None
 
-    def count_of(self, path: Path) -> int:
-        """Returns how often the module at a path has been called in the function that runs."""
-        return self._counts.get(path, 0)
+    def call(self) -> tuple[Path, int]:
+        """Returns path and number of the call that is running, of which a hook is told.
+
+        Raises:
+          LookupError: if no call of a module is running.
+        """
+        if not self._calls:
+            raise LookupError("no call of a module is running")
+        return self._calls[-1]
 
     def _learn(self, root: Any, base: Path) -> None:
         from moduli._graph.nodes import Node
@@ -182,17 +188,17 @@ class Recording:
         """Notes that a module's call begins; returns its path and number."""
         path = self.path_of(module)
         if path is None:  # made by the call that is running, or another model
-            caller = self._callers[-1] if self._callers else ()
+            caller = self._calls[-1][0] if self._calls else ()
             self._learn(module, (*caller, f"<{type(module).__name__}>"))
             path = self._paths[id(module)]
         number = self._counts.get(path, 0)
         self._counts[path] = number + 1
-        self._callers.append(path)
+        self._calls.append((path, number))
         return path, number
 
     def leave(self) -> None:
         """Notes that the innermost call ends."""
-        self._callers.pop()
+        self._calls.pop()
 
     # -- values ----------------------------------------------------------------------------------
 
@@ -254,7 +260,7 @@ class Recording:
         """What a program has to know, for the objects of each graph of a call."""
         self._look_again()
         paths = tuple([tuple([self._paths.get(id(item)) for item in group]) for group in objects])
-        caller = self._callers[-1] if self._callers else None
+        caller = self._calls[-1][0] if self._calls else None
         return RecordingKey(self.owner, paths, caller, self.crossings, self._tape is not None)
 
     def open_tape(self) -> Tape | None:

@@ -34,7 +34,7 @@ Where they are
 
 What they hand out
     A value that a hook sees inside of a transform is a tracer. ``moduli.plugins.recording`` starts
-    a recording, ``moduli.plugins.recordings()`` finds it in a hook, and its ``record`` hands a value
+    a recording, ``moduli.plugins.recordings()`` finds it in a hook, and ``record`` hands a value
     out of every transform around; see :func:`moduli.plugins.recording`.
 
 When they raise

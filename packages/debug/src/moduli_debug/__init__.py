@@ -4,7 +4,12 @@
 """
 
 from moduli_debug import errors as errors
+from moduli_debug import reducers as reducers
+from moduli_debug._assemble import Source as Source
 from moduli_debug._capture import capture as capture
+from moduli_debug._capture_grads import capture_grads as capture_grads
+from moduli_debug._intervene import intervene as intervene
+from moduli_debug._intervene import intervening as intervening
 from moduli_debug._named_scopes import named_scopes as named_scopes
 from moduli_debug._profile import ModuleProfile as ModuleProfile
 from moduli_debug._profile import Profile as Profile

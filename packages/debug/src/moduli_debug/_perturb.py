@@ -11,8 +11,8 @@ import numpy as np
 
 import moduli
 from moduli import errors
-from moduli_debug._boxes import boxes_of
 from moduli_debug._values import MISSING, check_name, unboxed
+from moduli_debug._wanted import Perturbed, innermost
 
 __all__ = ["perturb"]
 
@@ -43,32 +43,27 @@ def perturb(
     check_name(name, "perturb")
     value = unboxed(value, f"perturb: the value {name!r} of {type(module).__name__}")
     _check_numbers(module, name, value)
-    place, existing = _find(module, variable_type, name)
-    if existing is MISSING:
-        if place is None:
+    found = innermost(module)
+    if found is not None:
+        recording, wanted, path = found
+        key = Perturbed(variable_type, name)
+        perturbation = recording.given(path, None, key)
+        if perturbation is not None:
+            _check_fits(module, variable_type, name, perturbation, value, captured=True)
+            return jax.tree.map(operator.add, value, perturbation)
+        if wanted.number_of(variable_type) is not None:
+            zeros = jax.tree.map(jnp.zeros_like, value)
+            recording.record(path, None, key, zeros, absent=0.0)
             return value
+        if not isinstance(getattr(module, name, MISSING), variable_type):
+            return value
+    existing = getattr(module, name, MISSING)
+    if existing is MISSING:
         existing = variable_type(jax.tree.map(jnp.zeros_like, value))
-        setattr(place, name, existing)
+        setattr(module, name, existing)
     _check_existing(module, variable_type, name, existing)
-    perturbation = existing.value
-    _check_fits(module, variable_type, name, perturbation, value)
-    return jax.tree.map(operator.add, value, perturbation)
-
-
-def _find(
-    module: moduli.Module, variable_type: type[moduli.Variable[Any]], name: str
-) -> tuple[moduli.Pytree | None, Any]:
-    """Returns where a new perturbation goes (None: nowhere), and what is there already."""
-    boxes = boxes_of(module)
-    if boxes is None:
-        return module, getattr(module, name, MISSING)
-    box = boxes.box_for(variable_type)
-    if box is not None:
-        return box, box.find(name, MISSING)
-    for existing in (boxes.given.find(name, MISSING), getattr(module, name, MISSING)):
-        if isinstance(existing, variable_type):
-            return None, existing
-    return None, MISSING
+    _check_fits(module, variable_type, name, existing.value, value, captured=found is not None)
+    return jax.tree.map(operator.add, value, existing.value)
 
 
 def _check_numbers(module: moduli.Module, name: str, value: Any) -> None:
@@ -112,11 +107,13 @@ def _check_fits(
     name: str,
     perturbation: Any,
     value: Any,
+    *,
+    captured: bool,
 ) -> None:
     if _shapes(perturbation) == _shapes(value):
         return
     kind = variable_type.__name__
-    if boxes_of(module) is None:
+    if not captured:
         remedy = (
             f"Remove it with `moduli.pop(model, moduli.{kind})`; the next run makes one that fits"
         )

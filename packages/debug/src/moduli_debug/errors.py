@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from moduli.errors import ModuliError
-
-__all__ = ["UnsupportedError"]
+__all__ = ["SownGrowthWarning", "UncapturedWarning"]
 
 
-class UnsupportedError(ModuliError, NotImplementedError):
-    """An option that flax.nnx has and moduli-debug does not have yet."""
+class SownGrowthWarning(UserWarning):
+    """A sown tuple grows with every call, because nothing captures or pops it."""
+
+
+class UncapturedWarning(UserWarning):
+    """A value is sown while a capture runs that does not capture its kind (in strict mode)."""
