@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from moduli_debug import named_scopes as named_scopes
     from moduli_debug import profile as profile
     from moduli_debug import reducers as reducers
+    from moduli_debug import tabulate as tabulate
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
     from moduli_train import ModelAndOptimizer as ModelAndOptimizer
@@ -202,6 +203,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "named_scopes",
         "profile",
         "reducers",
+        "tabulate",
     ),
     "train": (
         "Metric",

@@ -14,5 +14,10 @@ from moduli_debug._named_scopes import named_scopes as named_scopes
 from moduli_debug._profile import ModuleProfile as ModuleProfile
 from moduli_debug._profile import Profile as Profile
 from moduli_debug._profile import profile as profile
+from moduli_debug._summary.columns import Column as Column
+from moduli_debug._summary.result import Summary as Summary
+from moduli_debug._summary.rows import Row as Row
+from moduli_debug._summary.sizes import Size as Size
+from moduli_debug._tabulate import tabulate as tabulate
 
 __version__ = "0.1.0"

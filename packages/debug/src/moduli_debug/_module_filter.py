@@ -23,7 +23,7 @@ from typing import Any
 import moduli
 from moduli import errors
 
-__all__ = ["PathPattern", "module_predicate", "path_text", "select_modules"]
+__all__ = ["PathPattern", "module_predicate", "other_paths", "path_text", "select_modules"]
 
 Path = tuple[Any, ...]
 ModulePredicate = Callable[[Path, Any], bool]
@@ -232,15 +232,15 @@ def select_modules(root: Any, filter: Any, caller: str) -> list[tuple[Path, Any]
     except errors.ModuliError as error:
         raise type(error)(f"{caller}: {error}") from None
     modules = list(moduli.iter_modules(root))
-    other_paths = _other_paths(root) if any(_patterns(predicate)) else {}
+    places = other_paths(root) if any(_patterns(predicate)) else {}
     chosen = [
         (path, module)
         for path, module in modules
         if not _is_container(module)
-        and any(predicate(place, module) for place in other_paths.get(path, (path,)))
+        and any(predicate(place, module) for place in places.get(path, (path,)))
     ]
     if not chosen and filter is not None and filter is not False:
-        raise errors.PathError(_nothing(root, filter, predicate, modules, other_paths, caller))
+        raise errors.PathError(_nothing(root, filter, predicate, modules, places, caller))
     return chosen
 
 
@@ -248,8 +248,15 @@ def _is_container(module: Any) -> bool:
     return isinstance(module, (moduli.List, moduli.Dict)) and not callable(module)
 
 
-def _other_paths(root: Any) -> dict[Path, list[Path]]:
-    """Returns all paths of the modules that have several, by their first path."""
+def other_paths(root: Any) -> dict[Path, list[Path]]:
+    """Returns the paths of every module, its first one first, if some module has several.
+
+    Args:
+      root: the model.
+
+    Returns:
+      Lists of paths by first path; empty if no module has more than one.
+    """
     groups = moduli.find_duplicates(root, only=moduli.Module)
     if not groups:
         return {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import moduli
 from moduli_debug._perturb import perturb
 from moduli_debug._sow import sow
+
+if TYPE_CHECKING:
+    from moduli_debug._summary.columns import Column
+    from moduli_debug._summary.rows import Row
 
 
 @moduli.hookimpl
@@ -40,3 +44,11 @@ def moduli_perturb(
       The sum.
     """
     return perturb(module, name, value, variable_type)
+
+
+@moduli.hookimpl(tryfirst=True)
+def moduli_summary_columns(rows: Sequence[Row]) -> Iterable[Column]:
+    """Returns the standard columns of a summary, which stand before those of other plugins."""
+    from moduli_debug._summary.columns import standard_columns
+
+    return standard_columns(rows)
