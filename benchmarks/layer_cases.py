@@ -134,11 +134,8 @@ def _attention(values: Values, x: jax.Array) -> Any:
 
 
 def _lstm(values: Values, x: jax.Array) -> Any:
-    def gates(name: str) -> jax.Array:
-        return jnp.concatenate([values[f"cell.{name}{g}.kernel"] for g in "ifgo"], -1)
-
-    ours, hidden = gates("i"), gates("h")
-    bias = jnp.concatenate([values[f"cell.h{g}.bias"] for g in "ifgo"])
+    ours, hidden = values["cell.dense_i.kernel"], values["cell.dense_h.kernel"]
+    bias = values["cell.dense_h.bias"]
     zeros = jnp.zeros((x.shape[0], hidden.shape[0]))
 
     def step(carry: Any, x: jax.Array) -> Any:
@@ -227,8 +224,8 @@ CASES: dict[str, Case] = {
         _attention,
         lambda layer, x: layer(x, is_causal=True),
     ),
-    "RNN(LSTMCell), 16 x 512 x 128": Case(
-        "LSTMCell",
+    "RNN(OptimizedLSTMCell), 16 x 512 x 128": Case(
+        "OptimizedLSTMCell",
         lambda nnx, r: nnx.RNN(nnx.OptimizedLSTMCell(128, 128, rngs=r)),
         (16, 512, 128),
         _lstm,

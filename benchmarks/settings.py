@@ -17,6 +17,7 @@ class Settings:
       only: names of peers; all by default. Raw JAX always takes part.
       detail_depth: number of blocks where one depth is enough: memory, building, stress.
       stack_depths: numbers of blocks of the looped and scanned models.
+      layers: names of single layers (``layer_cases.CASES``); all by default.
       layer_batch: first axis of the inputs of single layers; None is a realistic size.
       many_modules: how many modules the model of many modules has.
       many_variables: how many Variables the model of many Variables has.
@@ -29,6 +30,7 @@ class Settings:
     only: tuple[str, ...] = ()
     detail_depth: int = 20
     stack_depths: tuple[int, ...] = (4, 16, 64)
+    layers: tuple[str, ...] = ()
     layer_batch: int | None = None
     many_modules: int = 1000
     many_variables: int = 5000
@@ -50,8 +52,9 @@ QUICK = Settings(
     repeats=1,
     detail_depth=1,
     stack_depths=(1, 2),
+    layers=("Linear 512 to 512, 1024 rows", "Dropout, 16 x 512 x 256"),
     layer_batch=1,
     many_modules=4,
     many_variables=6,
 )
-"""Tiny sizes and two rounds: to see that everything runs. Its numbers mean nothing."""
+"""Tiny sizes, two layers and two rounds: to see that everything runs. Its numbers mean nothing."""

@@ -217,4 +217,7 @@ def test_an_error_in_nested_modules_names_the_plugin_once():
 
     with nnx.using(Inner()), pytest.raises(KeyError) as caught:
         Outer()(1)
-    assert len(caught.value.__notes__) == 1 and "'Inner'" in caught.value.__notes__[0]
+    assert caught.value.__notes__ == [
+        "raised in the hook moduli_before_call of plugin 'Inner'",
+        "raised in the call of `inner` of Outer, a Double",  # an error says its place, once
+    ]
