@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from moduli_debug import capture as capture
     from moduli_debug import capture_grads as capture_grads
     from moduli_debug import display as display
+    from moduli_debug import check_finite as check_finite
     from moduli_debug import intervene as intervene
     from moduli_debug import intervening as intervening
     from moduli_debug import named_scopes as named_scopes
@@ -200,6 +201,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "capture",
         "capture_grads",
         "display",
+        "check_finite",
         "intervene",
         "intervening",
         "named_scopes",
