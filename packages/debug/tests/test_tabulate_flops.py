@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from summary_models import Attention, Block, ResNet, Transformer, abstract, shape
 
 import moduli as nnx
@@ -200,6 +202,28 @@ def test_inside_of_transforms() -> None:
     assert rows["jitted"].vjp_flops == rows["batched"].vjp_flops == 3 * product
     assert rows["again"].vjp_flops == 4 * product  # its forward pass runs again
     assert summary.vjp_flops == pytest.approx(10 * product, rel=0.1)
+
+
+def test_work_on_several_devices_is_that_of_all() -> None:
+    devices = jax.devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("d",))
+
+    class Sharded(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.linear = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            def body(module: Any, x: Any) -> Any:
+                return jax.lax.psum(module(x), "d")
+
+            specs = (PartitionSpec(), PartitionSpec("d"))
+            run = nnx.shard_map(body, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+            return run(self.linear, x)
+
+    summary = tabulate(abstract(Sharded), shape(2 * len(devices), 4), compute_vjp_flops=False)
+    rows = {row.name: row for row in summary.rows}
+    assert (rows["linear"].calls, rows["linear"].flops) == (1, 2 * 2 * len(devices) * 16)
+    assert any("'psum" in note for note in summary.notes)  # which only exists on devices
 
 
 def test_branches_and_loops_of_unknown_length() -> None:
