@@ -186,6 +186,7 @@ class Recording:
 
     def enter(self, module: Any) -> tuple[Path, int]:
         """Notes that a module's call begins; returns its path and number."""
+        self.settle()
         path = self.path_of(module)
         if path is None:  # made by the call that is running, or another model
             caller = self._calls[-1][0] if self._calls else ()
@@ -207,21 +208,30 @@ class Recording:
         """Whether values are kept."""
         return self._tape is not None
 
-    def record(
-        self,
-        path: Path,
-        number: int | None,
-        name: Hashable,
-        value: Any,
-        *,
-        absent: float = math.nan,
-    ) -> bool:
-        """Keeps a value, across all of moduli's transforms around here.
+    def record(self, name: Hashable, value: Any, *, absent: float = math.nan) -> bool:
+        """Keeps a value of the module's call that is running; for hooks around calls.
+
+        It is carried out of all of moduli's transforms around here.
 
         Args:
-          path: the path of the module; see :meth:`path_of`.
-          number: in which of the module's calls, as hooks get it; None if that does not matter.
           name: what the tool calls it; anything that can be hashed.
+          value: an array or a pytree of arrays.
+          absent: see :meth:`record_at`.
+
+        Returns:
+          Whether it is kept: not if nobody collects.
+
+        Raises:
+          TraceError: under a transform of JAX's own, through which nothing can be carried out.
+          LookupError: if no call of a module is running.
+        """
+        return self.record_at(Place(*self.call(), name), value, absent=absent)
+
+    def record_at(self, place: Place, value: Any, *, absent: float = math.nan) -> bool:
+        """Like :meth:`record`, for any module, called or not.
+
+        Args:
+          place: path of the module (see :meth:`path_of`), number of its call or None, and name.
           value: an array or a pytree of arrays.
           absent: what stands for it where a branch of ``cond`` or ``switch`` was taken that did not
             record it; 0 for values that are not floating point.
@@ -235,16 +245,29 @@ class Recording:
         if self._tape is None:
             return False
         self.settle()
-        self._tape.check(path, name)
-        self._tape.add(Entry(Place(path, number, name), value, self.crossings, absent))
+        self._tape.check(place)
+        self._tape.add(Entry(place, value, self.crossings, absent))
         return True
 
-    def given(self, path: Path, number: int | None, name: Hashable) -> Any:
-        """Returns the value that the recording was given for a place, None if there is none.
+    def given(self, name: Hashable) -> Any:
+        """Returns the value that the recording was given for the module's call that is running.
 
         A value that was recorded under ``vmap`` or ``scan`` is sliced by the same transform.
+
+        Args:
+          name: of the value.
+
+        Returns:
+          The value, or None.
+
+        Raises:
+          LookupError: if no call of a module is running.
         """
-        found = self._given.get(Place(path, number, name))
+        return self.given_at(Place(*self.call(), name))
+
+    def given_at(self, place: Place) -> Any:
+        """Like :meth:`given`, for any place."""
+        found = self._given.get(place)
         return None if found is None else found[0]
 
     def entries(self) -> list[Entry]:
@@ -362,10 +385,10 @@ def recording(
       >>> from moduli import plugins
       >>> class Norms:
       ...     @nnx.hookimpl
-      ...     def moduli_after_call(self, path, number, output):
+      ...     def moduli_after_call(self, output):
       ...         for recording in plugins.recordings():
       ...             if recording.owner is self:
-      ...                 recording.record(path, number, "norm", jnp.linalg.norm(output))
+      ...                 recording.record("norm", jnp.linalg.norm(output))
       >>> class Double(nnx.Module):
       ...     def __call__(self, x):
       ...         return 2 * x

@@ -30,13 +30,13 @@ class Given(Variable[Any]):
 class Tape(Pytree):
     """Values in the order in which they were recorded, and how often modules were called."""
 
-    def check(self, path: tuple[Any, ...], name: Any) -> None:
+    def check(self, place: Place) -> None:
         """Raises a TraceError if a value of the current trace cannot be put here."""
         if self._moduli.trace != trace_state():
             raise errors.TraceError(
-                f"cannot record {name!r} of `{errors.format_path(path)}` here: the value belongs "
-                f"to the trace of {describe_running()}, which does not hand it out. Use moduli's "
-                "transform (`moduli.jit`, `moduli.vmap`, ...) instead of JAX's own"
+                f"cannot record {place.name!r} of `{errors.format_path(place.path)}` here: the "
+                f"value belongs to the trace of {describe_running()}, which does not hand it "
+                "out. Use moduli's transform (`moduli.jit`, `moduli.vmap`, ...) instead of JAX's own"
             )
 
     def add(self, entry: Entry) -> None:

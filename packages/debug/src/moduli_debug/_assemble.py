@@ -137,12 +137,12 @@ def _take_calls(
 
 
 def _kept_steps(entry: Entry, reduce: Any) -> Entry:
-    """Leaves out the steps of the outermost ``scan`` that are not kept."""
+    """Leaves out the steps of the outermost loop that are not kept."""
     steps = slice(*reduce.kept)
     if steps == slice(None):
         return entry
     for axis, (transform, size) in enumerate(entry.crossings):
-        if transform == "scan":
+        if transform in ("scan", "fori_loop"):
             index = (slice(None),) * axis + (steps,)
             kept = len(range(size)[steps])
             crossings = list(entry.crossings)

@@ -147,7 +147,8 @@ class _Shifter:
         path, number = recording.call()
         if made_inside(path) or not predicate(path, module):
             return None
-        return moduli.Replace(self._shift(recording, path, number, "outputs", output))
+        place = plugins.Place(path, number, "outputs")
+        return moduli.Replace(self._shift(recording, place, output))
 
     @moduli.hookimpl
     def moduli_perturb(self, module: Any, name: str, value: Any, variable_type: Any) -> Any:
@@ -162,21 +163,19 @@ class _Shifter:
         key = Perturbed(variable_type, name)
         names = [entry.place.name for entry in recording.entries() if entry.place.path == path]
         number = sum(isinstance(earlier, _Nth) and earlier.key == key for earlier in names)
-        return self._shift(recording, path, None, _Nth(key, number), value)
+        return self._shift(recording, plugins.Place(path, None, _Nth(key, number)), value)
 
     def _recording(self) -> plugins.Recording:
         return next(r for r in reversed(plugins.recordings()) if r.owner == self._target)
 
-    def _shift(
-        self, recording: plugins.Recording, path: Path, number: int | None, name: Any, value: Any
-    ) -> Any:
-        shift = recording.given(path, number, name)
+    def _shift(self, recording: plugins.Recording, place: plugins.Place, value: Any) -> Any:
+        shift = recording.given_at(place)
         if shift is None:
             shift = jax.tree.map(_zeros, value)
-            recording.record(path, number, name, (shift, value), absent=0.0)
+            recording.record_at(place, (shift, value), absent=0.0)
             return value
         shifted = jax.tree.map(lambda v, s: v + s if _is_inexact(v) else v, value, shift)
-        recording.record(path, number, name, (jnp.zeros(()), shifted))
+        recording.record_at(place, (jnp.zeros(()), shifted))
         return shifted
 
 

@@ -253,12 +253,12 @@ class _Intervener:
             elif act.patch:
                 new = self._patch(recording, path, call, number)
             else:
-                new = recording.given((), None, number)
+                new = recording.given_at(Place((), None, number))
             value, changed = _fitted(value, new, path, self._acts.at, act), True
         return value, changed
 
     def _patch(self, recording: Any, path: Path, call: int, number: int) -> Any:
-        new = recording.given(path, call, number)
+        new = recording.given(number)
         if new is None:
             raise errors.PathError(
                 f"intervene: the State has no value for call {call} of `{path_text(path)}`; the "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import moduli
-from moduli import errors
+from moduli import errors, plugins
 from moduli_debug._values import MISSING, check_name, unboxed
 from moduli_debug._wanted import Perturbed, innermost
 
@@ -46,14 +46,14 @@ def perturb(
     found = innermost(module)
     if found is not None:
         recording, wanted, path = found
-        key = Perturbed(variable_type, name)
-        perturbation = recording.given(path, None, key)
+        key = plugins.Place(path, None, Perturbed(variable_type, name))
+        perturbation = recording.given_at(key)
         if perturbation is not None:
             _check_fits(module, variable_type, name, perturbation, value, captured=True)
             return jax.tree.map(operator.add, value, perturbation)
         if wanted.number_of(variable_type) is not None:
             zeros = jax.tree.map(jnp.zeros_like, value)
-            recording.record(path, None, key, zeros, absent=0.0)
+            recording.record_at(key, zeros, absent=0.0)
             return value
         if not isinstance(getattr(module, name, MISSING), variable_type):
             return value

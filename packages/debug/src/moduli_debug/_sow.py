@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import moduli
-from moduli import errors
+from moduli import errors, plugins
 from moduli_debug._values import MISSING, check_name, unboxed
 from moduli_debug._wanted import Sown, Wanted, innermost
 from moduli_debug.errors import SownGrowthWarning, UncapturedWarning
@@ -58,7 +58,7 @@ def sow(
             return False
         value = unboxed(value, f"sow: the value {name!r} of {type(module).__name__}")
         key = Sown(variable_type, name, reduce_fn, init_fn)
-        return recording.record(path, None, key, value)
+        return recording.record_at(plugins.Place(path, None, key), value)
     existing = getattr(module, name, MISSING)
     if existing is not MISSING:
         _check_existing(module, variable_type, name, existing)

@@ -63,7 +63,7 @@ class Watcher:
             if self._wanted.max_bytes is not None:
                 self._check_size(recording, path, value)
             number = None if name.method else recording.call()[1]
-            recording.record(path, number, name, value)
+            recording.record_at(plugins.Place(path, number, name), value)
             return
 
     def _check_size(self, recording: plugins.Recording, path: Any, value: Any) -> None:

@@ -19,7 +19,7 @@ from moduli._graph.flatten import Slot
 from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._rngs import Rngs, RngStream
 from moduli._state import State
-from moduli._tape import Given
+from moduli._tape import Given, Recorded
 from moduli._transforms.lift import Frame, Leaf, New, Signature, bind, is_tape_name
 from moduli._transforms.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._variable import Intermediate, RngState, Variable
@@ -345,6 +345,12 @@ class Outputs:
                 self.names.append(call.describe(home))
                 continue
             new = frame.new[position]
+            if isinstance(new.holder, Recorded):
+                place = new.holder.get_metadata("place")
+                label = call.label_of_new(new) if intermediate_label is None else intermediate_label
+                self.labels.append(label)
+                self.names.append(f"what is recorded of `{errors.format_path(place.path)}`")
+                continue
             kind = type(new.holder).__name__
             if new.root >= roots:
                 leaf = new.holder._value if isinstance(new.holder, Slot) else new.holder

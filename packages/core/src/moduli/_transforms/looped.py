@@ -43,6 +43,7 @@ class LoopBody:
     Attributes:
       init: the carry to start with.
       sliced: the values to slice along their first axis.
+      stacked_names: after a step, where each value stands that is stacked, for messages.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class LoopBody:
             slot for place, slot in self._slots.items() if not isinstance(place, tuple)
         ]
         self._outputs: Any = None
+        self.stacked_names: list[str] = []
         self._axes: list[Any] = []
 
     def _kind(self, position: int, value: Any, label: Any, is_graph_value: bool) -> int:
@@ -154,6 +156,9 @@ class LoopBody:
             if slot is not None:
                 new[slot] = value
         self._kept = kept
+        self.stacked_names = [
+            name for name, slot in zip(outputs.names, kept, strict=True) if slot is None
+        ]
         check_same_types(call.transform, call.function, carry, new, self._describe_slot)
         labels = [label for label, slot in zip(outputs.labels, kept, strict=True) if slot is None]
         self._axes = list(dict.fromkeys(labels))

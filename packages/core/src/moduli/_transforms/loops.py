@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from moduli import errors
 from moduli._running import running
@@ -71,7 +72,7 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
         return out
 
     def step(carry: Any) -> Any:
-        return _only_carry(call, body.step(carry, []))
+        return _only_carry(call, body, carry)
 
     carry = jax.lax.while_loop(goes_on, step, body.init)
     return body.finish(carry, []) if body.has_run else init_val
@@ -107,21 +108,52 @@ def fori_loop(
     check_callable(body_fun, "fori_loop", "lower, upper, body_fun, init_val")
     call = _call("fori_loop", function_name(body_fun), init_val)
     index: list[Any] = []
-    body = LoopBody(
-        call,
-        lambda frame: body_fun(index.pop(), *frame.args),
-        (lambda frame: frame.args[0], lambda out: out),
-        Carry,
-        "fori_loop: the result",
-    )
+
+    def make_body(enter: Callable[[Frame], None]) -> LoopBody:
+        def run(frame: Frame) -> Any:
+            enter(frame)
+            return body_fun(index.pop(), *frame.args)
+
+        carry_of = (lambda frame: frame.args[0], lambda out: out)
+        return LoopBody(call, run, carry_of, Carry, "fori_loop: the result")
 
     def step(i: Any, carry: Any) -> Any:
         index.append(i)
-        return _only_carry(call, body.step(carry, []))
+        return _only_carry(call, body, carry)
 
     lower, upper = _value_of(lower), _value_of(upper)
+    if call.binding.recordings and isinstance(lower, int) and isinstance(upper, int):
+        return _stacked(make_body, call, index, lower, upper, unroll)
+    body = make_body(lambda frame: None)
     carry = jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll)
     return body.finish(carry, []) if body.has_run else init_val
+
+
+def _stacked(
+    make_body: Callable[[Callable[[Frame], None]], LoopBody],
+    call: LabelledCall,
+    index: list[Any],
+    lower: int,
+    upper: int,
+    unroll: Any,
+) -> Any:
+    """Runs a loop of known length so that what is recorded is stacked."""
+    steps = max(upper - lower, 0)
+    call.label_given("fori_loop", steps)
+    body = make_body(lambda frame: frame.cross("fori_loop", steps))
+
+    def step(carry: Any, xs: Any) -> Any:
+        index.append(xs[0])
+        return body.step(carry, xs[1])
+
+    carry, stacked = jax.lax.scan(
+        step,
+        body.init,
+        (jnp.arange(lower, lower + steps), body.sliced),
+        length=steps,
+        unroll=1 if unroll is None else unroll,
+    )
+    return body.finish(carry, stacked)
 
 
 def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
@@ -150,8 +182,15 @@ def _value_of(item: Any) -> Any:
     return item.value if isinstance(item, Variable) else item
 
 
-def _only_carry(call: LabelledCall, result: tuple[list[Any], list[Any]]) -> list[Any]:
-    carry, stacked = result
+def _only_carry(call: LabelledCall, body: LoopBody, carry: Any) -> list[Any]:
+    carry, stacked = body.step(carry, [])
+    if any(stacked) and call.binding.recordings:
+        raise errors.StructureError(
+            f"{call.transform}: {body.stacked_names[0]} (by moduli.capture, for example) in "
+            f"{call.function} cannot be stacked, as the number of steps is not known; use "
+            "moduli.scan, or moduli.fori_loop with ints for bounds, or select no module that the "
+            "loop calls"
+        )
     if any(stacked):
         raise errors.StructureError(
             f"{call.transform}: {call.function} makes new Variables of kind Intermediate (it sows, "
