@@ -36,7 +36,8 @@ class Tape(Pytree):
             raise errors.TraceError(
                 f"cannot record {place.name!r} of `{errors.format_path(place.path)}` here: the "
                 f"value belongs to the trace of {describe_running()}, which does not hand it "
-                "out. Use moduli's transform (`moduli.jit`, `moduli.vmap`, ...) instead of JAX's own"
+                "out. Use moduli's transform (`moduli.jit`, `moduli.vmap`, ...) instead of JAX's "
+                "own"
             )
 
     def add(self, entry: Entry) -> None:
