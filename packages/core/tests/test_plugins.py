@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -508,6 +509,33 @@ def test_a_plugin_is_freed_when_no_program_needs_it():
     assert reference() is None
 
 
+def test_programs_of_a_plugin_that_is_gone_are_freed():
+    import gc
+    import weakref
+
+    class Adds:
+        def __init__(self, value):
+            self.value = value
+
+        @nnx.hookimpl
+        def moduli_after_call(self, output):
+            return nnx.Replace(output + self.value)
+
+    run, model = nnx.jit(lambda model, x: model(x)), Double()
+    run(model, jnp.ones(3))
+    values = []
+    for number in range(5):
+        value = jnp.full(3, float(number))
+        values.append(weakref.ref(value))
+        with nnx.using(Adds(value)):
+            assert float(run(model, jnp.ones(3))[0]) == 2.0 + number
+        del value
+    gc.collect()
+    jax.clear_caches()  # JAX keeps what it traced for a function that is gone for a while
+    assert [reference() for reference in values] == [None] * 5
+    assert len(run._programs) == 1
+
+
 def test_a_plugin_that_only_observes_creation_compiles_nothing_again():
     traces = []
 
@@ -524,7 +552,6 @@ def test_a_plugin_that_only_observes_creation_compiles_nothing_again():
 
 
 def test_with_no_plugin_active_the_jaxpr_is_that_of_the_bare_function():
-    import jax
 
     def bare(x):
         return 2 * x

@@ -90,8 +90,8 @@ if TYPE_CHECKING:
     from moduli_debug import Profile as Profile
     from moduli_debug import capture as capture
     from moduli_debug import capture_grads as capture_grads
-    from moduli_debug import display as display
     from moduli_debug import check_finite as check_finite
+    from moduli_debug import display as display
     from moduli_debug import intervene as intervene
     from moduli_debug import intervening as intervening
     from moduli_debug import named_scopes as named_scopes
@@ -200,8 +200,8 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "Profile",
         "capture",
         "capture_grads",
-        "display",
         "check_finite",
+        "display",
         "intervene",
         "intervening",
         "named_scopes",

@@ -268,7 +268,7 @@ class _Intervener:
         return new
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # functions may hold arrays
 def _intervener(acts: _Acts) -> _Intervener:
     """Returns the plugin: one for equal interventions, as it is part of programs' keys."""
     return _Intervener(acts)

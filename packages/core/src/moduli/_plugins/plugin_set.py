@@ -22,16 +22,35 @@ _sets: weakref.WeakSet[PluginSet] = weakref.WeakSet()
 
 
 class Token:
-    """Stands for plugins in the keys of compiled programs: one object for one tuple of plugins."""
+    """Stands for plugins in the keys of compiled programs: one object for one tuple of plugins.
 
-    __slots__ = ("__weakref__", "plugins")
+    It keeps no plugin alive. When one of them dies, no program with this token can be found any
+    more, and those who keep some are told to forget them: a tool that is made anew for each call
+    of a compiled function does not fill the memory with its programs.
+    """
 
-    def __init__(self, plugins: tuple[Any, ...]):
-        self.plugins = plugins  # alive as long as the token, so that their ids stay theirs
+    __slots__ = ("_kept", "_users")
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def used_by(self, keeper: Any) -> None:
+        """Notes whose ``forget(token)`` to call when a plugin dies."""
+        self._users.add(keeper)
+
+    def keep(self, plugin: Any) -> None:
+        """Keeps a plugin alive that cannot be referred to weakly, so that its id stays its own."""
+        self._kept.append(plugin)
+
+    def die(self) -> None:
+        """Tells everybody to forget."""
+        for keeper in list(self._users):
+            keeper.forget(self)
 
 
-_NO_PLUGINS = Token(())
-_tokens: weakref.WeakValueDictionary[tuple[int, ...], Token] = weakref.WeakValueDictionary()
+_NO_PLUGINS = Token()
+_tokens: dict[tuple[int, ...], Token] = {}
 
 
 def _token(plugins: tuple[Any, ...]) -> Token:
@@ -40,8 +59,19 @@ def _token(plugins: tuple[Any, ...]) -> Token:
         return _NO_PLUGINS
     token = _tokens.get(key)
     if token is None:
-        token = _tokens[key] = Token(plugins)
+        token = _tokens[key] = Token()
+        for plugin in plugins:
+            try:
+                weakref.finalize(plugin, _drop, key).atexit = False
+            except TypeError:
+                token.keep(plugin)
     return token
+
+
+def _drop(key: tuple[int, ...]) -> None:
+    token = _tokens.pop(key, None)
+    if token is not None:
+        token.die()
 
 
 class _Manager(pluggy.PluginManager):

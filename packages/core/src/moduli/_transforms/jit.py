@@ -140,6 +140,11 @@ class JitWrapped:
         """Forgets all compiled programs."""
         self._programs.clear()
 
+    def forget(self, token: Any) -> None:
+        """Forgets the programs of plugins that exist no more."""
+        for key in [key for key in list(self._programs) if key[1] is token]:
+            self._programs.pop(key, None)
+
     def _compile(
         self,
         binding: Binding,
@@ -161,6 +166,7 @@ class JitWrapped:
         if self._shardings is not None:
             layout = Layout(self._function, args, kwargs, count, positions, *self._shardings)
         signature = Signature(binding)
+        _plugins.active().token.used_by(self)
         return _Program(self._fun, signature, fixed, fixed_names, marks, layout, self._options)
 
     @overload
