@@ -7,13 +7,15 @@ import re
 from typing import Any
 
 import grid
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from debug_models import Probed, arrays
 
 import moduli as nnx
 from moduli import errors
-from moduli_debug import capture, capture_grads, intervene
+from moduli_debug import capture, capture_grads, check_finite, intervene
+from moduli_debug.errors import NonFiniteError
 
 BATCH, OTHER = arrays(5, (2, 5, 3), (2, 5, 3))
 PAGE = pathlib.Path(__file__).parents[3] / "docs" / "debugging.md"
@@ -117,6 +119,28 @@ class NothingSown:
 
 
 nothing_sown = NothingSown()
+
+
+class Logarithm(nnx.Module):
+    """Makes NaN of everything."""
+
+    def __call__(self, x: Any) -> Any:
+        return jnp.log(-jnp.abs(x))
+
+
+@each_run
+def test_finite_check(name: str) -> None:
+    model, faulty = Probed(), Probed()
+    faulty.second = Logarithm()
+    run = check_finite(grid.RUNS[name])
+    with nnx.using(nothing_sown):
+        value = checked(model, lambda: run(model, BATCH))
+        np.testing.assert_allclose(value, grid.reference(model, BATCH)["loss"], rtol=1e-4)
+        with pytest.raises(NonFiniteError) as caught:
+            checked(faulty, lambda: run(faulty, BATCH))
+    error = caught.value
+    assert (error.path, error.module_type, error.direction) == (("second",), Logarithm, "forward")
+    assert (error.operation, error.number) == ("log", 0)
 
 
 @each_run_that_stacks
