@@ -325,3 +325,12 @@ def test_written_variables_have_a_path():
         nnx.jit(lambda model: model["inner"]())(model)
     assert seen == [("inner", "counts", 1)]
     assert int(model["inner"].counts[1]) == 1
+
+
+def test_a_recording_without_a_root_begins_at_the_outermost_module_of_each_call():
+    run = nnx.jit(lambda one, two, x: two(one(x)))
+    with nnx.using(SUMS), plugins.recording(SUMS) as recording:
+        run(Doubles(), Doubles(), X)
+        Doubles()(X)
+    found = [(entry.place.path, entry.place.number) for entry in recording.entries()]
+    assert found == [(("leaf",), n // 2) if n % 2 == 0 else ((), n // 2) for n in range(6)]

@@ -85,6 +85,7 @@ class RecordingKey(NamedTuple):
       caller: the path of the module whose call is running.
       crossings: the axes around the call.
       has_tape: whether values are kept.
+      has_root: whether paths begin at one module.
     """
 
     owner: Hashable
@@ -92,6 +93,7 @@ class RecordingKey(NamedTuple):
     caller: Path | None
     crossings: Crossings
     has_tape: bool
+    has_root: bool
 
     def open(self, objects: Iterable[Iterable[Any]], tape: Tape | None) -> Recording:
         """Makes the recording of a transformed function.
@@ -106,7 +108,7 @@ class RecordingKey(NamedTuple):
             for item, path in zip(group, paths, strict=True)
             if path is not None
         ]
-        opened = Recording(self.owner, known, tape, self.crossings)
+        opened = Recording(self.owner, known, tape, self.crossings, has_root=self.has_root)
         if self.caller is not None:
             opened._calls.append((self.caller, 0))
         return opened
@@ -126,9 +128,12 @@ class Recording:
         known: list[tuple[Any, Path]],
         tape: Tape | None,
         crossings: Crossings = (),
+        *,
+        has_root: bool = True,
     ):
-        self.owner, self.crossings = owner, crossings
+        self.owner, self.crossings, self._has_root = owner, crossings, has_root
         self._known = known  # keeps the objects alive, so that their ids stay theirs
+        self._tops = _tops(known)
         self._paths = {id(item): path for item, path in known}
         self._tape = tape
         self._given = {} if tape is None else tape.given()
@@ -171,6 +176,11 @@ class Recording:
         return self._calls[-1]
 
     def _learn(self, root: Any, base: Path) -> None:
+        """Notes the paths of a module and of all below it."""
+        self._tops.append((root, base))
+        self._walk(root, base)
+
+    def _walk(self, root: Any, base: Path) -> None:
         from moduli._graph.nodes import Node
         from moduli._graph.walk import iter_nodes
 
@@ -181,8 +191,8 @@ class Recording:
 
     def _look_again(self) -> None:
         """Finds modules that were added since."""
-        for item, path in list(self._known):
-            self._learn(item, path)
+        for item, path in self._tops:
+            self._walk(item, path)
 
     def enter(self, module: Any) -> tuple[Path, int]:
         """Notes that a module's call begins; returns its path and number."""
@@ -190,7 +200,8 @@ class Recording:
         path = self.path_of(module)
         if path is None:  # made by the call that is running, or another model
             caller = self._calls[-1][0] if self._calls else ()
-            self._learn(module, (*caller, f"<{type(module).__name__}>"))
+            is_root = not (self._calls or self._has_root)
+            self._learn(module, () if is_root else (*caller, f"<{type(module).__name__}>"))
             path = self._paths[id(module)]
         number = self._counts.get(path, 0)
         self._counts[path] = number + 1
@@ -284,7 +295,9 @@ class Recording:
         self._look_again()
         paths = tuple([tuple([self._paths.get(id(item)) for item in group]) for group in objects])
         caller = self._calls[-1][0] if self._calls else None
-        return RecordingKey(self.owner, paths, caller, self.crossings, self._tape is not None)
+        return RecordingKey(
+            self.owner, paths, caller, self.crossings, self._tape is not None, self._has_root
+        )
 
     def open_tape(self) -> Tape | None:
         """Makes the tape for a lifted call; what it holds afterwards is recorded here."""
@@ -351,6 +364,16 @@ class Recording:
             self._tape.note_calls(self._counts)
 
 
+def _tops(known: list[tuple[Any, Path]]) -> list[tuple[Any, Path]]:
+    """Those from which all others can be reached: no other stands above them."""
+    paths = {path for _, path in known}
+    return [
+        (item, path)
+        for item, path in known
+        if not any(path[:stop] in paths for stop in range(len(path)))
+    ]
+
+
 @contextlib.contextmanager
 def inside(running: tuple[Recording, ...]) -> Iterator[None]:
     """Makes these the running recordings for a block."""
@@ -373,7 +396,7 @@ def recording(
     Args:
       owner: the tool that records, as part of the key of compiled programs: make it once and use it
         often, or give it an equality.
-      root: the module at whose root paths begin; without it, the outermost module that is called.
+      root: the module where paths begin; without it, the outermost module of each call.
       given: values to hand to :meth:`Recording.given`: by place, or entries of an earlier
         recording, which transforms slice as they stacked them.
 
@@ -407,7 +430,7 @@ def recording(
     for item in entries:
         place, value, crossings = item[:3] if isinstance(item, Entry) else (*item, ())
         tape.give(place, value, crossings)
-    started = Recording(owner, [], tape)
+    started = Recording(owner, [], tape, has_root=root is not None)
     if root is not None:
         started._learn(root, ())
     with inside((*_here.get(), started)):

@@ -26,7 +26,8 @@ When they fire
 
 Where they are
     Hooks around a module's call get its ``path``: attribute names and indices from the outermost
-    module of the call to it, ``()`` for the outermost itself. Inside of moduli's transforms, where
+    module of the call to it (while recordings run, from the root of the outermost one), ``()`` for
+    the outermost itself. Inside of moduli's transforms, where
     modules are traced copies, it is the path of the caller's module. A module that the call makes
     stands nowhere: its path is that of the module whose call makes it and ``"<ClassName>"``.
     ``number`` says how many calls of the module came before, in the function that the innermost

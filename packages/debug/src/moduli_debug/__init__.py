@@ -8,8 +8,8 @@ from moduli_debug import reducers as reducers
 from moduli_debug._assemble import Source as Source
 from moduli_debug._capture import capture as capture
 from moduli_debug._capture_grads import capture_grads as capture_grads
-from moduli_debug._display import display as display
 from moduli_debug._check_finite import check_finite as check_finite
+from moduli_debug._display import display as display
 from moduli_debug._intervene import intervene as intervene
 from moduli_debug._intervene import intervening as intervening
 from moduli_debug._named_scopes import named_scopes as named_scopes
