@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-__all__ = ["Work", "find_work", "scope_name"]
+__all__ = ["Costs", "Work", "find_work", "scope_name"]
 
 _SCOPE = re.compile(r"moduli-call-(\d+)")
 _CALLS = frozenset(
@@ -213,16 +214,27 @@ class Costs:
 
 def _flops(equations: list[Any]) -> float:
     def program(operands: list[list[Any]]) -> list[Any]:
-        return [
-            equation.primitive.bind(*values, **equation.params)
-            for equation, values in zip(equations, operands, strict=True)
-        ]
+        results = []
+        for equation, values in zip(equations, operands, strict=True):
+            rest = iter(values)
+            inputs = [_number(v) if _is_literal(v) else next(rest) for v in equation.invars]
+            results.append(equation.primitive.bind(*inputs, **equation.params))
+        return results
 
-    operands = [[_abstract(variable.aval) for variable in e.invars] for e in equations]
+    operands = [[_abstract(v.aval) for v in e.invars if not _is_literal(v)] for e in equations]
     analysis = jax.jit(program).lower(operands).cost_analysis()
     if analysis is None:
         raise NotImplementedError("this backend has no cost analysis")
     return max(0.0, float(analysis.get("flops", 0.0)))
+
+
+def _is_literal(variable: Any) -> bool:
+    return hasattr(variable, "val")
+
+
+def _number(literal: Any) -> Any:
+    """The value of a literal, with which XLA may make an operation simpler."""
+    return np.asarray(literal.val, literal.aval.dtype)
 
 
 def _abstract(aval: Any) -> jax.ShapeDtypeStruct:
@@ -231,7 +243,10 @@ def _abstract(aval: Any) -> jax.ShapeDtypeStruct:
 
 def _key(equation: Any) -> tuple[Any, ...]:
     """Returns what equations of equal cost have in common."""
-    operands = tuple(str(variable.aval) for variable in equation.invars)
+    operands = tuple(
+        f"{variable.aval} {variable.val if _is_literal(variable) else ''}"
+        for variable in equation.invars
+    )
     return equation.primitive.name, operands, tuple(_hashables(equation.params.items()))
 
 
