@@ -82,6 +82,14 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(python=THIS_PYTHON)
+def example(session: nox.Session) -> None:
+    """One of the other examples: ``-- residual``, ``-- char_gpt``, with its options after it."""
+    install(session, "examples")
+    name, *options = session.posargs or ["char_gpt"]
+    session.run("python", f"examples/{name}.py", *options)
+
+
+@nox.session(python=THIS_PYTHON)
 def lint(session: nox.Session) -> None:
     """Style: ruff's linter and formatter."""
     session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint"))

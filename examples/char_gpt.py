@@ -37,7 +37,7 @@ Array = jax.Array | np.ndarray  # JAX takes numpy's arrays as well as its own
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text as numbers: ``train`` and ``test`` hold the index of each character in ``alphabet``."""
+    """A text as numbers: each character is its index in ``alphabet``."""
 
     alphabet: str
     train: np.ndarray
@@ -45,6 +45,9 @@ class Text:
 
     def encode(self, text: str) -> np.ndarray:
         """Writes characters as numbers; raises ValueError for one that the text does not have."""
+        unknown = sorted(set(text) - set(self.alphabet))
+        if unknown:
+            raise ValueError(f"the text has no {unknown}; it has {self.alphabet!r}")
         return np.array([self.alphabet.index(character) for character in text], np.int32)
 
     def decode(self, numbers: Array) -> str:
@@ -92,7 +95,7 @@ class Config:
       depth: number of blocks.
       heads: attention heads.
       key_heads: heads of keys and values, each shared by ``heads / key_heads`` queries.
-      length: the longest text that is looked back at.
+      length: how many characters attention looks back at, and a training piece has.
     """
 
     alphabet: int
@@ -127,6 +130,7 @@ class Block(nnx.Module):
             use_bias=False,
             decode=False,
             rotary=nnx.rotary_embedding,
+            window=config.length,  # texts may be longer: no distance is new in writing
             rngs=rngs,
         )
         self.mlp_norm = nnx.RMSNorm(config.width, rngs=rngs)
@@ -178,13 +182,13 @@ def train_step(model: GPT, optimizer: nnx.Optimizer, pieces: Array) -> Array:
     return loss
 
 
-test_loss = nnx.jit(loss_fn)
+loss_of_batch = nnx.jit(loss_fn)
 
 
 def evaluate(model: GPT, data: np.ndarray, *, size: int = 32, count: int = 4) -> float:
     """Gives the loss on the same few batches of a text each time."""
     pieces = batches(data, size, model.config.length, np.random.default_rng(0))
-    return float(np.mean([test_loss(model, next(pieces)) for _ in range(count)]))
+    return float(np.mean([loss_of_batch(model, next(pieces)) for _ in range(count)]))
 
 
 def train(model: GPT, text: Text, *, steps: int, batch_size: int, seed: int) -> list[float]:
@@ -221,7 +225,8 @@ def with_cache(model: GPT, batch_size: int, length: int) -> GPT:
 
     @nnx.vmap
     def add_cache(block: Block) -> None:
-        block.attention.init_cache((batch_size, length, model.config.width))
+        shape = (batch_size, length, model.config.width)
+        block.attention.init_cache(shape, block.attention.dtype or jnp.float32)
 
     add_cache(writer.blocks.block)
     return writer
@@ -283,12 +288,13 @@ def unigram_loss(text: Text) -> float:
 def run(options: argparse.Namespace) -> Results:
     """Does everything, and says how far it is."""
     text = load_text(options.characters)
+    prompt = text.encode(options.prompt)[None]  # complains before the training, not after it
     config = Config(
         alphabet=len(text.alphabet),
         width=options.width,
         depth=options.depth,
         heads=options.heads,
-        key_heads=max(options.heads // 2, 1),
+        key_heads=options.heads // 2 if options.heads % 2 == 0 else options.heads,
         length=options.length,
     )
     model = GPT(config, remat=options.remat, rngs=nnx.Rngs(options.seed))
@@ -303,7 +309,6 @@ def run(options: argparse.Namespace) -> Results:
         model, text, steps=options.steps, batch_size=options.batch_size, seed=options.seed
     )
     after = evaluate(model, text.test)
-    prompt = text.encode(options.prompt)[None]
     key, temperature = jax.random.key(options.seed), jnp.float32(options.temperature)
     written = write(model, prompt, key, temperature, length=options.write)
     return Results(losses, before, after, unigram_loss(text), text.decode(written[0]), model, text)
@@ -312,8 +317,8 @@ def run(options: argparse.Namespace) -> Results:
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="Trains a small GPT on Python's help topics.")
-    parser.add_argument("--steps", type=int, default=400, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--length", type=int, default=128, help="characters looked back at")
     parser.add_argument("--width", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--depth", type=int, default=4, help="blocks, default: %(default)s")
@@ -321,7 +326,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--characters", type=int, help="use only so many of the text")
     parser.add_argument("--prompt", default="The ", help="how the sample begins")
     parser.add_argument("--write", type=int, default=400, help="characters to write at the end")
-    parser.add_argument("--temperature", type=float, default=0.7, help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.6, help="default: %(default)s")
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--remat", action="store_true", help="less memory, more time")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -330,6 +335,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("steps", "batch_size", "length", "width", "depth", "heads", "write"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.characters is not None and options.characters <= options.length:
+        parser.error(f"--characters must be above --length, which is {options.length}")
     if not options.prompt or options.temperature <= 0:
         parser.error("--prompt must not be empty, --temperature must be above 0")
     return options
@@ -344,12 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     nnx.save(options.out / "model.npz", results.model, metadata={"example": "char_gpt"})
     bits = np.log(2)
     print(f"\n{results.sample}\n")
-    print(
-        f"test loss      {results.after:.3f} nats per character ({results.after / bits:.2f} bits)"
-    )
-    print(
-        f"               {results.before:.3f} before training, {results.unigram:.3f} for letter counts"
-    )
+    print(f"test loss      {results.after:.3f} nats a character ({results.after / bits:.2f} bits)")
+    print(f"before         {results.before:.3f}")
+    print(f"letter counts  {results.unigram:.3f}, if one knows nothing else")
     print(f"checkpoint     {options.out / 'model.npz'}")
     print(f"time           {time.perf_counter() - start:.1f} s")
     return results
