@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import moduli
@@ -34,7 +37,21 @@ def rotate(x: np.ndarray) -> np.ndarray:
     return np.concatenate([turned.real, turned.imag], -1)
 
 
-def attention(layer: Any, inputs: Any, keys: Any = None, values: Any = None) -> np.ndarray:
+def kept(layer: Any, queries: int, keys: int) -> np.ndarray:
+    """Which weights the stream's first draw keeps, the same in all heads and examples."""
+    key = jax.random.fold_in(layer.rngs.key.value, 0)
+    lots = np.asarray(jax.random.uniform(key, (1, 1, queries, keys)))[0, 0]
+    return (lots < 1 - layer.dropout_rate) / (1 - layer.dropout_rate)
+
+
+def attention(
+    layer: Any,
+    inputs: Any,
+    keys: Any = None,
+    values: Any = None,
+    mask: Any = None,
+    drops: bool = False,
+) -> np.ndarray:
     """Attention from its definition, one query at a time."""
     causal, layer = getattr(layer, "causal", False), getattr(layer, "attention", layer)
     q = np.asarray(inputs, np.float64)
@@ -46,6 +63,7 @@ def attention(layer: Any, inputs: Any, keys: Any = None, values: Any = None) -> 
     if layer.rotary is not None:
         q, k = rotate(q), rotate(k)
     out = np.zeros((*q.shape[:-1], v.shape[-1]))
+    factors = kept(layer, q.shape[1], k.shape[1]) if drops else np.ones((q.shape[1], k.shape[1]))
     group = layer.num_heads // layer.num_kv_heads
     for b, i, h in np.ndindex(*q.shape[:-1]):
         seen = np.arange(k.shape[1])
@@ -53,9 +71,12 @@ def attention(layer: Any, inputs: Any, keys: Any = None, values: Any = None) -> 
             seen = seen[seen <= i]
         if layer.window is not None:
             seen = seen[np.abs(i - seen) < layer.window]
+        if mask is not None:
+            seen = seen[np.asarray(mask)[b, 0, i, seen]]
         scores = k[b, seen, h // group] @ q[b, i, h] / math.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max())
-        out[b, i, h] = weights / weights.sum() @ v[b, seen, h // group]
+        weights = weights / weights.sum() * factors[i, seen]
+        out[b, i, h] = weights @ v[b, seen, h // group]
     return np.einsum("bthd,hdo->bto", out, value(layer.out.kernel)) + value(layer.out.bias)
 
 
@@ -70,6 +91,50 @@ class Causal(moduli.Module):
         return self.attention(x, is_causal=True)
 
 
+class Remembering(Causal):
+    """Reads a piece and then one position after the other, with a cache of keys and values."""
+
+    def __init__(self, attention: Any, shape: tuple[int, ...]) -> None:
+        super().__init__(attention)
+        attention.init_cache(shape)
+
+    def __call__(self, x: Any) -> Any:
+        """Attends to the past, of which the cache is all that is left."""
+        layer = self.attention
+        pieces = [x[:, :3], *(x[:, i : i + 1] for i in range(3, x.shape[1]))]
+        outputs = jnp.concatenate([layer(piece, decode=True) for piece in pieces], axis=1)
+        for cache in (layer.cached_key, layer.cached_value, layer.cache_index):
+            cache.value = jnp.zeros_like(cache.value)  # the next call begins anew
+        return outputs
+
+
+class Masked(moduli.Module):
+    """Passes its second input as the mask."""
+
+    def __init__(self, attention: Any) -> None:
+        self.attention = attention
+
+    def __call__(self, x: Any, mask: Any) -> Any:
+        """Attends where the mask allows."""
+        return self.attention(x, mask=mask)
+
+
+def masked(layer: Any, x: Any, mask: Any) -> np.ndarray:
+    """The reference of :class:`Masked`."""
+    return attention(layer, x, mask=mask)
+
+
+def _mask(rng: np.random.Generator) -> np.ndarray:
+    return (rng.random((2, 1, 5, 5)) < 0.5) | np.eye(5, dtype=bool)  # each sees itself at least
+
+
+def _attention(rngs: moduli.Rngs, **kwargs: Any) -> Any:
+    return layers.MultiHeadAttention(4, 8, decode=False, **kwargs, rngs=rngs)
+
+
+_REMEMBERING = {"num_kv_heads": 2, "rotary": layers.rotary_embedding, "qkv_features": 16}
+
+
 def _row(
     name: str,
     inputs: tuple[Any, ...] = ((2, 5, 8),),
@@ -79,7 +144,7 @@ def _row(
     **kwargs: Any,
 ) -> Row:
     def build(rngs: moduli.Rngs) -> Any:
-        layer = layers.MultiHeadAttention(4, 8, decode=False, **kwargs, rngs=rngs)
+        layer = _attention(rngs, **kwargs)
         return Causal(layer) if causal else layer
 
     return Row(
@@ -134,6 +199,43 @@ ROWS: list[Row] = [
     _row("rotary", rotary=layers.rotary_embedding, qkv_features=16),
     _row("window", window=2),
     _row("window-causal", window=3, causal=True, rotary=layers.rotary_embedding),
+    Row(
+        "attention-cache",
+        lambda rngs: Remembering(_attention(rngs, **_REMEMBERING), (2, 5, 8)),
+        ((2, 5, 8),),
+        (2, 5, 8),
+        attention,
+        bad=(Bad(((3, 5, 8),), ShapeError, r"keys of shape \(3, 3, 2, 4\), but its cache is for"),),
+        batched=False,
+        torch=False,
+        bfloat16=0.05,
+    ),
+    Row(
+        "attention-mask",
+        lambda rngs: Masked(_attention(rngs)),
+        ((2, 5, 8), _mask),
+        (2, 5, 8),
+        masked,
+        bad=(
+            Bad(
+                ((2, 5, 8), (3, 1, 5, 5)),
+                ShapeError,
+                r"attention expects a mask that broadcasts to .* got shape \(3, 1, 5, 5\)",
+            ),
+        ),
+        bfloat16=0.05,
+    ),
+    Row(
+        "attention-dropout",
+        lambda rngs: _attention(rngs, dropout_rate=0.3, deterministic=False),
+        ((2, 5, 8),),
+        (2, 5, 8),
+        functools.partial(attention, drops=True),
+        attention,
+        random=True,
+        torch=False,
+        bfloat16=0.05,
+    ),
     Row(
         "attention-large",
         _large,
