@@ -1,4 +1,4 @@
-"""examples/char_gpt.py at a tiny size: it learns, and writes with its cache what it would without."""
+"""examples/char_gpt.py at a tiny size: it learns, and draws with its cache what it does without."""
 
 import re
 import sys
