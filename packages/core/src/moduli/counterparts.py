@@ -208,7 +208,7 @@ class Counterpart:
         """Returns the qualified name of the class that takes such inputs.
 
         Args:
-          inputs: an array of shape (batch, *spatial, features).
+          inputs: an array of shape ``(batch, *spatial, features)``.
 
         Example:
           >>> import numpy as np

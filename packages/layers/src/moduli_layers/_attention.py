@@ -61,7 +61,7 @@ class MultiHeadAttention(moduli.Module):
       query_ln: LayerNorm of each head's queries, or None; see ``normalize_qk``.
       key_ln: LayerNorm of each head's keys, or None.
       out: LinearGeneral from the heads to ``out_features``.
-      cached_key: Cache of shape (*batch, length, num_kv_heads, head_dim), after
+      cached_key: Cache of shape ``(*batch, length, num_kv_heads, head_dim)``, after
         :meth:`init_cache`; None before.
       cached_value: as ``cached_key``.
       cache_index: Cache, how many positions are in it.
@@ -101,7 +101,7 @@ class MultiHeadAttention(moduli.Module):
       qkv_dot_general_cls: what makes ``qkv_dot_general``.
       out_dot_general_cls: what makes ``out_dot_general``.
       rotary: function of (array, positions) that is applied to queries and keys of shape
-        (*batch, length, heads, head_dim), such as :func:`rotary_embedding`.
+        ``(*batch, length, heads, head_dim)``, such as :func:`rotary_embedding`.
       window: each position sees only so many positions, itself included: backwards where the call
         is causal or decodes, otherwise to both sides.
       rngs: where the parameters' keys come from (stream ``params``), and those of dropout.
@@ -301,11 +301,11 @@ class MultiHeadAttention(moduli.Module):
         """Attends.
 
         Args:
-          inputs_q: array of shape (*batch, queries, in_features).
-          inputs_k: array of shape (*batch, keys, in_kv_features); ``inputs_q`` by default.
+          inputs_q: array of shape ``(*batch, queries, in_features)``.
+          inputs_k: array of shape ``(*batch, keys, in_kv_features)``; ``inputs_q`` by default.
           inputs_v: as ``inputs_k``, which is the default.
           mask: where it is zero (False) a key is not seen; broadcasts to
-            (*batch, heads, queries, keys).
+            ``(*batch, heads, queries, keys)``.
           deterministic: overrides the layer's attribute for this call.
           rngs: overrides the layer's stream for this call.
           sow_weights: sow the attention weights as an ``Intermediate`` named
@@ -318,7 +318,7 @@ class MultiHeadAttention(moduli.Module):
           qkv_sharding: the same for queries, keys and values.
 
         Returns:
-          Array of shape (*batch, queries, out_features).
+          Array of shape ``(*batch, queries, out_features)``.
 
         Raises:
           ShapeError: an input does not have the features or the shape that is expected.
@@ -377,7 +377,7 @@ class MultiHeadAttention(moduli.Module):
         length first) give what one causal call with all of them gives.
 
         Args:
-          input_shape: shape of the inputs of that one call, (*batch, length, in_features).
+          input_shape: shape of the inputs of that one call, ``(*batch, length, in_features)``.
           dtype: dtype of the cached keys and values.
 
         Example:

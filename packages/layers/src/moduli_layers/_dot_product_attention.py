@@ -38,9 +38,10 @@ def dot_product_attention_weights(
     The softmax is taken in float32 or wider.
 
     Args:
-      query: array of shape (*batch, queries, heads, features).
-      key: array of shape (*batch, keys, key heads, features); see :func:`dot_product_attention`.
-      bias: added to the products, broadcasts to (*batch, heads, queries, keys).
+      query: array of shape ``(*batch, queries, heads, features)``.
+      key: array of shape ``(*batch, keys, key heads, features)``; see
+        :func:`dot_product_attention`.
+      bias: added to the products, broadcasts to ``(*batch, heads, queries, keys)``.
       mask: where it is zero (False) the key is not seen; broadcasts as ``bias``. A query that sees
         no key takes from all alike.
       broadcast_dropout: drop the same weights for all of the batch and all heads.
@@ -55,7 +56,7 @@ def dot_product_attention_weights(
       is_causal: each query sees only keys up to its own place.
 
     Returns:
-      Array of shape (*batch, heads, queries, keys).
+      Array of shape ``(*batch, heads, queries, keys)``.
 
     Raises:
       ShapeError: query and key do not belong together.
@@ -116,12 +117,13 @@ def dot_product_attention(
     :func:`jax.nn.dot_product_attention`, which has fused kernels on some devices.
 
     Args:
-      query: array of shape (*batch, queries, heads, features).
-      key: array of shape (*batch, keys, key heads, features). There may be fewer key heads than
+      query: array of shape ``(*batch, queries, heads, features)``.
+      key: array of shape ``(*batch, keys, key heads, features)``. There may be fewer key heads than
         heads, if they divide them: then ``heads / key heads`` queries share each (grouped-query
         attention).
-      value: array of shape (*batch, keys, key heads, value features).
-      bias: added to the products of query and key; broadcasts to (*batch, heads, queries, keys).
+      value: array of shape ``(*batch, keys, key heads, value features)``.
+      bias: added to the products of query and key; broadcasts to
+        ``(*batch, heads, queries, keys)``.
       mask: where it is zero (False) the key is not seen; broadcasts as ``bias``.
       broadcast_dropout: drop the same weights for all of the batch and all heads.
       dropout_rng: the random key, needed if something is dropped.
@@ -134,7 +136,7 @@ def dot_product_attention(
       is_causal: each query sees only keys up to its own place.
 
     Returns:
-      Array of shape (*batch, queries, heads, value features).
+      Array of shape ``(*batch, queries, heads, value features)``.
 
     Raises:
       ShapeError: the arrays do not belong together.

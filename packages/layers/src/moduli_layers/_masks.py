@@ -32,15 +32,15 @@ def make_attention_mask(
     """Makes a mask from what is known of each query and of each key.
 
     Args:
-      query_input: array of shape (*batch, queries), for example 1 for a word and 0 for padding.
-      key_input: array of shape (*batch, keys).
+      query_input: array of shape ``(*batch, queries)``, for example 1 for a word and 0 for padding.
+      key_input: array of shape ``(*batch, keys)``.
       pairwise_fn: function of a query's and a key's entry that says whether the query sees the key;
         by default both have to be other than zero.
       extra_batch_dims: how many axes of size 1 to put in front.
       dtype: dtype of the mask.
 
     Returns:
-      Array of shape (*extra, *batch, 1, queries, keys), the 1 for the heads.
+      Array of shape ``(*extra, *batch, 1, queries, keys)``, the 1 for the heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,12 +63,12 @@ def make_causal_mask(
     """Makes a mask with which each position sees itself and what is before it.
 
     Args:
-      x: array of shape (*batch, length); only its shape matters.
+      x: array of shape ``(*batch, length)``; only its shape matters.
       extra_batch_dims: how many axes of size 1 to put in front.
       dtype: dtype of the mask.
 
     Returns:
-      Array of shape (*extra, *batch, 1, length, length).
+      Array of shape ``(*extra, *batch, 1, length, length)``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,7 +94,7 @@ def make_sliding_window_mask(
     """Makes a mask with which each position sees only its neighbourhood.
 
     Args:
-      x: array of shape (*batch, length); only its shape matters.
+      x: array of shape ``(*batch, length)``; only its shape matters.
       window: how many positions are seen: itself and the ``window - 1`` before it, and with
         ``causal=False`` the ``window - 1`` after it.
       causal: whether what comes after is hidden.
@@ -102,7 +102,7 @@ def make_sliding_window_mask(
       dtype: dtype of the mask.
 
     Returns:
-      Array of shape (*extra, *batch, 1, length, length).
+      Array of shape ``(*extra, *batch, 1, length, length)``.
 
     Raises:
       ArgumentError: the window is below 1.

@@ -316,8 +316,8 @@ def flip_sequences(
     What stands behind a sequence's end stays behind it.
 
     Args:
-      inputs: array of shape (*batch, time, ...), or (time, *batch, ...) if time_major.
-      seq_lengths: integers of shape (*batch), 0 to time; None if all steps count.
+      inputs: array of shape ``(*batch, time, ...)``, or ``(time, *batch, ...)`` if time_major.
+      seq_lengths: integers of shape ``(*batch)``, 0 to time; None if all steps count.
       num_batch_dims: how many axes the batch has.
       time_major: which of the two.
 

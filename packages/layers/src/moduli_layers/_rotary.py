@@ -30,8 +30,8 @@ def rotary_embedding(
     computed in float32 or wider.
 
     Args:
-      x: queries or keys, of shape (*batch, length, heads, head features).
-      positions: of shape (length,) or (*batch, length); None is 0, 1, 2, ...
+      x: queries or keys, of shape ``(*batch, length, heads, head features)``.
+      positions: of shape (length,) or ``(*batch, length)``; None is 0, 1, 2, ...
       base: the ratio of the longest and the shortest wave length, nearly.
       features: how many of the first head features are turned, all of them by default.
       interleaved: whether a pair is features ``2i`` and ``2i + 1`` (as in GPT-J); otherwise ``i``
