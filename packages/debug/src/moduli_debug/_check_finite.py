@@ -18,7 +18,7 @@ from moduli import errors
 from moduli.errors import format_path
 from moduli_debug._finite.marks import is_object
 from moduli_debug._finite.places import parts_of
-from moduli_debug._finite.snapshot import Snapshot
+from moduli_debug._finite.snapshot import Snapshot, arrays_in
 from moduli_debug._finite.statistics import is_inexact
 from moduli_debug.errors import NonFiniteError
 
@@ -96,20 +96,20 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
         if _searching.get():
             return fn(*args, **kwargs)
         name = _name(fn)
-        given, all_kwargs = (*bound, *args), {**bound_kwargs, **kwargs}
-        _check_eager(name, (given, all_kwargs))
-        snapshot = Snapshot((given, all_kwargs), copies=donates[0] is not False)
+        tree = (*bound, *args), {**bound_kwargs, **kwargs}
+        snapshot = Snapshot(tree, copies=donates[0] is not False)
+        _check_eager(name, snapshot.arrays, tree)
         result = fn(*args, **kwargs)
         donates[0] = bool(donates[0]) or snapshot.is_donated
-        outputs = _outputs(result, snapshot, given, owner is not None)
-        _check_eager(name, [array for _, array in outputs])
-        if _all_finite([array for _, array in outputs]):
+        arrays = [*arrays_in(result), *snapshot.written()]
+        _check_eager(name, arrays, result)
+        if _all_finite(arrays):
             return result
-        reached = [place for place, array in outputs if not _all_finite([array])]
+        reached = _bad_outputs(result, snapshot, tree[0], owner is not None)
         lost = snapshot.is_donated and not snapshot.copies
-        snapshot.restore()
-        method = _method_of(checked, fn, owner, given)
-        raise _explain(function, name, snapshot, reached, owner is not None, method, lost)
+        values = snapshot.restore()
+        method = _method_of(checked, fn, owner, tree[0])
+        raise _explain(function, name, values, reached, owner is not None, method, lost)
 
     updated = () if owner is fn else functools.WRAPPER_UPDATES  # a Module's __dict__ is its own
     return functools.update_wrapper(checked, fn, updated=updated)  # type: ignore[arg-type]
@@ -157,23 +157,26 @@ def _method_of(
     return type(args[0]) if is_own else None
 
 
-def _check_eager(name: str, tree: Any) -> None:
+def _check_eager(name: str, arrays: Sequence[Any], tree: Any) -> None:
+    if not any(isinstance(array, Tracer) for array in arrays):
+        return
+    place = "one of them"
     for path, leaf in moduli.iter_graph(tree):
         if isinstance(leaf, moduli.Variable):
             leaf = leaf.get_raw_value()
         if isinstance(leaf, Tracer):
-            raise errors.TraceError(
-                f"check_finite: {name} was called inside a JAX transform, where its values are not "
-                f"known yet (`{format_path(path)}` is a tracer). Wrap the outermost function "
-                "instead: `moduli.check_finite(moduli.jit(train_step))`; it looks inside"
-            )
+            place = f"`{format_path(path)}`"
+            break
+    raise errors.TraceError(
+        f"check_finite: {name} was called inside a JAX transform, where its values are not known "
+        f"yet ({place} is a tracer). Wrap the outermost function instead: "
+        "`moduli.check_finite(moduli.jit(train_step))`; it looks inside"
+    )
 
 
-def _outputs(
-    result: Any, snapshot: Snapshot, args: tuple[Any, ...], owned: bool
-) -> list[tuple[str, Any]]:
-    """Lists the numbers that a call gave: of its result, and what it wrote, with names."""
-    found = []
+def _bad_outputs(result: Any, snapshot: Snapshot, args: tuple[Any, ...], owned: bool) -> list[str]:
+    """Names what is not finite in the result of a call, and in what it wrote."""
+    found: list[tuple[str, Any]] = []
     for path, leaf in moduli.iter_graph((result,)):
         if isinstance(leaf, moduli.Variable):
             leaf = leaf.get_raw_value()
@@ -182,14 +185,10 @@ def _outputs(
         place = f"the result at `{format_path(path[1:])}`" if path[1:] else "the result"
         found += [(place, item) for item in jax.tree.leaves(leaf)]
     places = [place for place, _ in parts_of(args, {}, owned=owned)]
-    for path, leaf in snapshot.written():
+    for path, leaf in snapshot.written_by_path():
         place = places[path[1]] if path[0] == 0 else f"argument {path[1]!r}"
         found.append((f"`{format_path(path[2:])}` of {place}", leaf))
-    return [(place, leaf) for place, leaf in found if _is_number(leaf)]
-
-
-def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, (float, complex)) or is_inexact(leaf)
+    return [place for place, leaf in found if not _all_finite([leaf])]
 
 
 @jax.jit
@@ -197,23 +196,23 @@ def _finite(arrays: list[Any]) -> jax.Array:
     return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
 
 
-def _all_finite(arrays: Sequence[Any]) -> bool:
-    """Says whether all are finite: one program for all arrays on the same devices."""
+def _all_finite(leaves: Sequence[Any]) -> bool:
+    """Says whether all numbers are finite: one program for all arrays on the same devices."""
     groups: dict[Any, list[Any]] = {}
-    for array in arrays:
-        if isinstance(array, (float, complex)):
-            if not math.isfinite(abs(array)):
+    for leaf in leaves:
+        if isinstance(leaf, (float, complex)):
+            if not math.isfinite(abs(leaf)):
                 return False
-        else:
-            devices = array.sharding.device_set if isinstance(array, jax.Array) else ()
-            groups.setdefault(frozenset(devices), []).append(array)
+        elif is_inexact(leaf):
+            devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else ()
+            groups.setdefault(frozenset(devices), []).append(leaf)
     return all(bool(_finite(group)) for group in groups.values())
 
 
 def _explain(
     fn: Callable[..., Any],
     name: str,
-    snapshot: Snapshot,
+    values: Any,
     reached: Sequence[str],
     owned: bool,
     method: type[Any] | None,
@@ -233,7 +232,7 @@ def _explain(
         )
     token = _searching.set(True)
     try:
-        program = as_program(fn, snapshot.values, owned=owned, method=method)
+        program = as_program(fn, values, owned=owned, method=method)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         found = report_unknown(

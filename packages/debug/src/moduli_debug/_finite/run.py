@@ -44,9 +44,8 @@ _CALLS = (
     "custom_vjp_call",
     "custom_vjp_call_jaxpr",
 )
-_STEPS_IN_DETAIL = 64  # of a loop, once its values are not finite; the rest is run step by step
-_SMALL = 400  # operations of a loop that are quicker run one by one than compiled
-_SMALL_STEP = 25  # operations of a step of a loop
+_IN_DETAIL = 5000  # operations of a loop that are run one by one before a step of it is compiled
+_STEPS_IN_DETAIL = 64  # of a loop with values that are not finite, run one by one in any case
 _WHILE_STEPS = 10_000  # of a while loop whose values were repaired, and which may not end
 
 
@@ -75,7 +74,7 @@ class Kept:
         if size is None:
             size = 0
             for eqn in jaxpr.eqns:
-                inner = [self.size(part) for part in core.jaxprs_in_params(eqn.params)]
+                inner = [self.size(part) for part in _parts(eqn.params)]
                 size += max(sum(inner), 1) * int(eqn.params.get("length", 1))
             self._sizes[id(jaxpr)] = size
         return size
@@ -186,6 +185,7 @@ class Run:
         self._marks: dict[Any, dict[str, ArrayStatistics]] = {}
         self._uses: list[Use] = []
         self._detailed: dict[Key, int] = {}
+        self._spent: dict[int, int] = {}
         self._mend, self._kept = mend, kept or Kept()
         self.mended: list[Fault] = []
         self.faults: list[Fault] = []
@@ -362,8 +362,6 @@ class Run:
         """Runs a loop as a whole, if that is enough."""
         if where.key in self._prefixes or any(value.faults for value in inputs):
             return None
-        if eqn.params.get("length", _SMALL) * self._kept.size(_body(eqn)) <= _SMALL:
-            return None
         arrays = _bind(eqn, inputs)
         if any(is_inexact(array) and not is_finite(array) for array in arrays):
             return None
@@ -372,9 +370,12 @@ class Run:
     def _step(self, body: Any, inputs: Sequence[Value], where: _Where) -> list[Value]:
         """Runs one step of a loop, in detail if something in it is not finite."""
         faults, direct = _united(inputs)
-        detailed = where.key in self._prefixes or self._kept.size(body) <= _SMALL_STEP
-        if faults and not detailed:
-            count = self._detailed[where.key[:-1]] = self._detailed.get(where.key[:-1], 0) + 1
+        loop = where.key[:-1]
+        detailed = where.key in self._prefixes or self._spent.get(id(body), 0) < _IN_DETAIL
+        if detailed:
+            self._spent[id(body)] = self._spent.get(id(body), 0) + self._kept.size(body)
+        elif faults:
+            count = self._detailed[loop] = self._detailed.get(loop, 0) + 1
             detailed = count <= _STEPS_IN_DETAIL
         if not detailed:
             arrays = self._kept.call(body, [value.array for value in inputs])
@@ -392,10 +393,11 @@ class Run:
         return self._closed(body, inputs, where)
 
     def _scan(self, eqn: Any, inputs: list[Value], where: _Where) -> list[Value]:
-        whole = self._whole(eqn, inputs, where)
-        if whole is not None:
-            return whole
         params = eqn.params
+        if params["length"] * self._kept.size(params["jaxpr"]) > _IN_DETAIL:
+            whole = self._whole(eqn, inputs, where)
+            if whole is not None:
+                return whole
         first, length = params["num_consts"] + params["num_carry"], params["length"]
         consts, carry = inputs[: params["num_consts"]], inputs[params["num_consts"] : first]
         steps = range(length)
@@ -434,17 +436,19 @@ class Run:
         return self._spoiled(array, faults, direct)._replace(parts=parts)
 
     def _while(self, eqn: Any, inputs: list[Value], where: _Where) -> list[Value]:
-        whole = None if self._repairs else self._whole(eqn, inputs, where)
-        if whole is not None:
-            return whole
         params = eqn.params
         first = params["cond_nconsts"]
         second = first + params["body_nconsts"]
         limit = _WHILE_STEPS if self._repairs else math.inf
+        whole_from = _IN_DETAIL // max(self._kept.size(params["body_jaxpr"]), 1)
         carry, step = inputs[second:], 0
         while self._goes_on(params["cond_jaxpr"], [*inputs[:first], *carry]):
             if step >= limit:
                 raise UnendingError
+            if step == whole_from and not self._repairs:
+                whole = self._whole(eqn, [*inputs[:second], *carry], where)
+                if whole is not None:
+                    return whole
             inner = _Where((*where.key, step), where.scopes, (*where.steps, step))
             carry = self._step(params["body_jaxpr"], [*inputs[first:second], *carry], inner)
             step += 1
@@ -454,8 +458,14 @@ class Run:
         return bool(self._kept.call(condition, [value.array for value in inputs])[0])
 
 
-def _body(eqn: Any) -> Any:
-    return eqn.params.get("jaxpr", eqn.params.get("body_jaxpr"))
+def _parts(params: Mapping[str, Any]) -> list[Any]:
+    """Lists the programs in the parameters of an operation."""
+    values = [
+        item
+        for value in params.values()
+        for item in (value if isinstance(value, (tuple, list)) else (value,))
+    ]
+    return [item for item in values if isinstance(item, (core.Jaxpr, core.ClosedJaxpr))]
 
 
 def _open(jaxpr: Any) -> Any:

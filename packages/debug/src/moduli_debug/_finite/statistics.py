@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = ["ArrayStatistics", "is_finite", "is_inexact", "statistics_of"]
 
+_inexact: dict[Any, bool] = {}
 _ON_HOST = 1 << 14  # below this many elements numpy is quicker than a compiled reduction
 
 
@@ -63,9 +64,12 @@ class ArrayStatistics(NamedTuple):
 
 def is_inexact(value: Any) -> bool:
     """Says whether a value is an array of floating-point or complex numbers."""
-    return isinstance(value, (jax.Array, np.ndarray, np.generic)) and jnp.issubdtype(
-        value.dtype, jnp.inexact
-    )
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        return False
+    known = _inexact.get(value.dtype)
+    if known is None:
+        known = _inexact[value.dtype] = bool(jnp.issubdtype(value.dtype, jnp.inexact))
+    return known
 
 
 @jax.jit
