@@ -1,9 +1,14 @@
-"""What every test run shares: JAX on four CPU devices, strict dtypes, docs as tests."""
+"""What every test run shares: four CPU devices, compiled programs, strict dtypes, docs as tests."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is XLA compiling small programs, each of them in every process that needs
+# it. Here they share them, and a second run finds those of the first.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest

@@ -134,8 +134,8 @@ def _attention(values: Values, x: jax.Array) -> Any:
 
 
 def _lstm(values: Values, x: jax.Array) -> Any:
-    ours, hidden = values["cell.dense_i.kernel"], values["cell.dense_h.kernel"]
-    bias = values["cell.dense_h.bias"]
+    ours = values["cell.dense_i.kernel"]  # the four gates next to each other
+    hidden, bias = values["cell.dense_h.kernel"], values["cell.dense_h.bias"]
     zeros = jnp.zeros((x.shape[0], hidden.shape[0]))
 
     def step(carry: Any, x: jax.Array) -> Any:
