@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from moduli_layers import with_partitioning as with_partitioning
     from moduli_debug import ModuleProfile as ModuleProfile
     from moduli_debug import Profile as Profile
+    from moduli_debug import TrainingReport as TrainingReport
     from moduli_debug import capture as capture
     from moduli_debug import capture_grads as capture_grads
     from moduli_debug import check_finite as check_finite
@@ -198,6 +199,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     "debug": (
         "ModuleProfile",
         "Profile",
+        "TrainingReport",
         "capture",
         "capture_grads",
         "check_finite",

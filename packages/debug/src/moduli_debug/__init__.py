@@ -16,6 +16,8 @@ from moduli_debug._named_scopes import named_scopes as named_scopes
 from moduli_debug._profile import ModuleProfile as ModuleProfile
 from moduli_debug._profile import Profile as Profile
 from moduli_debug._profile import profile as profile
+from moduli_debug._report.measurements import Measurements as Measurements
+from moduli_debug._report.training_report import TrainingReport as TrainingReport
 from moduli_debug._summary.columns import Column as Column
 from moduli_debug._summary.result import Summary as Summary
 from moduli_debug._summary.rows import Row as Row
