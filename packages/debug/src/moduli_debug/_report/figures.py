@@ -113,7 +113,7 @@ def _new_figure(height: float, width: float = _WIDTH, layout: Any = "constrained
     figure = Figure(figsize=(width, height), layout=layout)
     if layout == "constrained":
         engine: Any = figure.get_layout_engine()
-        engine.set(w_pad=0.1, wspace=0.03)
+        engine.set(w_pad=0.1, wspace=0.06)
     return figure
 
 

@@ -89,7 +89,7 @@ def page(report: TrainingReport) -> str:
       StructureError: if nothing was recorded.
     """
     import_matplotlib()
-    steps: Sequence[int] = report.steps
+    steps = list(report.steps)
     if not steps:
         raise errors.StructureError(
             f"{report!r} has nothing to show; call `report.record(step, model=model, grads=grads)` "

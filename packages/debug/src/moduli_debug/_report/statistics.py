@@ -87,8 +87,9 @@ def describe_all(tensors: list[tuple[tuple[jax.Array, ...], bool]]) -> tuple[lis
     """
     groups: dict[Any, list[int]] = {}
     for number, (values, logarithmic) in enumerate(tensors):
-        alone = len(values) > 1 or values[0].size > _SMALL or not isinstance(values[0], Tracer)
-        key = number if alone else (values[0].shape, str(values[0].dtype), logarithmic)
+        first, *more = values
+        alone = bool(more) or first.size > _SMALL or not isinstance(first, Tracer)
+        key = number if alone else (first.shape, str(first.dtype), logarithmic)
         groups.setdefault(key, []).append(number)
     results: list[Any] = [None] * len(tensors)
     for members in groups.values():
