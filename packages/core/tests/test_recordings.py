@@ -334,3 +334,48 @@ def test_a_recording_without_a_root_begins_at_the_outermost_module_of_each_call(
         Doubles()(X)
     found = [(entry.place.path, entry.place.number) for entry in recording.entries()]
     assert found == [(("leaf",), n // 2) if n % 2 == 0 else ((), n // 2) for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"donate_argnums": 0},
+        {"static_argnums": 2},
+        {"in_shardings": (jax.sharding.SingleDeviceSharding(jax.devices()[0]), None, None)},
+    ],
+    ids=["donated", "static", "sharded"],
+)
+def test_jit_with_options(options):
+    run = nnx.jit(lambda model, x, n: n * model(x), **options)
+    for _ in range(2):
+        out, entries = record(run, Doubles(), X, 3)
+        np.testing.assert_allclose(out, 6 * X)
+        assert places(entries) == [(("leaf",), 0), ((), 0)]
+
+
+def test_a_rule_of_ones_own_is_recorded_in_its_forward_pass():
+    @nnx.custom_vjp
+    def tripled(model, x):
+        return 3 * model(x).sum()
+
+    def forward(model, x):
+        return tripled.__wrapped__(model, x), x
+
+    def backward(residuals, g):
+        return None, g[1] * 6 * jnp.ones_like(residuals)
+
+    tripled.defvjp(forward, backward)
+    for run in (tripled, lambda model, x: nnx.grad(tripled, argnums=1)(model, x)):
+        _, entries = record(run, Doubles(), X)
+        assert places(entries) == [(("leaf",), 0), ((), 0)]
+
+
+def test_what_is_compiled_ahead_of_time_stays_as_it_is():
+    model = Doubles()
+    run = nnx.jit(lambda model, x: model(x))
+    compiled = run.lower(model, X).compile()
+    out, entries = record(lambda model, x: compiled(model, x), model, X)
+    np.testing.assert_allclose(out, 2 * X)
+    assert entries == []
+    _, entries = record(lambda model, x: run.lower(model, x).compile()(model, x), model, X)
+    assert entries == []

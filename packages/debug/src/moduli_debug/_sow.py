@@ -83,7 +83,7 @@ def _warn_of_growth(
         f"which leaves nothing in the model, or `moduli.pop(model, moduli.{kind.__name__})` after "
         "each call",
         SownGrowthWarning,
-        stacklevel=6,
+        stacklevel=7,
     )
 
 
@@ -95,7 +95,7 @@ def _warn_uncaptured(
         f"sow: `{errors.format_path(path)}` is of kind {kind.__name__}, and the capture that is "
         f"running captures {kinds}, so the value is dropped; capture moduli.{kind.__name__} too",
         UncapturedWarning,
-        stacklevel=6,
+        stacklevel=7,
     )
 
 

@@ -18,6 +18,7 @@ from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Slot, flatten_roots
 from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.unflatten import build, decode
+from moduli._recordings import Recording
 from moduli._running import running
 from moduli._state import State, _flat_items, from_flat_state
 from moduli._transforms.arguments import Function, check_callable, function_name
@@ -247,7 +248,8 @@ class _Call:
 
     def forward(self, values: Any) -> Any:
         frame = self.call.make_frame(values)
-        pair = self._call_rule("forward", self.rule._fwd, self._all_arguments(frame), {})
+        args = self._all_arguments(frame)
+        pair = self._call_rule("forward", self.rule._fwd, args, {}, frame.recordings)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise errors.StructureError(
                 f"custom_vjp: the forward rule {function_name(self.rule._fwd)} of {self.name} must "
@@ -264,7 +266,14 @@ class _Call:
         stored = [value for value, use in zip(every, mask, strict=True) if use]
         return self._finish(frame, out), stored
 
-    def _call_rule(self, which: str, rule: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    def _call_rule(
+        self,
+        which: str,
+        rule: Any,
+        args: Sequence[Any],
+        kwargs: Any,
+        opened: tuple[Recording, ...] = (),
+    ) -> Any:
         name = function_name(rule)
         try:
             signature = inspect.signature(rule)
@@ -286,7 +295,7 @@ class _Call:
                     f"custom_vjp: the {which} rule {name} of {self.name} is called with {takes}, "
                     f"but its signature is {signature} ({error})"
                 ) from None
-        with running("custom_vjp", f"{name}, the {which} rule of {self.name}"):
+        with running("custom_vjp", f"{name}, the {which} rule of {self.name}", opened):
             return rule(*args, **kwargs)
 
     def _rebuild_residuals(self, stored: Any) -> Any:

@@ -75,8 +75,13 @@ class JitWrapped:
         effects, out, outputs = program.unpack(packed)
         return effects.apply(binding.flats, values, out, outputs)
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Binding]:
-        """Returns the program for these arguments and how they are bound."""
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, recorded: bool = False
+    ) -> tuple[Any, Binding]:
+        """Returns the program for these arguments and how they are bound.
+
+        Nothing is recorded of what is only looked at, or compiled ahead of time.
+        """
         args, kwargs = self._function.complete(args, kwargs)
         count = len(args)
         numbers = {n + count if n < 0 else n for n in self._static_argnums}
@@ -86,7 +91,7 @@ class JitWrapped:
             _check_static(name, value, self._fun)
         args = tuple([arg for n, arg in enumerate(args) if n not in fixed])
         kwargs = {n: v for n, v in kwargs.items() if n not in fixed_names}
-        binding = bind(args, kwargs)
+        binding = bind(args, kwargs, recorded=recorded)
         static = (
             tuple((n, static_key(v)) for n, v in sorted(fixed.items())),
             tuple((n, static_key(v)) for n, v in sorted(fixed_names.items())),
@@ -104,7 +109,7 @@ class JitWrapped:
         return program, binding
 
     def _call_static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._run(*self._prepare(args, kwargs))
+        return self._run(*self._prepare(args, kwargs, recorded=True))
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Traces the function for these arguments, without running it.
@@ -164,7 +169,9 @@ class JitWrapped:
         )
         layout = None
         if self._shardings is not None:
-            layout = Layout(self._function, args, kwargs, count, positions, *self._shardings)
+            layout = Layout(
+                self._function, args, kwargs, count, positions, *self._shardings, binding
+            )
         signature = Signature(binding)
         _plugins.active().token.used_by(self)
         return _Program(self._fun, signature, fixed, fixed_names, marks, layout, self._options)

@@ -20,7 +20,7 @@ from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._rngs import Rngs, RngStream
 from moduli._state import State
 from moduli._tape import Given, Recorded
-from moduli._transforms.lift import Frame, Leaf, New, Signature, bind, is_tape_name
+from moduli._transforms.lift import Binding, Frame, Leaf, New, Signature, bind, is_tape_name
 from moduli._transforms.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._variable import Intermediate, RngState, Variable
 
@@ -48,6 +48,7 @@ class LabelledCall:
       agree: says whether two labels of one value mean the same.
       tape_label: the label of what a recording was given; what is recorded gets it, or that of an
         Intermediate.
+      binding: the arguments, if they are bound already.
 
     Attributes:
       binding, signature: see ``lift``.
@@ -69,11 +70,12 @@ class LabelledCall:
         convert: Callable[[Any], Any] = lambda label: label,
         agree: Callable[[Any, Any], bool] = operator.eq,
         tape_label: Any = None,
+        binding: Binding | None = None,
     ):
         self.transform, self.prefix_name, self.function = *transform, function
         self._valid, self._expected, self._convert = valid, expected, convert
         self._agree, self._prefix = agree, labels
-        self.binding = bind(args, kwargs)
+        self.binding = bind(args, kwargs) if binding is None else binding
         self.signature = Signature(self.binding)
         self.values = self.binding.values()
         self.leaves, self.treedef = jax.tree.flatten(self.binding.plain)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec, Sharding
 from moduli._transforms.arguments import Function
 from moduli._transforms.effects import Packed
 from moduli._transforms.labelled import LabelledCall, Outputs
-from moduli._transforms.lift import Frame, Leaf
+from moduli._transforms.lift import Binding, Frame, Leaf
 from moduli._transforms.misfits import (
     check_inputs,
     check_layouts,
@@ -47,6 +47,7 @@ class Layout:
       positions: which of these the arguments are.
       in_shardings: the prefix of the positional arguments.
       out_shardings: the prefix of the result.
+      binding: the arguments, as they are bound.
 
     Attributes:
       inputs: the shardings of (values, plain).
@@ -61,6 +62,7 @@ class Layout:
         positions: list[int],
         in_shardings: Any,
         out_shardings: Any,
+        binding: Binding,
     ):
         shardings = in_shardings
         if isinstance(shardings, (tuple, list)) and len(shardings) == count != len(args):
@@ -74,6 +76,7 @@ class Layout:
             keyword_label=None,
             valid=lambda label: label is None or isinstance(label, (PartitionSpec, Sharding)),
             expected="a jax.sharding.NamedSharding, a PartitionSpec, or None",
+            binding=binding,
         )
         plain = jax.tree.unflatten(call.treedef, call.leaf_labels)
         self.inputs = (call.value_labels, plain)

@@ -106,12 +106,13 @@ class Binding:
         return [list(map(_read_value, flat.holders)) for flat in self.flats]
 
 
-def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
+def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = True) -> Binding:
     """Takes the arguments of a call apart.
 
     Args:
       args: positional arguments: modules, Variables, arrays, and any pytree of these.
       kwargs: keyword arguments, likewise.
+      recorded: whether the recordings that are running take part.
 
     Returns:
       The Binding.
@@ -133,7 +134,7 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
             kind = _bind_tree(arg, roots, plain)
         template.append(kind)
     running = recordings()
-    if not running:
+    if not (running and recorded):
         return Binding(tuple(template), names, roots, flats_of(roots) if roots else (), plain, ())
     for number, recording in enumerate(running):
         tape = recording.open_tape()

@@ -62,7 +62,7 @@ class Compiled(_Stage):
           StructureError: if the arguments have another structure.
         """
         args, kwargs = self._function.complete(args, kwargs)
-        binding = bind(args, kwargs)
+        binding = bind(args, kwargs, recorded=False)  # it was compiled as it is
         name = self._function.name
         if binding.signature != self._signature:
             raise errors.StructureError(
