@@ -6,7 +6,10 @@ import inspect
 import pathlib
 import re
 
+import pytest
+
 import moduli
+import moduli_layers
 from moduli import hookspecs
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
@@ -42,3 +45,15 @@ def test_every_page_is_reachable_from_the_index():
         if name != "index.md":
             assert f"({name})" in index, name
             assert f"\n{name.removesuffix('.md')}\n" in index, name
+
+
+def test_the_page_on_layers_lists_every_name_and_says_which_are_not_flaxs():
+    nnx = pytest.importorskip("flax.nnx")
+    rows = re.findall(r"^\| \w.*\|$", (DOCS / "layers.md").read_text(), re.M)
+    names = re.findall(r"(\*?)`(\w+)`", "\n".join(row.split("|")[2] for row in rows))
+    listed = {name: bool(own) for own, name in names if hasattr(moduli_layers, name)}
+    public = {name for name in vars(moduli_layers) if not name.startswith("_")} - {"errors"}
+    assert set(listed) == public
+    families = [nnx, *(thing for thing in vars(nnx.nn).values() if inspect.ismodule(thing))]
+    for name, own in listed.items():
+        assert own == (not any(hasattr(family, name) for family in families)), name
