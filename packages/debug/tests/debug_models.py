@@ -68,6 +68,23 @@ class Block(nnx.Module):
         return self.perturb("out_grad", x)
 
 
+class NothingSown:
+    """Sows and perturbs nothing, so that the model stays as it is without a capture."""
+
+    moduli_phase = -20
+
+    @nnx.hookimpl
+    def moduli_sow(self) -> bool:
+        """Drops the value."""
+        return False
+
+    @nnx.hookimpl
+    def moduli_perturb(self, value: Any) -> Any:
+        """Leaves the value."""
+        return value
+
+
+nothing_sown = NothingSown()
 INPUTS = arrays(0, (5, 3))[0]
 WANTED = nnx.DiffState(0, nnx.Any(nnx.Param, nnx.Perturbation))
 

@@ -10,7 +10,7 @@ import grid
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from debug_models import Probed, arrays
+from debug_models import Probed, arrays, nothing_sown
 
 import moduli as nnx
 from moduli import errors
@@ -102,23 +102,6 @@ def test_intervene(name: str) -> None:
     with nnx.using(nothing_sown):
         value = checked(model, lambda: run(model, BATCH))
     np.testing.assert_allclose(value, grid.reference(model, BATCH, 2.0)["loss"], rtol=1e-4)
-
-
-class NothingSown:
-    """Sows and perturbs nothing, so that the model stays as it is without a capture."""
-
-    moduli_phase = -5
-
-    @nnx.hookimpl
-    def moduli_sow(self) -> bool:
-        return False
-
-    @nnx.hookimpl
-    def moduli_perturb(self, value: Any) -> Any:
-        return value
-
-
-nothing_sown = NothingSown()
 
 
 class Logarithm(nnx.Module):

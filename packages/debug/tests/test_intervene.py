@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from debug_models import INPUTS, Dense, Probed, Tower, arrays, hidden_gradient, loss
+from debug_models import INPUTS, Dense, Probed, Tower, arrays, hidden_gradient, loss, nothing_sown
 
 import moduli as nnx
 from moduli import errors
@@ -117,7 +117,7 @@ def test_other_values_do_not_compile_again() -> None:
 
 def test_patching_from_one_run_into_another() -> None:
     model, other = Tower(3), arrays(9, (5, 3))[0]
-    with _no_sow():
+    with nnx.using(nothing_sown):
         clean, seen = capture(model, outputs="blocks/1")(INPUTS)
         patched = intervene(model, {"blocks/1": seen})(other)
         np.testing.assert_array_equal(patched, clean)  # nothing after block 1 sees the other input
@@ -140,21 +140,6 @@ def test_patching_one_layer_of_a_stack_of_scanned_blocks() -> None:
     out = intervene(stack, {"block": mixed})(other)
     np.testing.assert_allclose(out, clean, rtol=1e-6)
     assert np.abs(np.asarray(corrupt - clean)).max() > 0.1
-
-
-def _no_sow() -> Any:
-    class Silent:
-        moduli_phase = -20
-
-        @nnx.hookimpl
-        def moduli_sow(self) -> bool:
-            return False
-
-        @nnx.hookimpl
-        def moduli_perturb(self, value: Any) -> Any:
-            return value
-
-    return nnx.using(Silent())
 
 
 @pytest.mark.parametrize(
