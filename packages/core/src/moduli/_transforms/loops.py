@@ -168,6 +168,9 @@ def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
         expected="moduli.Carry",
         tape_label=Carry,
     )
+    # the first argument of the body's own, and the last of the loop: neither number says which
+    call.root_names = [name.replace("argument 0", "carry", 1) for name in call.root_names]
+    call.leaf_names = [name.replace("argument 0", "carry", 1) for name in call.leaf_names]
     for position, value in enumerate(call.all_values()):
         if not is_array_like(value):
             raise errors.StructureError(
