@@ -79,7 +79,7 @@ def _conv_transpose(values: Values, x: jax.Array) -> Any:
 
 
 def _embed(values: Values, x: jax.Array) -> Any:
-    return values["embedding"][x], {}
+    return jnp.take(values["embedding"], x, axis=0), {}  # NaN where there is no such row
 
 
 def _moments(x: jax.Array, axes: Any, keepdims: bool = True) -> tuple[jax.Array, jax.Array]:

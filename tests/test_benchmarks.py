@@ -333,3 +333,16 @@ def test_a_layer_agrees_with_its_maths_by_hand(name):
         mine = [*jax.tree.leaves(grads[0]), *grads[1:]]
         for grad, other in zip(mine, jax.tree.leaves(raw), strict=True):
             np.testing.assert_allclose(grad, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", layer_names())
+def test_a_layers_program_does_no_more_work_than_its_maths_by_hand(name):
+    from benchmarks import layer_calls
+    from benchmarks.layer_cases import CASES
+
+    case = dataclasses.replace(CASES[name], inputs=(2, *CASES[name].inputs[1:]))
+    counts = layer_calls.work(case)
+    by_hand, ours = counts[layer_calls.RAW], counts[layer_calls.OURS]
+    assert by_hand["bytes"] > 0
+    for kind, count in by_hand.items():
+        assert ours[kind] <= 1.05 * count + 1024, kind  # a KiB: alignment of small buffers
