@@ -255,6 +255,23 @@ def test_while_loop_and_fori_loop() -> None:
         assert found(error) == (("add",), "forward", "output", 2)
 
 
+def test_while_loop_that_ends_at_different_steps_under_vmap() -> None:
+    def count(model: Any, x: Any, stop: Any) -> Any:
+        def body(carry: Any) -> Any:
+            n, x = carry  # log of 3 - n, for those that go on so long
+            return n + 1, x + model.fn(3.0 - n)
+
+        return nnx.while_loop(lambda carry: carry[0] < stop, body, (jnp.float32(0), x))[1]
+
+    run = nnx.jit(nnx.vmap(count, in_axes=(None, 0, 0)))
+    stops = jnp.array([2.0, 3.0])
+    wanted = X + np.log([[3.0 * 2.0], [3.0 * 2.0 * 1.0]])
+    np.testing.assert_allclose(check_finite(run)(Add(1.0, jnp.log), X, stops), wanted, 1e-5)
+    error = caught(run, Add(1.0, jnp.log), X, jnp.array([2.0, 5.0]))
+    assert (error.path, error.operation, error.step) == (None, "log", 3)
+    assert (error.results[0].infinities, error.results[0].nans) == (1, 0)
+
+
 def test_vmap_in_grad_and_grad_in_vmap() -> None:
     def batched(model: Any, x: Any) -> Any:
         return nnx.vmap(loss, in_axes=(None, 0))(model, x).sum()

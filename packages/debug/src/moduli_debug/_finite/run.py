@@ -442,7 +442,11 @@ class Run:
         limit = _WHILE_STEPS if self._repairs else math.inf
         whole_from = _IN_DETAIL // max(self._kept.size(params["body_jaxpr"]), 1)
         carry, step = inputs[second:], 0
-        while self._goes_on(params["cond_jaxpr"], [*inputs[:first], *carry]):
+        while True:
+            known = [value.array for value in (*inputs[:first], *carry)]
+            going = np.asarray(self._kept.call(params["cond_jaxpr"], known)[0])
+            if not going.any():
+                return list(carry)
             if step >= limit:
                 raise UnendingError
             if step == whole_from and not self._repairs:
@@ -450,12 +454,18 @@ class Run:
                 if whole is not None:
                     return whole
             inner = _Where((*where.key, step), where.scopes, (*where.steps, step))
-            carry = self._step(params["body_jaxpr"], [*inputs[first:second], *carry], inner)
+            new = self._step(params["body_jaxpr"], [*inputs[first:second], *carry], inner)
+            carry = new if going.all() else list(map(self._select, [going] * len(new), new, carry))
             step += 1
-        return list(carry)
 
-    def _goes_on(self, condition: Any, inputs: Sequence[Value]) -> bool:
-        return bool(self._kept.call(condition, [value.array for value in inputs])[0])
+    def _select(self, going: np.ndarray, new: Value, old: Value) -> Value:
+        """Keeps the old value of those elements of a vmapped loop that have ended."""
+        mask = going.reshape(going.shape + (1,) * (new.array.ndim - going.ndim))
+        array = jnp.where(mask, new.array, old.array)
+        faults, direct = _united((new, old))
+        if not faults or is_finite(array):
+            return Value(array)
+        return self._spoiled(array, faults, direct)
 
 
 def _parts(params: Mapping[str, Any]) -> list[Any]:
