@@ -589,6 +589,30 @@ def test_module_jitted_module_partial_and_keywords() -> None:
     assert float(model.count.value) == 0
 
 
+GLOBAL = Net(1.0, -1.0)
+
+
+def test_modules_that_the_function_takes_from_around_it() -> None:
+    model = Net(1.0, -1.0)
+
+    def of_closure(x: Any, *, scale: float = 1.0) -> Any:
+        return scale * loss(model, x)
+
+    def of_global(x: Any) -> Any:
+        return sum(loss(GLOBAL, x) for _ in range(2))
+
+    for function, used, name in ((of_closure, model, "model"), (of_global, GLOBAL, "GLOBAL")):
+        with assert_unchanged(used):
+            error = caught(function, X)
+        assert found(error) == (("blocks", 1, "add"), "forward", "output", None)
+        assert error.argument == f"the variable `{name}`"
+        assert f"`count` of the variable `{name}`" not in error.reached
+    assert caught(nnx.jit(lambda x: model.blocks[1](x)), X).path[-1] == "add"
+    model.blocks[1].add.at.value = jnp.float32(1.0)
+    assert float(check_finite(of_closure)(X)) == float(loss(Net(1.0, 1.0), X))
+    assert float(model.count.value) == 1.0
+
+
 def test_raw_jit_that_was_compiled_before() -> None:
     @jax.jit
     def forward(model: Any, x: Any) -> Any:

@@ -17,9 +17,10 @@ import moduli
 from moduli import errors
 from moduli.errors import format_path
 from moduli_debug._finite.marks import is_object
-from moduli_debug._finite.places import parts_of
+from moduli_debug._finite.places import AROUND, parts_of, place_of
 from moduli_debug._finite.snapshot import Snapshot, arrays_in
 from moduli_debug._finite.statistics import is_inexact
+from moduli_debug._finite.surroundings import objects_around, rebound
 from moduli_debug.errors import NonFiniteError
 
 __all__ = ["check_finite"]
@@ -39,13 +40,14 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
     ``scan``, ``remat``, ``cond``, ``while_loop`` and each inside of the others. What is masked and
     never reaches the result or a module does not count.
 
-    The function is an ordinary one, which JAX could trace as a whole, and must do the same when it
-    is run again. If it cannot be traced (it calls ``float(loss)``, say), the error names the
-    outputs alone: wrap the compiled step inside of it.
+    The function must be one that JAX can trace as a whole, and do the same when it is run again. If
+    it cannot be traced (it calls ``float(loss)``, say), the error names the outputs alone: wrap the
+    compiled step inside of it.
 
     Args:
       fn: a function, a Module, a method of one, or one of these under ``moduli.jit`` or another
-        transform. The modules that it works on are arguments of it, or the object of the method.
+        transform. The modules that it works on are arguments of it, the object of the method, or
+        variables that a Python function uses.
 
     Returns:
       A function with the arguments and the result of ``fn``.
@@ -96,7 +98,8 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
         if _searching.get():
             return fn(*args, **kwargs)
         name = _name(fn)
-        tree = (*bound, *args), {**bound_kwargs, **kwargs}
+        around = {} if owner is not None else objects_around(function)
+        tree = (*bound, *args), {**bound_kwargs, **kwargs, **_marked(around)}
         snapshot = Snapshot(tree, copies=donates[0] is not False)
         _check_eager(name, snapshot.arrays, tree)
         result = fn(*args, **kwargs)
@@ -109,7 +112,8 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
         lost = snapshot.is_donated and not snapshot.copies
         values = snapshot.restore()
         method = _method_of(checked, fn, owner, tree[0])
-        raise _explain(function, name, values, reached, owner is not None, method, lost)
+        inner = _of_surroundings(function) if around else function
+        raise _explain(inner, name, values, reached, owner is not None, method, lost)
 
     updated = () if owner is fn else functools.WRAPPER_UPDATES  # a Module's __dict__ is its own
     return functools.update_wrapper(checked, fn, updated=updated)  # type: ignore[arg-type]
@@ -136,6 +140,25 @@ def _unbound(
         owner, function, bound, keywords = _unbound(fn.func)
         return owner, function, (*bound, *fn.args), {**keywords, **fn.keywords}
     return None, fn, (), {}
+
+
+def _marked(around: dict[str, Any]) -> dict[str, Any]:
+    """Names objects around a function so that they are no keyword arguments of it."""
+    return {f"{AROUND}{name}": value for name, value in around.items()}
+
+
+def _of_surroundings(fn: Any) -> Callable[..., Any]:
+    """Returns the function with the objects around it as keyword arguments."""
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        around = {
+            name.removeprefix(AROUND): kwargs.pop(name)
+            for name in list(kwargs)
+            if name.startswith(AROUND)
+        }
+        return rebound(fn, around)(*args, **kwargs)
+
+    return inner
 
 
 def _name(fn: Any) -> str:
@@ -186,7 +209,7 @@ def _bad_outputs(result: Any, snapshot: Snapshot, args: tuple[Any, ...], owned: 
         found += [(place, item) for item in jax.tree.leaves(leaf)]
     places = [place for place, _ in parts_of(args, {}, owned=owned)]
     for path, leaf in snapshot.written_by_path():
-        place = places[path[1]] if path[0] == 0 else f"argument {path[1]!r}"
+        place = places[path[1]] if path[0] == 0 else place_of(path[1])
         found.append((f"`{format_path(path[2:])}` of {place}", leaf))
     return [place for place, leaf in found if not _all_finite([leaf])]
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["parts_of"]
+__all__ = ["AROUND", "parts_of", "place_of"]
+
+AROUND = "around: "
+"""Begins the names of objects that are no arguments, but that the function uses."""
+
+
+def place_of(name: str) -> str:
+    """Writes where a keyword argument stands, or an object that the function uses."""
+    if name.startswith(AROUND):
+        return f"the variable `{name.removeprefix(AROUND)}`"
+    return f"argument {name!r}"
 
 
 def parts_of(
@@ -22,4 +32,4 @@ def parts_of(
     if owned:
         named[0] = ("its module", args[0])
     # in the order in which JAX takes a dict apart
-    return named + [(f"argument {name!r}", kwargs[name]) for name in sorted(kwargs)]
+    return named + [(place_of(name), kwargs[name]) for name in sorted(kwargs)]
