@@ -179,16 +179,16 @@ class JitWrapped:
     @overload
     def __get__(self, instance: None, owner: type) -> JitWrapped: ...
     @overload
-    def __get__(self, instance: object, owner: type | None = None) -> types.MethodType: ...
+    def __get__(self, instance: object, owner: type | None = None) -> BoundJit: ...
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
+        return self if instance is None else BoundJit(self, instance)
 
     def __repr__(self) -> str:
         return f"<moduli.jit of {getattr(self._fun, '__qualname__', self._fun)!r}>"
 
 
 class BoundJit(functools.partial):  # type: ignore[type-arg]
-    """A jitted function with its first argument: what :func:`jit` makes of a method or a module.
+    """A jitted function with its first argument: a jitted method, or what `jit` makes of a module.
 
     It has the methods of :class:`JitWrapped`, without that argument.
     """
@@ -197,11 +197,11 @@ class BoundJit(functools.partial):  # type: ignore[type-arg]
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """See :meth:`JitWrapped.trace`."""
-        return self.func.trace(*self.args, *args, **kwargs)
+        return self.func.trace(*self.args, *args, **kwargs).bound_to(self.args[0])
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """See :meth:`JitWrapped.lower`."""
-        return self.func.lower(*self.args, *args, **kwargs)
+        return self.func.lower(*self.args, *args, **kwargs).bound_to(self.args[0])
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """See :meth:`JitWrapped.eval_shape`."""
@@ -218,6 +218,14 @@ class BoundJit(functools.partial):  # type: ignore[type-arg]
     @property
     def __func__(self) -> Any:
         return self.func
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BoundJit):
+            return NotImplemented
+        return self.func is other.func and self.args[0] is other.args[0]
+
+    def __hash__(self) -> int:
+        return hash((self.func, id(self.args[0])))
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("__name__", "__qualname__", "__wrapped__"):

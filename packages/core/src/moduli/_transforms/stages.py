@@ -5,7 +5,8 @@ Each stage wraps JAX's own and has its attributes; a compiled one is called with
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,6 +15,9 @@ from moduli._graph.graphdef import NODE
 from moduli._transforms.arguments import Function
 from moduli._transforms.lift import Binding, Signature, bind
 
+if TYPE_CHECKING:
+    from typing import Self
+
 __all__ = ["Compiled", "Lowered", "Traced"]
 
 
@@ -21,6 +25,12 @@ class _Stage:
     def __init__(self, stage: Any, program: Any, signature: Any, function: Function):
         self._stage, self._program = stage, program
         self._signature, self._function = signature, function
+
+    def bound_to(self, module: Any) -> Self:
+        """Returns the stage with its function's first argument filled in: a module's method."""
+        function = copy.copy(self._function)
+        function.bound = (module,)
+        return type(self)(self._stage, self._program, self._signature, function)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
