@@ -6,6 +6,7 @@ import contextvars
 import functools
 import inspect
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from moduli_debug.errors import NonFiniteError
 
 __all__ = ["check_finite"]
 
+_QUICK = 10.0  # seconds; a slower function that cannot be traced is not run again
 _searching: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "moduli_debug_searching", default=False
 )
@@ -41,8 +43,8 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
     never reaches the result or a module does not count.
 
     The function must be one that JAX can trace as a whole, and do the same when it is run again. If
-    it cannot be traced (it calls ``float(loss)``, say), the error names the outputs alone: wrap the
-    compiled step inside of it.
+    it cannot be traced (it calls ``float(loss)``, say), only calls of modules that run eagerly are
+    looked at, and otherwise the error names the outputs alone: wrap the compiled step inside of it.
 
     Args:
       fn: a function, a Module, a method of one, or one of these under ``moduli.jit`` or another
@@ -102,7 +104,9 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
         tree = (*bound, *args), {**bound_kwargs, **kwargs, **_marked(around)}
         snapshot = Snapshot(tree, copies=donates[0] is not False)
         _check_eager(name, snapshot.arrays, tree)
+        started = time.perf_counter()
         result = fn(*args, **kwargs)
+        took = time.perf_counter() - started
         donates[0] = bool(donates[0]) or snapshot.is_donated
         arrays = [*arrays_in(result), *snapshot.written()]
         _check_eager(name, arrays, result)
@@ -112,8 +116,10 @@ def check_finite(fn: Callable[..., Any]) -> Callable[..., Any]:
         lost = snapshot.is_donated and not snapshot.copies
         values = snapshot.restore()
         method = _method_of(checked, fn, owner, tree[0])
+        if lost:
+            raise _gone(name, reached)
         inner = _of_surroundings(function) if around else function
-        raise _explain(inner, name, values, reached, owner is not None, method, lost)
+        raise _explain(inner, name, values, reached, owner is not None, method, took)
 
     updated = () if owner is fn else functools.WRAPPER_UPDATES  # a Module's __dict__ is its own
     return functools.update_wrapper(checked, fn, updated=updated)  # type: ignore[arg-type]
@@ -239,32 +245,18 @@ def _explain(
     reached: Sequence[str],
     owned: bool,
     method: type[Any] | None,
-    lost: bool,
+    took: float,
 ) -> NonFiniteError:
     """Looks inside a function that gave something that is not finite."""
     from moduli_debug._finite.program import as_program  # what these import is for this alone
     from moduli_debug._finite.report import report_argument, report_fault, report_unknown
     from moduli_debug._finite.search import search
 
-    if lost:
-        return report_unknown(
-            name,
-            reached,
-            "Its arguments were donated in this call and not in those before, so they are gone and "
-            "it cannot be run again. The next call keeps copies of them.",
-        )
     token = _searching.set(True)
     try:
         program = as_program(fn, values, owned=owned, method=method)
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        found = report_unknown(
-            name,
-            reached,
-            f"Where that comes from is not known, because {name} cannot be traced as a whole "
-            f"({cause}). Wrap the compiled function inside of it with check_finite, and pass it "
-            "the modules as arguments.",
-        )
+        found = _explain_eagerly(fn, name, values, reached, owned, took, error)
         found.__cause__ = error
         return found
     finally:
@@ -292,3 +284,46 @@ def _explain(
     if answer.fault.argument is not None:
         return report_argument(name, program, answer, reached)
     return report_fault(name, program, answer, reached)
+
+
+def _explain_eagerly(
+    fn: Callable[..., Any],
+    name: str,
+    values: Any,
+    reached: Sequence[str],
+    owned: bool,
+    took: float,
+    error: Exception,
+) -> NonFiniteError:
+    """Looks at the calls of modules in a function that cannot be traced."""
+    from moduli_debug._finite.eager import search_eagerly
+    from moduli_debug._finite.program import name_arguments
+    from moduli_debug._finite.report import report_call, report_unknown
+
+    cause = f"{type(error).__name__}: {error}".splitlines()[0]
+    why = f"because {name} cannot be traced as a whole ({cause})"
+    if took < _QUICK:
+        try:
+            seen = search_eagerly(fn, values)
+        except Exception:  # what it does cannot be done again
+            seen = None
+        if seen is not None:
+            reason = f"It is not known which operation that was, {why}."
+            return report_call(name, seen, reached, name_arguments(values, owned)[1], reason)
+    return report_unknown(
+        name,
+        reached,
+        f"Where that comes from is not known, {why}. Wrap the compiled function inside of it with "
+        "check_finite, and pass it the modules as arguments.",
+    )
+
+
+def _gone(name: str, reached: Sequence[str]) -> NonFiniteError:
+    from moduli_debug._finite.report import report_unknown
+
+    return report_unknown(
+        name,
+        reached,
+        "Its arguments were donated in this call and not in those before, so they are gone and it "
+        "cannot be run again. The next call keeps copies of them.",
+    )

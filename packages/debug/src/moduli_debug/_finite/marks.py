@@ -31,6 +31,8 @@ __all__ = [
     "is_backward",
     "is_object",
     "mark_of",
+    "objects_in",
+    "place_of_call",
 ]
 
 Path = tuple[Any, ...]
@@ -108,16 +110,15 @@ def is_backward(scopes: str) -> bool:
 
 
 @contextlib.contextmanager
-def following(roots: list[Any]) -> Iterator[None]:
-    """Follows the paths of these modules, for :data:`MARKS`, in a block."""
+def following(roots: list[Any], plugin: Any) -> Iterator[None]:
+    """Turns a plugin on for a block in which :func:`place_of_call` knows these modules."""
     with contextlib.ExitStack() as stack:
         for number, root in enumerate(roots):
             if isinstance(root, moduli.Variable):
                 continue
             started = stack.enter_context(plugins.recording(_Root(number), root))
             started.mute()
-        stack.enter_context(moduli.using(MARKS))
-        stack.callback(MARKS.forget)
+        stack.enter_context(moduli.using(plugin))
         yield
 
 
@@ -142,7 +143,7 @@ class Marks:
         number: int,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Marks the arguments."""
-        call = self._open[id(module), path, number] = _number(_place(module, path, number))
+        call = self._open[id(module), path, number] = _number(place_of_call(module, path, number))
         marked = [_marked(call, "input", f"[{i}]", arg) for i, arg in enumerate(args)]
         return tuple(marked), {n: _marked(call, "input", n, arg) for n, arg in kwargs.items()}
 
@@ -172,7 +173,7 @@ class Marks:
 MARKS = Marks()
 
 
-def _place(module: moduli.Module, path: Path, number: int) -> Call:
+def place_of_call(module: moduli.Module, path: Path, number: int) -> Call:
     """Returns what a call is: seen from the first root in which the module stands."""
     known = {
         recording.owner.number: recording
@@ -189,6 +190,12 @@ def _place(module: moduli.Module, path: Path, number: int) -> Call:
 def is_object(value: Any) -> bool:
     """Says whether a value is a module, another object of a graph, or a Variable."""
     return isinstance(value, (moduli.Pytree, moduli.Module, moduli.Variable))
+
+
+def objects_in(tree: Any) -> list[Any]:
+    """Lists the modules and other objects of a pytree, as ``moduli.to_tree`` finds them."""
+    leaves = jax.tree.leaves(tree, is_leaf=is_object)
+    return [leaf for leaf in leaves if is_object(leaf)]
 
 
 def _marked(call: int, side: Literal["input", "output"], name: str, tree: Any) -> Any:

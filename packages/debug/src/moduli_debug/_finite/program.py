@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 import moduli
-from moduli_debug._finite.marks import call_scope, following, is_object
+from moduli_debug._finite.marks import MARKS, call_scope, following, objects_in
 from moduli_debug._finite.places import parts_of
 from moduli_debug._finite.statistics import is_inexact
 
-__all__ = ["Argument", "Program", "as_program"]
+__all__ = ["Argument", "Program", "as_program", "name_arguments"]
 
 Path = tuple[Any, ...]
 
@@ -74,11 +74,12 @@ def as_program(
         for number, value in zip(dynamic, values, strict=True):
             filled[number] = value
         args, kwargs = moduli.from_tree(jax.tree.unflatten(treedef, filled))
-        roots[:] = _objects_in((args, kwargs))
+        roots[:] = objects_in((args, kwargs))
         scope: Any = contextlib.nullcontext()
         if method is not None:
             scope = call_scope(0, (), method, 0)
-        with following(roots), scope:
+        MARKS.forget()
+        with following(roots, MARKS), scope:
             result = fn(*args, **kwargs)
         given = set(map(id, values))
         after = jax.tree.leaves(moduli.to_tree((args, kwargs)))
@@ -89,7 +90,7 @@ def as_program(
     values = [leaves[number] for number in dynamic]
     with _apart():
         jaxpr = jax.make_jaxpr(run)(values)
-    arguments, places = _arguments(tree, owned)
+    arguments, places = name_arguments(tree, owned)
     return Program(jaxpr, values, [arguments[n] for n in dynamic], list(map(type, roots)), places)
 
 
@@ -102,13 +103,7 @@ def _apart() -> Any:
     return set_xla_metadata(moduli="check_finite")
 
 
-def _objects_in(tree: Any) -> list[Any]:
-    """Lists the modules and other objects of a pytree, as ``moduli.to_tree`` finds them."""
-    leaves = jax.tree.leaves(tree, is_leaf=is_object)
-    return [leaf for leaf in leaves if is_object(leaf)]
-
-
-def _arguments(tree: Any, owned: bool) -> tuple[list[Argument], list[str]]:
+def name_arguments(tree: Any, owned: bool) -> tuple[list[Argument], list[str]]:
     """Names the leaves of ``moduli.to_tree((args, kwargs))``, and the objects in it, in order."""
     found: list[Argument] = []
     places: list[str] = []

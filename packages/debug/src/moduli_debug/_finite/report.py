@@ -11,6 +11,7 @@ import jax
 
 import moduli
 from moduli.errors import format_path
+from moduli_debug._finite.eager import SeenCall
 from moduli_debug._finite.marks import is_backward
 from moduli_debug._finite.program import Argument, Program
 from moduli_debug._finite.run import Fault
@@ -18,7 +19,7 @@ from moduli_debug._finite.search import Found
 from moduli_debug._finite.statistics import ArrayStatistics
 from moduli_debug.errors import NonFiniteError
 
-__all__ = ["report_argument", "report_fault", "report_unknown"]
+__all__ = ["report_argument", "report_call", "report_fault", "report_unknown"]
 
 _SHOWN = 6
 _HIDDEN = tuple(
@@ -133,6 +134,42 @@ def report_fault(
         source=source,
         operands=operands,
         results=results,
+        reached=tuple(reached),
+    )
+
+
+def report_call(
+    name: str, seen: SeenCall, reached: Sequence[str], places: Sequence[str], reason: str
+) -> NonFiniteError:
+    """Says which call of a module made NaN or infinities, where nothing more is known.
+
+    Args:
+      name: of the function.
+      seen: the call.
+      reached: the outputs that are not finite.
+      places: where the modules among the arguments stand.
+      reason: why nothing more is known.
+    """
+    call = seen.call
+    first = next(item for item in seen.outputs if not item.is_finite)
+    argument = places[call.root] if places else None
+    origin = f" of {argument}" if len(places) > 1 else ""
+    text = (
+        f"check_finite: {_counts(first)} in the forward pass of {name}, made by "
+        f"`{format_path(call.path)}`{origin}, a {call.module_type.__name__} (call {call.number}).\n"
+    )
+    text += _block("the module's inputs", seen.inputs)
+    text += _block("the module's outputs", seen.outputs)
+    return _error(
+        text + _reaches(reached) + reason,
+        path=call.path,
+        module_type=call.module_type,
+        argument=argument,
+        number=call.number,
+        direction="forward",
+        where="output",
+        inputs=seen.inputs,
+        outputs=seen.outputs,
         reached=tuple(reached),
     )
 
