@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import moduli
 from moduli import errors
 from moduli_debug._module_filter import path_text
-from moduli_debug._report.statistics import describe_all, units_of
+from moduli_debug._report.statistics import dead_units, describe_all, units_of
 
 __all__ = ["KINDS", "Measurements", "Tensor", "measure"]
 
@@ -45,13 +45,15 @@ class Measurements:
 
     Attributes:
       tensors: what was measured.
-      numbers: a vector of statistics for each tensor.
+      numbers: a vector of statistics for each tensor, in a list or stacked.
       counts: the counts of a histogram for each tensor.
+      dead: the number of dead units for each tensor that has units.
     """
 
     tensors: tuple[Tensor, ...] = dataclasses.field(metadata={"static": True})
-    numbers: list[Any]
-    counts: list[Any]
+    numbers: Any
+    counts: Any
+    dead: list[Any]
 
     def __repr__(self) -> str:
         kinds = [tensor.kind for tensor in self.tensors]
@@ -89,16 +91,18 @@ def measure(
     ):
         if mapping is not None:
             given[kind] = _tensors(mapping, name)
-    tensors, arrays = [], []
+    tensors, arrays, dead = [], [], []
     for kind, found in given.items():
         for path, values in found.items():
-            units = units_of([value.shape for value in values]) if kind == "activations" else None
+            units = units_of(values) if kind == "activations" else None
+            if units is not None:
+                dead.append(dead_units(values))
             size = sum(value.size for value in values)
             tensors.append(Tensor(kind, path, size, units))
             arrays.append((values, kind in _LOGARITHMIC))
     if tensors:
         numbers, counts = describe_all(arrays)
-        return Measurements(tuple(tensors), numbers, counts)
+        return Measurements(tuple(tensors), numbers, counts, dead)
     raise errors.StructureError(
         "TrainingReport: there is nothing to measure; give a model=, grads=, activations= or "
         "updates= that hold floating arrays"

@@ -35,15 +35,18 @@ class _Record:
     tensors: tuple[Tensor, ...]
     numbers: Any  # (tensors, fields)
     counts: Any  # (tensors, bins), or None where histograms were dropped
+    dead: list[Any]  # of each tensor that has units
     metrics: dict[str, Any]
     read: bool = False
 
     def fetch(self) -> None:
         """Brings the numbers to the host, and lets go of the device's arrays."""
         if not self.read:
-            numbers, counts, metrics = jax.device_get((self.numbers, self.counts, self.metrics))
+            arrays = self.numbers, self.counts, self.dead, self.metrics
+            numbers, counts, dead, metrics = jax.device_get(arrays)
             self.numbers = np.asarray(numbers, np.float64).reshape(-1, len(FIELDS))
             self.counts = None if counts is None else np.asarray(counts)
+            self.dead = list(map(int, dead))
             self.metrics = {name: float(metrics[name]) for name in self.metrics}
             self.read = True
 
@@ -187,7 +190,7 @@ class TrainingReport:
         if measurements is None and (tensors or not numbers):
             measurements = self.measure(**tensors)
         if measurements is None:
-            measurements = Measurements((), [], [])
+            measurements = Measurements((), [], [], [])
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((measurements, numbers))):
             raise errors.TraceError(
                 "TrainingReport.record was called inside of a transform, where values are not "
@@ -198,9 +201,10 @@ class TrainingReport:
             record.fetch()  # the device is done with it by now
         known = self._records[-1].tensors if self._records else ()
         kept = measurements.tensors if measurements.tensors != known else known
-        self._records.append(
-            _Record(step, kept, measurements.numbers, measurements.counts, numbers)
+        record = _Record(
+            step, kept, measurements.numbers, measurements.counts, measurements.dead, numbers
         )
+        self._records.append(record)
         self._thin_histograms()
 
     def _checked_step(self, step: Any) -> int:
@@ -394,12 +398,12 @@ def _rows(record: _Record) -> Iterator[dict[str, Any]]:
         for tensor, numbers in zip(record.tensors, record.numbers, strict=True)
         if tensor.kind == "parameters"
     }
+    dead = iter(record.dead)
     for tensor, numbers in zip(record.tensors, record.numbers, strict=True):
         row = {"step": record.step, "kind": tensor.kind, "path": tensor.path, "size": tensor.size}
         row |= {name: float(n) for name, n in zip(FIELDS[:7], numbers, strict=False)}
-        dead = float(numbers[FIELDS.index("dead_units")])
         row["units"] = tensor.units
-        row["dead_units"] = None if tensor.units is None else int(dead)
+        row["dead_units"] = None if tensor.units is None else next(dead)
         weight = weights.get(tensor.path) if tensor.kind == "updates" else None
         row["update_ratio"] = float(numbers[norm] / weight) if weight else None
         yield row
