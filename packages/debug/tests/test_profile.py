@@ -361,7 +361,7 @@ def test_the_table(clock: Clock) -> None:
 
 
 def test_wrong_arguments_are_named_errors() -> None:
-    with pytest.raises(errors.VariableError, match="needs a Module, a method or a function; got 3"):
+    with pytest.raises(errors.VariableError, match="needs a Module, a method, a function; got 3"):
         profile(3)  # type: ignore[arg-type]
     for warmup in (-1, True, 1.5):
         with pytest.raises(errors.VariableError, match="warmup is a number of calls"):

@@ -21,6 +21,7 @@ from jax.core import Tracer
 
 import moduli
 from moduli import errors, plugins
+from moduli_debug._capture import check_function, owner_of
 from moduli_debug._module_filter import path_text
 
 if TYPE_CHECKING:
@@ -338,11 +339,7 @@ def profile(fn: Callable[..., Any], *, warmup: int = 1) -> Callable[..., tuple[A
       Traceback (most recent call last):
       moduli.errors.TraceError: profile measures eager runs, and every call of a module ...
     """
-    if not callable(fn):
-        raise errors.VariableError(
-            f"profile needs a Module, a method or a function; got {fn!r}. Write "
-            "`y, profile = moduli.profile(model)(x)`"
-        )
+    check_function(fn, "profile")
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
         raise errors.VariableError(
             f"profile: warmup is a number of calls, 0 or more; got {warmup!r}"
@@ -356,18 +353,11 @@ def profile(fn: Callable[..., Any], *, warmup: int = 1) -> Callable[..., tuple[A
     return profiled
 
 
-def _owner(fn: Any) -> moduli.Module | None:
-    if isinstance(fn, moduli.Module):
-        return fn
-    owner = getattr(fn, "__self__", None)
-    return owner if isinstance(owner, moduli.Module) else None
-
-
 def _copied(
     fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Copies the Modules in a function and its arguments, with what they share."""
-    owner = _owner(fn)
+    owner = owner_of(fn)
     copy, args, kwargs = moduli.clone((owner, args, kwargs))
     if owner is None:
         return fn, args, kwargs
@@ -378,7 +368,7 @@ def _measured(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     """Calls a function once and measures."""
     session = _Session()
     modules = (value for value in (*args, *kwargs.values()) if isinstance(value, moduli.Module))
-    root = _owner(fn) or next(modules, None)
+    root = owner_of(fn) or next(modules, None)
     session.wait((args, kwargs))
     token = _running.set(session)
     try:

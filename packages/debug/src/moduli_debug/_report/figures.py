@@ -190,7 +190,7 @@ def _draw_lines(
         axes.set_ylim(limits[0] - room, limits[1] + room)
         if limits == (0, 1):
             axes.yaxis.set_major_formatter(_percent_formatter())
-    _integer_steps(axes)
+    _integer_steps(axes, series.steps)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if named and len(series.labels) > 1:
@@ -208,8 +208,12 @@ def _percent_formatter() -> Any:
     return PercentFormatter(1.0, decimals=0)
 
 
-def _integer_steps(axes: Axes) -> None:
+def _integer_steps(axes: Axes, steps: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
+
+    if len(steps) == 1:
+        axes.set_xticks(steps)
+        return
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
 
@@ -258,7 +262,7 @@ def _draw_map(
         axes.set_xlabel("step (grey: zero, or no value)" if log else "step (grey: no value)")
     if centre is not None:
         bar.ax.axhline(centre, color="black", linewidth=1)
-    _integer_steps(axes)
+    _integer_steps(axes, series.steps)
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
@@ -375,7 +379,7 @@ def _draw_histograms(report: TrainingReport, kind: str) -> Figure:
     shown = paths[:_ROWS]
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
-    height, width = 1.45 * rows + 0.9, _WIDTH * (1 if columns > 2 else columns / 3)
+    height, width = 1.45 * rows + 0.9, _WIDTH * (1 if columns > 2 else 0.5)
     figure = _new_figure(height, width, layout=None)  # its own is slow with so many panels
     figure.subplots_adjust(
         left=0.35 / width, right=1 - 0.15 / width, bottom=0.65 / height, top=1 - 0.5 / height,
@@ -396,6 +400,9 @@ def _draw_histograms(report: TrainingReport, kind: str) -> Figure:
             )  # fmt: skip
             if colour == _LAST:
                 axes.stairs(shares, edges, color=colour, alpha=0.18, fill=True)
+        if not any(counts.any() for counts, _ in steps.values()):
+            nothing = "all zero" if logarithmic else "nothing finite"
+            axes.text(0.5, 0.4, nothing, transform=axes.transAxes, ha="center", fontsize=8)
         axes.set_title(name, fontsize=8, loc="left", pad=3)
         if bounds is not None:
             axes.set_xscale("log")

@@ -59,7 +59,7 @@ _PAGE = """<!DOCTYPE html>
 """
 
 _COLUMNS = (
-    ("size", "numbers"),
+    ("size", "size"),
     ("mean", "mean"),
     ("std", "std"),
     ("min", "min"),
