@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from debug_models import INPUTS, Dense, Tower, loss
+from jax.experimental.compilation_cache import compilation_cache
 
 import moduli as nnx
 from moduli import errors
@@ -24,6 +27,23 @@ def names(jitted: Any, *args: Any) -> set[str]:
 def scopes(jitted: Any, *args: Any) -> set[str]:
     """What a compiled program says between the function's name and the operation's."""
     return {name.partition("/")[2].rpartition("/")[0] for name in names(jitted, *args)}
+
+
+def scopes_of_call(jitted: Any, model: Any, x: jax.Array) -> set[str]:
+    """What the compiled program of a call says; what is lowered by itself knows no root."""
+    outer = jax.jit(lambda x: jitted(model, x))
+    return {name.partition("/")[2] for name in scopes(outer, x)}
+
+
+@pytest.fixture(autouse=True)
+def no_persistent_cache() -> Iterator[None]:
+    """Programs without scopes, which have no names in their keys, would come from other tests."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it remembers whether it is in use
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 class Deep(nnx.Module):
@@ -110,12 +130,38 @@ def test_switching_on_takes_effect_at_once_and_off_finds_the_earlier_program() -
     assert len(traces) == 2
 
 
+def test_the_persistent_cache_keeps_programs_with_names_apart(tmp_path: Path) -> None:
+    model, options = Deep(), {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }  # fmt: skip
+    before = {name: getattr(jax.config, name) for name in options}
+    option = jax.config.jax_compilation_cache_include_metadata_in_key
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        assert scopes(nnx.jit(lambda model, x: model(x)), model, INPUTS) <= {""}
+        assert any(tmp_path.iterdir())
+        with named_scopes(), named_scopes():
+            found = scopes(nnx.jit(lambda model, x: model(x)), model, INPUTS)
+        assert "Deep/blocks/0/attention" in found
+        assert scopes(nnx.jit(lambda model, x: model(x)), model, INPUTS) <= {""}
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert jax.config.jax_compilation_cache_include_metadata_in_key == option
+
+
 def test_a_model_given_is_where_paths_begin() -> None:
     model, step = Deep(), nnx.jit(lambda model, x: model.encode(x))
     with named_scopes():
-        assert "Dense" in scopes(step, model, INPUTS)
+        assert "Dense" in scopes_of_call(step, model, INPUTS)
     with named_scopes(model):
-        found = scopes(step, model, INPUTS)
+        found = scopes_of_call(step, model, INPUTS)
     assert {"Deep/blocks/0/attention", "Deep/blocks/1/attention"} <= found
 
 
@@ -127,9 +173,9 @@ def test_models_of_two_classes_do_not_share_names() -> None:
     first, second = Deep(), Other()
     first.blocks[0]["attention"] = second.blocks[1]["attention"] = part
     with named_scopes(first):
-        assert "Deep/blocks/0/attention" in scopes(step, part, INPUTS)
+        assert "Deep/blocks/0/attention" in scopes_of_call(step, part, INPUTS)
     with named_scopes(second):
-        assert "Other/blocks/1/attention" in scopes(step, part, INPUTS)
+        assert "Other/blocks/1/attention" in scopes_of_call(step, part, INPUTS)
 
 
 def test_a_module_that_stands_elsewhere_is_shown_by_its_whole_path() -> None:

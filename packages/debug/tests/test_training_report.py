@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from debug_models import INPUTS, Dense, loss
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import moduli as nnx
 from moduli import errors
-from moduli_debug import TrainingReport, capture
+from moduli_debug import TrainingReport, capture, capture_grads
 from moduli_debug._report import statistics
 
 
@@ -174,6 +175,49 @@ def test_a_model_its_gradients_and_captured_outputs() -> None:
     found = row(report, "gradients", "blocks/1/kernel")
     np.testing.assert_allclose(found["norm"], np.linalg.norm(kernel), rtol=1e-6)
     np.testing.assert_allclose(row(report, "activations", "(root)")["std"], np.std(y), rtol=1e-5)
+
+
+def test_strict_promotion_and_double_precision() -> None:
+    report, mixed = TrainingReport(), {"half": jnp.ones((3, 2), jnp.bfloat16), "w": jnp.ones(3)}
+    with jax.numpy_dtype_promotion("strict"):
+        report.record(0, model=mixed, activations={"a": {"outputs": (jnp.ones((2, 3)),)}})
+        report.record(1, jax.jit(lambda w: report.measure(model=w))(mixed))
+        with jax.enable_x64():
+            report.record(2, model={"w": jnp.full(3, 1 + 1e-12, jnp.float64)})
+    assert row(report, "parameters", "half", 1)["mean"] == 1
+    assert row(report, "parameters", "w", 2)["mean"] == pytest.approx(1 + 1e-12, rel=1e-15)
+
+
+def test_gradients_of_captured_outputs_stand_at_their_modules() -> None:
+    model = Chain()
+    _, activations, grads = capture_grads(loss, "blocks/*")(model, INPUTS)
+    report = one(activations=activations, grads=grads)
+    assert [found["path"] for found in report.rows()] == 2 * ["blocks/0", "blocks/1"]
+    by_hand = jax.grad(lambda y: (jnp.tanh(y) ** 2).sum())(
+        model.blocks[1](jnp.tanh(model.blocks[0](INPUTS)))
+    )
+    found = row(report, "gradients", "blocks/1")
+    np.testing.assert_allclose(found["norm"], np.linalg.norm(by_hand), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [PartitionSpec("d"), PartitionSpec(None, "d"), PartitionSpec()])
+def test_arrays_on_several_devices(kind: AxisType, spec: PartitionSpec) -> None:
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,))
+    array = VALUES[:, :4].astype(np.float32)
+    split = {"w": jax.device_put(array, NamedSharding(mesh, spec))}
+    whole, report = one(model={"w": array}, grads={"w": array}), TrainingReport()
+    report.record(0, model=split, grads=split)
+    with jax.set_mesh(mesh):
+        report.record(1, jax.jit(lambda w: report.measure(model=w, grads=w))(split))
+    for step in (0, 1):
+        for ours, theirs in zip(report.rows(step=step), whole.rows(), strict=True):
+            np.testing.assert_allclose(ours["norm"], theirs["norm"], rtol=1e-6)
+        for name in ("parameters", "gradients"):
+            counts, edges = report.histogram(name, "w", step=step)
+            expected, same_edges = whole.histogram(name, "w")
+            np.testing.assert_allclose(edges, same_edges, rtol=1e-4, atol=1e-6)
+            assert np.abs(counts - expected).sum() <= 2
 
 
 def test_outputs_that_are_pytrees_and_what_is_no_float() -> None:
@@ -348,6 +392,13 @@ def test_recording_inside_of_a_transform_is_an_error() -> None:
     with pytest.raises(errors.TraceError, match=r"inside of a transform.*report.measure"):
         nnx.jit(lambda model: report.record(0, model=model))(Dense(3, 2, 0))
     assert report.steps == ()
+
+
+def test_measurements_under_vmap_are_an_error() -> None:
+    report = TrainingReport()
+    measured = jax.vmap(lambda w: report.measure(model={"w": w}))(jnp.ones((3, 4)))
+    with pytest.raises(errors.ShapeError, match="called under vmap or scan; call it outside"):
+        report.record(0, measured)
 
 
 def test_names_that_do_not_exist() -> None:

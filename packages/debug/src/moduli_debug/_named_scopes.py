@@ -85,6 +85,35 @@ def _added(caller: Path, path: Path) -> Path:
 _PLUGIN = _NamedScopes()
 
 
+class _Switch(contextlib.AbstractContextManager[None]):
+    """Makes names part of the keys of JAX's persistent compilation cache while a block is open.
+
+    Without that, the cache takes programs that differ in their names alone for one program, and
+    gives back the one that was compiled first. The option is the process's, so blocks are counted.
+    """
+
+    _option = "jax_compilation_cache_include_metadata_in_key"
+
+    def __init__(self) -> None:
+        self._lock, self._open, self._before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._open:
+                self._before = getattr(jax.config, self._option)
+                jax.config.update(self._option, True)
+            self._open += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                jax.config.update(self._option, self._before)
+
+
+_names_in_cache_keys = _Switch()
+
+
 @contextlib.contextmanager
 def named_scopes(model: moduli.Module | None = None) -> Iterator[None]:
     """Names the operations of compiled programs after the modules that they come from.
@@ -96,14 +125,15 @@ def named_scopes(model: moduli.Module | None = None) -> Iterator[None]:
     hold it is shown by its whole path, after that of the caller.
 
     Programs with scopes are compiled for themselves, once: a function that was compiled before is
-    compiled again in the block, and after the block the earlier program is found. Scopes cost a
-    compiled program nothing when it runs. Functions under a raw ``jax.jit`` get them only if they
-    are traced in the block. They name what XLA compiles; to time the modules of a model that runs
-    eagerly there is :func:`moduli.profile`.
+    compiled again in the block, and after the block the earlier program is found. JAX's persistent
+    cache keeps them apart, too. Scopes cost a compiled program nothing when it runs. Functions
+    under a raw ``jax.jit`` get them only if they are traced in the block. They name what XLA
+    compiles; to time the modules of a model that runs eagerly there is :func:`moduli.profile`.
 
     Args:
-      model: the model at whose root paths begin. Without it they begin at the outermost module that
-        is called; give it if methods of the model call its parts, ``model.encode(x)``.
+      model: the model at whose root paths begin, in functions that are called in the block.
+        Without it, and in what is lowered ahead of time, they begin at the outermost module that is
+        called. Give it if methods of the model call its parts, ``model.encode(x)``.
 
     Yields:
       None.
@@ -133,7 +163,7 @@ def named_scopes(model: moduli.Module | None = None) -> Iterator[None]:
       https://docs.jax.dev/en/latest/_autosummary/jax.named_scope.html
     """
     if model is None:
-        with moduli.using(_PLUGIN):
+        with _names_in_cache_keys, moduli.using(_PLUGIN):
             yield
         return
     if not isinstance(model, moduli.Module):
@@ -141,7 +171,8 @@ def named_scopes(model: moduli.Module | None = None) -> Iterator[None]:
             f"named_scopes: got a {type(model).__name__}; give it the Module at which paths begin, "
             "or nothing: `with moduli.named_scopes(): ...`"
         )
-    with moduli.using(_PLUGIN), plugins.recording(_Root(type(model).__name__), model):
+    root = _Root(type(model).__name__)
+    with _names_in_cache_keys, moduli.using(_PLUGIN), plugins.recording(root, model):
         yield
 
 

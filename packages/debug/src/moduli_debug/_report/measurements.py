@@ -132,7 +132,8 @@ def _tensors(mapping: Any, name: str) -> dict[str, tuple[jax.Array, ...]]:
         value = leaf.value if isinstance(leaf, moduli.Variable) else leaf
         # A captured or sown value is a tuple with one entry for each call.
         calls = value if isinstance(value, tuple) else (value,)
-        parts = path[:-1] if name == "activations" and path[-1] == "outputs" else path
+        captured = isinstance(value, tuple) and path[-1] == "outputs"
+        parts = path[:-1] if captured else path
         for inner, arrays in _by_place(calls):
             label = (path_text(parts) or "(root)") + inner
             found[label] = found.get(label, ()) + arrays

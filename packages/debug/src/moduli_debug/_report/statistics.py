@@ -1,6 +1,6 @@
 """The statistics of one tensor: a jitted function that gives a few numbers and a histogram.
 
-One program serves all tensors of one size and dtype, so that a model of equal layers compiles few.
+One program serves all tensors of one shape and dtype, so that a model of equal layers compiles few.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def describe(x: jax.Array, logarithmic: jax.Array) -> tuple[jax.Array, jax.Array
     float32 at least, scaled by the largest magnitude, so that squares neither overflow nor vanish.
 
     Args:
-      x: a vector of floating numbers, not empty.
+      x: an array of floating numbers, not empty.
       logarithmic: whether the histogram is of log10 of the magnitudes, without zeros, or of the
         values themselves.
 
@@ -42,7 +42,7 @@ def describe(x: jax.Array, logarithmic: jax.Array) -> tuple[jax.Array, jax.Array
       A vector of :data:`FIELDS`, and the counts in :data:`BINS` equal bins from ``low`` to
       ``high``; what lies outside is counted in the outermost bins.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
     x = x.astype(dtype)
     finite = jnp.isfinite(x)
     count = finite.sum()
@@ -64,11 +64,20 @@ def describe(x: jax.Array, logarithmic: jax.Array) -> tuple[jax.Array, jax.Array
     logarithms = jnp.log10(jnp.where(zero, 1, jnp.abs(x)))
     index = (jnp.where(logarithmic, logarithms, x) - low) / (high - low) * BINS
     index = jnp.clip(jnp.where(counted, index, 0), 0, BINS - 1).astype(jnp.int32)
-    counts = jnp.zeros(BINS, jnp.int32).at[index].add(counted.astype(jnp.int32))
+    if _is_sharded(x):  # without gathering it; otherwise this is the slower way
+        counts = jax.lax.map(lambda bin: (counted & (index == bin)).sum(), jnp.arange(BINS))
+    else:
+        ones = counted.astype(jnp.int32).ravel()
+        counts = jnp.zeros(BINS, jnp.int32).at[index.ravel()].add(ones)
     numbers = jnp.stack([mean, std, smallest, largest, norm])
     numbers = jnp.where(count > 0, numbers, jnp.nan)
     shares = [zero.mean(dtype=dtype), (~finite).mean(dtype=dtype)]
     return jnp.concatenate([numbers, jnp.stack([*shares, low, high])]), counts
+
+
+def _is_sharded(x: jax.Array) -> bool:
+    """Says whether an array's type is sharded (on a mesh with explicit axes)."""
+    return any(part is not None for part in getattr(jax.typeof(x).sharding, "spec", ()))
 
 
 def _bounds(
@@ -84,35 +93,42 @@ def _bounds(
 def describe_all(tensors: list[tuple[Values, bool]]) -> tuple[Any, Any]:
     """Calls :func:`describe` for many tensors, each with whether its histogram is logarithmic.
 
-    Inside of a transform, small tensors of one size are described together and results are stacked,
-    because what XLA takes to compile grows with the number of operations and of outputs.
+    Inside of a transform, small tensors of one shape are described together and results are
+    stacked, because what XLA takes to compile grows with the number of operations and of outputs.
 
     Returns:
       The vectors and the counts, as lists or stacked.
     """
-    flat = [_flat(values) for values, _ in tensors]
+    arrays = [_joined(values) for values, _ in tensors]
     flags = np.array([logarithmic for _, logarithmic in tensors])
-    if not any(isinstance(vector, Tracer) for vector in flat):
-        results = [describe(vector, flag) for vector, flag in zip(flat, flags, strict=True)]
+    if not any(isinstance(array, Tracer) for array in arrays):
+        results = [describe(array, flag) for array, flag in zip(arrays, flags, strict=True)]
         return [vector for vector, _ in results], [counts for _, counts in results]
     groups: dict[Any, list[int]] = {}
-    for number, vector in enumerate(flat):
-        key = number if vector.size > _SMALL else (vector.size, str(vector.dtype))
+    for number, array in enumerate(arrays):
+        alone = array.size > _SMALL or _is_sharded(array)
+        key = number if alone else (array.shape, str(array.dtype))
         groups.setdefault(key, []).append(number)
     vectors, counts = [], []
     for members in groups.values():
-        stacked = jnp.stack([flat[number] for number in members])
-        found = jax.vmap(describe)(stacked, flags[np.array(members)])
+        if len(members) == 1:
+            found = [one[None] for one in describe(arrays[members[0]], flags[members[0]])]
+        else:
+            stacked = jnp.stack([arrays[number] for number in members])
+            found = jax.vmap(describe)(stacked, flags[np.array(members)])
         vectors.append(found[0].astype(jnp.float32))
         counts.append(found[1])
     order = np.argsort(np.concatenate(list(groups.values())))
     return jnp.concatenate(vectors)[order], jnp.concatenate(counts)[order]
 
 
-def _flat(values: Values) -> jax.Array:
-    """Joins the arrays of a tensor to one vector."""
-    vectors = [value.ravel() for value in values]
-    return vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors)
+def _joined(values: Values) -> jax.Array:
+    """Joins the arrays of a tensor to one."""
+    if len(values) == 1:
+        return values[0]
+    if len({value.shape for value in values}) == 1:
+        return jnp.stack(values)
+    return jnp.concatenate([value.ravel() for value in values])
 
 
 @jax.jit

@@ -174,6 +174,7 @@ class TrainingReport:
             record.
           VariableError: if a metric is no number, or ``step`` no int.
           TraceError: inside of a transform, where there are no numbers yet.
+          ShapeError: if the measurements were made under ``vmap`` or ``scan``.
         """
         step = self._checked_step(step)
         if measurements is not None and tensors:
@@ -196,6 +197,12 @@ class TrainingReport:
                 "TrainingReport.record was called inside of a transform, where values are not "
                 "numbers yet. Return `report.measure(...)` from the jitted function, and record "
                 "what it returned: `report.record(step, measurements)`"
+            )
+        if sum(map(np.size, measurements.numbers)) != len(FIELDS) * len(measurements.tensors):
+            raise errors.ShapeError(
+                "TrainingReport.record: the measurements have more axes than one step's, as they "
+                "do if `measure` is called under vmap or scan; call it outside, on the values that "
+                "come out"
             )
         for record in self._records[-1:]:
             record.fetch()  # the device is done with it by now
