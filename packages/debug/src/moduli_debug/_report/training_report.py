@@ -68,8 +68,8 @@ class TrainingReport:
         zero at all other places: for the whole batch, each position, each call. A ReLU whose unit
         is dead passes no gradient to it (Lu et al.). Values with one axis have no units.
     ``update_ratio``
-        |update| / |weight|, the norm of a parameter's update over the norm of the parameter; about
-        0.001 is a common rule of thumb (Karpathy). None while the parameter is zero.
+        The norm of a parameter's update over the norm of the parameter; about 0.001 is a common
+        rule of thumb (Karpathy). None while the parameter is zero.
 
     Args:
       title: the heading of the page.
@@ -414,3 +414,6 @@ def _rows(record: _Record) -> Iterator[dict[str, Any]]:
         weight = weights.get(tensor.path) if tensor.kind == "updates" else None
         row["update_ratio"] = float(numbers[norm] / weight) if weight else None
         yield row
+
+
+TrainingReport.__module__ = Measurements.__module__ = "moduli_debug"
