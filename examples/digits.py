@@ -6,7 +6,8 @@ pixels (they come with scikit-learn, nothing is downloaded):
 1. split the images and train a network with BatchNorm and Dropout;
 2. save a checkpoint and load it into a freshly built model, whose predictions must be equal;
 3. collect what every layer computes (``sow``) and the gradient that reaches it (``perturb``);
-4. write a report: ``report.html`` with all figures inside, and ``overview.png``.
+4. write a report: ``report.html`` with all figures inside, ``overview.png``, and ``inside.html``,
+   what happened in every layer from epoch to epoch (``TrainingReport``).
 
 Run it with ``python examples/digits.py``; ``--help`` lists the options.
 """
@@ -191,6 +192,17 @@ def evaluate(model: CNN, data: Images) -> tuple[float, float]:
     return float(losses(logits, data.labels).mean()), float(accuracy)
 
 
+@nnx.jit
+def gradients_and_outputs(model: CNN, images: Array, labels: Array) -> tuple[nnx.State, nnx.State]:
+    """Gives the gradients for all parameters, and what every layer puts out."""
+
+    def loss_fn(model: CNN) -> tuple[Array, nnx.State]:
+        logits, outputs = nnx.capture(model, outputs=(ConvBlock, nnx.Linear))(images)
+        return losses(logits, labels).mean(), outputs
+
+    return nnx.grad(loss_fn, has_aux=True)(model)
+
+
 def parameters(model: CNN) -> dict[str, np.ndarray]:
     """Gives the present values of all parameters by their path, like ``blocks.0.conv.kernel``."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -198,9 +210,19 @@ def parameters(model: CNN) -> dict[str, np.ndarray]:
 
 
 def train(
-    model: CNN, train_data: Images, test_data: Images, *, epochs: int, batch_size: int, seed: int
+    model: CNN,
+    train_data: Images,
+    test_data: Images,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    inside: nnx.TrainingReport | None = None,
 ) -> list[Epoch]:
-    """Trains ``model`` and gives the history, one entry an epoch."""
+    """Trains ``model`` and gives the history, one entry an epoch.
+
+    ``inside`` gets statistics of all layers after each epoch.
+    """
     steps_per_epoch = len(train_data) // batch_size
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -229,6 +251,12 @@ def train(
             train_loss, train_accuracy = evaluate(model, train_data)
             # Only for the curves: nothing is chosen by the test images.
             test_loss, test_accuracy = evaluate(model, test_data)
+            if inside is not None:
+                grads, outputs = gradients_and_outputs(model, test_data.images, test_data.labels)
+                accuracies = {"batch accuracy": batch_accuracy, "test accuracy": test_accuracy}
+                inside.record(
+                    epoch, model=model, grads=grads, activations=outputs, metrics=accuracies
+                )
             after = parameters(model)
             history.append(
                 Epoch(
@@ -334,7 +362,9 @@ def look_inside(model: CNN, data: Images) -> list[LayerView]:
 # -- the program -----------------------------------------------------------------------------------
 
 
-def run(*, epochs: int, batch_size: int, seed: int, out: Path) -> Results:
+def run(
+    *, epochs: int, batch_size: int, seed: int, out: Path, inside: nnx.TrainingReport
+) -> Results:
     """Does everything but the report, says how far it is, and gives what the report shows."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -348,7 +378,15 @@ def run(*, epochs: int, batch_size: int, seed: int, out: Path) -> Results:
     before = look_inside(model, test_data)
 
     train_start = time.perf_counter()
-    history = train(model, train_data, test_data, epochs=epochs, batch_size=batch_size, seed=seed)
+    history = train(
+        model,
+        train_data,
+        test_data,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        inside=inside,
+    )
     train_seconds = time.perf_counter() - train_start
 
     round_trip = check_round_trip(model, out / "model.npz", test_data, seed=seed)
@@ -417,10 +455,16 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     """Runs the example with the arguments of a command line."""
     options = parse_options(arguments)
     start = time.perf_counter()
+    inside = nnx.TrainingReport("Inside the network, epoch by epoch", step_name="epoch")
     results = run(
-        epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, out=options.out
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        out=options.out,
+        inside=inside,
     )
-    page, overview = digits_report.write_report(results, options.out)
+    more = inside.save(options.out / "inside.html")
+    page, overview = digits_report.write_report(results, options.out, {more.name: inside.title})
 
     trip = results.round_trip
     count = len(results.labels)
@@ -436,7 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
         f"{trip.equal_before} before loading"
     )
     print(f"looked inside  {len(results.after)} layers; left in the model: {left_over}")
-    print(f"report         {page}\n               {overview}")
+    print(f"report         {page}\n               {overview}\n               {more}")
     training = results.seconds["training (compilation included)"]
     print(f"time           {time.perf_counter() - start:.1f} s, of which training {training:.1f} s")
     return results

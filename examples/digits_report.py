@@ -292,11 +292,16 @@ def draw_mistakes(figure: FigureBase, results: Results) -> None:
 # -- the files -------------------------------------------------------------------------------------
 
 
-def write_report(results: Results, folder: Path) -> tuple[Path, Path]:
-    """Writes ``report.html`` and ``overview.png`` into a folder and gives their paths."""
+def write_report(
+    results: Results, folder: Path, more: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
+    """Writes ``report.html`` and ``overview.png`` into a folder and gives their paths.
+
+    ``more`` are pages beside it to which it has a link, by file name, and their titles.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     page, overview = folder / "report.html", folder / "overview.png"
-    page.write_text(_page(results), encoding="utf-8")
+    page.write_text(_page(results, more or {}), encoding="utf-8")
     overview.write_bytes(_overview(results))
     return page, overview
 
@@ -391,7 +396,7 @@ def _parameters(results: Results) -> str:
     return _table(head, rows)
 
 
-def _page(results: Results) -> str:
+def _page(results: Results, more: Mapping[str, str]) -> str:
     wide = (11.4, 3.2)
     sections = (
         (
@@ -453,7 +458,8 @@ def _page(results: Results) -> str:
         f'<section id="{name}"><h2>{title}</h2><p>{text}</p>{content}</section>\n'
         for name, title, text, content in sections
     )
-    links = " · ".join(f'<a href="#{name}">{title}</a>' for name, title, _, _ in sections)
+    targets = {f"#{name}": title for name, title, _, _ in sections} | dict(more)
+    links = " · ".join(f'<a href="{target}">{title}</a>' for target, title in targets.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -191,6 +191,19 @@ def test_report_is_one_file_with_every_section(short):
     assert (folder / "overview.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_report_leads_to_what_happened_inside(short):
+    _, folder = short
+    assert '<a href="inside.html">' in (folder / "report.html").read_text(encoding="utf-8")
+    page = (folder / "inside.html").read_text(encoding="utf-8")
+    for title in ("Activations", "Dead units", "Gradients", "Histograms of the parameters"):
+        assert f"<h2>{title}</h2>" in page
+    assert "3 records, epoch 1 to 3." in page
+    assert "All tensors at epoch 3" in page
+    for path in ("blocks/3", "linear", "blocks/0/conv/kernel"):
+        assert f'<th scope="row">{path}</th>' in page
+    assert not re.search(r"https?://|<script|<link", page)
+
+
 def test_report_of_a_run_without_mistakes_or_of_dead_layers_can_be_drawn(digits, short, tmp_path):
     results, _ = short
     dead = [
@@ -236,6 +249,6 @@ def test_as_a_program_it_reaches_97_percent_in_two_minutes(tmp_path):
     assert "logits of the loaded model are equal: largest difference 0\n" in done.stdout
     assert "left in the model: nothing" in done.stdout
     folder = Path("out") / "digits"
-    for name in ("report.html", "overview.png", "model.npz"):
+    for name in ("report.html", "inside.html", "overview.png", "model.npz"):
         assert str(folder / name) in done.stdout
         assert (tmp_path / folder / name).is_file()

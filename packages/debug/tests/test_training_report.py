@@ -492,6 +492,17 @@ def test_lines_and_maps_show_the_recorded_values() -> None:
     np.testing.assert_allclose(shown[:, 0], expected)
 
 
+def test_a_step_may_have_another_name() -> None:
+    report = TrainingReport(step_name="epoch")
+    for epoch in (1, 2):
+        report.record(epoch, model={"w": np.ones((2, 2), "f")}, metrics={"loss": 1.0 / epoch})
+    for name in ("metrics", "parameters"):
+        assert {axes.get_xlabel() for axes in report.figure(name).axes} == {"epoch"}
+    (legend,) = report.figure("parameter_histograms").legends
+    assert [text.get_text() for text in legend.texts] == ["epoch 1", "epoch 2"]
+    assert "epoch 1 to 2." in report.html()
+
+
 def test_one_record_can_be_drawn() -> None:
     report = one(
         model={str(n): np.ones((2, 2), "f") for n in range(9)},
@@ -562,14 +573,14 @@ def test_the_page_is_one_file_that_asks_for_nothing(tmp_path: Path) -> None:
 def test_the_page_says_what_stands_out_and_has_every_tensor() -> None:
     text = recorded(3).html()
     assert "NaN or infinity in activations, first at step 20: layers/0" in text
-    assert "zero throughout at the last step: layers/2" in text
+    assert "Gradients zero throughout at the last step: layers/2" in text
     assert "dead at the last step: layers/1 (6 of 6)" in text
     rows = text.count('<th scope="row">')
     assert rows == len(recorded(3).rows(step=20)) == 12
     norm = row(recorded(3), "parameters", "layers/0", 20)["norm"]
     assert f"<td>{norm:.3g}</td>" in text
     fine = one(model={"w": np.ones(3, "f")}).html()
-    assert "All values are finite" in fine
+    assert "All recorded values are finite" in fine
 
 
 def test_without_matplotlib_the_error_is_the_pip_command() -> None:

@@ -74,6 +74,7 @@ class _Series:
     labels: list[str]
     steps: np.ndarray  # (times,)
     values: np.ndarray  # (tensors, times)
+    step_name: str
 
 
 def _series(report: TrainingReport, kind: str, field: str, part_of: str | None = None) -> _Series:
@@ -91,7 +92,7 @@ def _series(report: TrainingReport, kind: str, field: str, part_of: str | None =
             value = value / row[part_of]
         if value is not None:
             values[labels[row["path"]], steps[row["step"]]] = value
-    return _Series(list(labels), np.array(list(steps)), values)
+    return _Series(list(labels), np.array(list(steps)), values, report.step_name)
 
 
 def _short(labels: list[str]) -> list[str]:
@@ -144,7 +145,7 @@ def _draw_over_time(
       named: whether the tensors' names stand here, and not at the panel to the left.
     """
     log = log and (centre is not None or _spans_decades(series.values))
-    axes.set_xlabel("step")
+    axes.set_xlabel(series.step_name)
     if len(series.labels) > _LINES:
         _draw_map(axes, series, label, log, limits, centre, named)
     else:
@@ -259,7 +260,8 @@ def _draw_map(
     if limits == (0, 1):
         bar.ax.yaxis.set_major_formatter(_percent_formatter())
     if np.ma.is_masked(values):
-        axes.set_xlabel("step (grey: zero, or no value)" if log else "step (grey: no value)")
+        grey = "zero, or no value" if log else "no value"
+        axes.set_xlabel(f"{series.step_name} (grey: {grey})")
     if centre is not None:
         bar.ax.axhline(centre, color="black", linewidth=1)
     _integer_steps(axes, series.steps)
@@ -299,7 +301,9 @@ def _draw_metrics(report: TrainingReport) -> Figure:
         pairs = [(r.step, r.metrics[name]) for r in report._fetched() if name in r.metrics]
         steps, values = np.array(pairs).T
         log = not (values <= 0).any()  # an accuracy that was zero once has no logarithm
-        _draw_over_time(axes, _Series([name], steps, values[None]), name, log=log, named=False)
+        _draw_over_time(
+            axes, _Series([name], steps, values[None], report.step_name), name, log=log, named=False
+        )
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     return figure
@@ -322,7 +326,7 @@ def _draw_dead_units(report: TrainingReport) -> Figure:
     dead = _series(report, "activations", "dead_units", part_of="units")
     zeros = _series(report, "activations", "zero_fraction")
     kept = [number for number, name in enumerate(zeros.labels) if name in set(dead.labels)]
-    zeros = _Series(dead.labels, zeros.steps, zeros.values[kept])
+    zeros = _Series(dead.labels, zeros.steps, zeros.values[kept], zeros.step_name)
     figure = _new_figure(_height(len(dead.labels)))
     left, right = figure.subplots(1, 2)
     lines = len(dead.labels) <= _LINES
@@ -345,7 +349,7 @@ def _draw_gradients(report: TrainingReport) -> Figure:
     whole = np.sqrt(np.nansum(norms.values**2, axis=0, keepdims=True))
     first.set_title("All gradients together", fontsize="medium")
     second.set_title("By parameter", fontsize="medium")
-    everything = _Series(["all"], norms.steps, whole)
+    everything = _Series(["all"], norms.steps, whole, norms.step_name)
     _draw_over_time(first, everything, "norm of the gradient", log=True, named=False)
     _draw_over_time(second, norms, "norm of the gradient", log=True)
     return figure
@@ -395,7 +399,8 @@ def _draw_histograms(report: TrainingReport, kind: str) -> Figure:
             counts, edges = _merged(counts, edges, most=2 if logarithmic else 4)
             shares = counts / max(counts.max(), 1)
             axes.stairs(
-                shares, edges, color=colour, linestyle=style, linewidth=1.3, label=f"step {step}",
+                shares, edges, color=colour, linestyle=style, linewidth=1.3,
+                label=f"{report.step_name} {step}",
                 fill=False,
             )  # fmt: skip
             if colour == _LAST:
@@ -515,8 +520,8 @@ FIGURES = {
     ),
     "gradient_histograms": FigureOf(
         "Histograms of the gradients",
-        "Magnitudes of the gradients at the first and at the last step; the highest bin of each is "
-        "as high as the panel. All panels have the same scale.",
+        "Magnitudes of the gradients at the first and at the last record; the highest bin of each "
+        "is as high as the panel. All panels have the same scale.",
         "grads=grads",
         _has_kind("gradients"),
         lambda report: _draw_histograms(report, "gradients"),
@@ -539,8 +544,8 @@ FIGURES = {
     ),
     "parameter_histograms": FigureOf(
         "Histograms of the parameters",
-        "Values of the parameters at the first and at the last step; the highest bin of each is as "
-        "high as the panel. Each panel has its own scale; values more than four standard "
+        "Values of the parameters at the first and at the last record; the highest bin of each is "
+        "as high as the panel. Each panel has its own scale; values more than four standard "
         "deviations from the mean are in the outermost bins.",
         "model=model",
         _has_kind("parameters"),

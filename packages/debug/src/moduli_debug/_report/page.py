@@ -95,14 +95,18 @@ def page(report: TrainingReport) -> str:
             f"{report!r} has nothing to show; call `report.record(step, model=model, grads=grads)` "
             "in the training loop first"
         )
+    name_of_step = html.escape(report.step_name)
     sections = [("notes", "What stands out", _notes(report))]
     for name in report.available():
         figure = FIGURES[name]
         content = f"<p>{html.escape(figure.text)}</p>\n" + _image(report.figure(name), figure.title)
         sections.append((name, figure.title, content))
     if report.rows(step=steps[-1]):
-        sections.append(("table", f"All tensors at step {steps[-1]}", _tables(report, steps[-1])))
-    span = f"steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+        sections.append(
+            ("table", f"All tensors at {name_of_step} {steps[-1]}", _tables(report, steps[-1]))
+        )
+    last = f" to {steps[-1]:,}" if len(steps) > 1 else ""
+    span = f"{name_of_step} {steps[0]:,}{last}"
     count = f"{len(steps):,} record{'s' if len(steps) > 1 else ''}"
     return _PAGE.format(
         title=html.escape(report.title),
@@ -131,7 +135,7 @@ def _notes(report: TrainingReport) -> str:
     notes = [f'<li class="note">{html.escape(note)}</li>' for note in _found(report)]
     if not notes:
         return (
-            "<p>All values are finite at all recorded steps; at the last one no gradient is zero "
+            "<p>All recorded values are finite; at the end no gradient is zero "
             "throughout, and no layer has half of its units dead.</p>\n"
         )
     return "<ul>\n" + "\n".join(notes) + "\n</ul>\n"
@@ -144,22 +148,22 @@ def _found(report: TrainingReport) -> Iterator[str]:
     for kind in dict.fromkeys(row["kind"] for row in bad):
         first = min(row["step"] for row in bad if row["kind"] == kind)
         paths = [row["path"] for row in bad if row["kind"] == kind and row["step"] == first]
-        yield f"NaN or infinity in {kind}, first at step {first:,}: {_listed(paths)}"
+        yield f"NaN or infinity in {kind}, first at {report.step_name} {first:,}: {_listed(paths)}"
     last = [row for row in rows if row["step"] == report.steps[-1]]
     silent = [r["path"] for r in last if r["kind"] == "gradients" and r["zero_fraction"] == 1]
     if silent:
-        yield f"Gradients that are zero throughout at the last step: {_listed(silent)}"
+        yield f"Gradients zero throughout at the last {report.step_name}: {_listed(silent)}"
     dead = [
         f"{row['path']} ({row['dead_units']} of {row['units']})"
         for row in last
         if row["units"] and row["dead_units"] >= row["units"] / 2
     ]
     if dead:
-        yield f"Half or more of the units are dead at the last step: {_listed(dead)}"
+        yield f"Half or more of the units are dead at the last {report.step_name}: {_listed(dead)}"
     metrics = report._records[-1].metrics
     lost = [name for name, value in metrics.items() if value != value or abs(value) == float("inf")]
     if lost:
-        yield f"Metrics that are not finite at the last step: {_listed(lost)}"
+        yield f"Metrics that are not finite at the last {report.step_name}: {_listed(lost)}"
 
 
 def _listed(paths: Sequence[str]) -> str:

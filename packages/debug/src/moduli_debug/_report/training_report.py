@@ -74,6 +74,7 @@ class TrainingReport:
     Args:
       title: the heading of the page.
       parameters: which Variables of the model are parameters, a filter.
+      step_name: what the pictures call a step, such as ``"epoch"``.
 
     Example:
       >>> import jax.numpy as jnp, moduli as nnx
@@ -93,8 +94,14 @@ class TrainingReport:
       Evaluation", https://cs231n.github.io/neural-networks-3/#ratio
     """
 
-    def __init__(self, title: str = "Training report", *, parameters: Any = moduli.Param):
-        self.title = title
+    def __init__(
+        self,
+        title: str = "Training report",
+        *,
+        parameters: Any = moduli.Param,
+        step_name: str = "step",
+    ):
+        self.title, self.step_name = title, step_name
         self._parameters = parameters
         self._records: list[_Record] = []
         self._stride = 1
