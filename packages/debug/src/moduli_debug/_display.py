@@ -32,7 +32,7 @@ def display(*objects: Any) -> None:
       >>> import jax.numpy as jnp, moduli as nnx
       >>> from moduli_debug import display
       >>> display(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)).kernel)
-      Param(float32[2, 3])
+      Param(float32[2, 3] ...)
       >>> display({"loss": jnp.array(0.5), "seen": [jnp.ones((4, 4)), "a"]})
       {
         'loss': float32[] 0.5,

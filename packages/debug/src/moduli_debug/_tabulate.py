@@ -87,7 +87,7 @@ def tabulate(
       >>> summary = tabulate(model, jax.ShapeDtypeStruct((1, 4), jnp.float32))
       >>> for row in summary.rows:
       ...     print(row.name or "(model)", row.outputs.shape, row.sizes["Param"].count, row.flops)
-      (model) (1, 2) 58 122.0
+      (model) (1, 2) 58 114.0
       layers/0 (1, 8) 40 72.0
       layers/2 (1, 2) 18 34.0
     """

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import treescope
-from treescope import formatting_util, repr_lib
-
 import moduli
 
 __all__ = ["Drawn"]
@@ -25,6 +22,8 @@ class Drawn:
     """
 
     def __init__(self, value: Any, text: str):
+        import treescope
+
         self._text = text
         with (
             treescope.active_renderer.set_scoped(
@@ -42,6 +41,8 @@ class Drawn:
 
 
 def _draw(node: Any, path: str | None, subtree_renderer: Any) -> Any:
+    from treescope import formatting_util, repr_lib
+
     if isinstance(node, moduli.Variable):
         attributes = {"value": node.get_raw_value(), **node.get_metadata()}
     elif isinstance(node, moduli.State):
