@@ -52,6 +52,19 @@ def _linear(values: Values, x: jax.Array) -> Any:
     return x @ values["kernel"] + values["bias"], {}
 
 
+def _einsum(values: Values, x: jax.Array) -> Any:
+    return jnp.einsum("bti,hid->bthd", x, values["kernel"]) + values["bias"], {}
+
+
+def _lora_linear(values: Values, x: jax.Array) -> Any:
+    adapted = x @ values["lora.lora_a"] @ values["lora.lora_b"]
+    return x @ values["kernel"] + values["bias"] + adapted, {}
+
+
+def _prelu(values: Values, x: jax.Array) -> Any:
+    return jnp.where(x >= 0, x, values["negative_slope"] * x), {}
+
+
 def _linear_general(values: Values, x: jax.Array) -> Any:
     return jnp.einsum("bti,ihd->bthd", x, values["kernel"]) + values["bias"], {}
 
@@ -117,6 +130,11 @@ def _group_norm(values: Values, x: jax.Array) -> Any:
     return normal * values["scale"] + values["bias"], {}
 
 
+def _instance_norm(values: Values, x: jax.Array) -> Any:
+    mean, var = _moments(x, (1, 2))
+    return (x - mean) * (lax.rsqrt(var + 1e-6) * values["scale"]) + values["bias"], {}
+
+
 def _dropout(values: Values, x: jax.Array) -> Any:
     key = jax.random.fold_in(values["rngs.key"], values["rngs.count"])
     kept = jax.random.bernoulli(key, 0.9, x.shape)
@@ -131,6 +149,52 @@ def _attention(values: Values, x: jax.Array) -> Any:
     q, k, v = project("query"), project("key"), project("value")
     out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     return jnp.einsum("bthd,hdo->bto", out, values["out.kernel"]) + values["out.bias"], {}
+
+
+def _simple(values: Values, x: jax.Array) -> Any:
+    dense, bias = values["cell.dense_i.kernel"], values["cell.dense_i.bias"]
+    hidden = values["cell.dense_h.kernel"]
+
+    def step(h: jax.Array, x: jax.Array) -> Any:
+        h = jnp.tanh(x @ dense + bias + h @ hidden)
+        return h, h
+
+    zeros = jnp.zeros((x.shape[0], hidden.shape[0]))
+    _, outputs = lax.scan(step, zeros, jnp.swapaxes(x, 0, 1))
+    return jnp.swapaxes(outputs, 0, 1), {}
+
+
+def _lstm_by_gates(values: Values, x: jax.Array) -> Any:
+    ours = [values[f"cell.{name}.kernel"] for name in ("ii", "if_", "ig", "io")]
+    hidden = [values[f"cell.h{gate}.kernel"] for gate in "ifgo"]
+    biases = [values[f"cell.h{gate}.bias"] for gate in "ifgo"]
+    zeros = jnp.zeros((x.shape[0], biases[0].shape[0]))
+
+    def step(carry: Any, x: jax.Array) -> Any:
+        c, h = carry
+        i, f, g, o = (
+            x @ own + (h @ other + bias)
+            for own, other, bias in zip(ours, hidden, biases, strict=True)
+        )
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (c, h), h
+
+    _, outputs = lax.scan(step, (zeros, zeros), jnp.swapaxes(x, 0, 1))
+    return jnp.swapaxes(outputs, 0, 1), {}
+
+
+def _bidirectional(values: Values, x: jax.Array) -> Any:
+    def direction(name: str) -> Values:
+        return {
+            key.removeprefix(f"{name}."): value
+            for key, value in values.items()
+            if key.startswith(f"{name}.")
+        }
+
+    forth, _ = _gru(direction("forward_rnn"), x)
+    back, _ = _gru(direction("backward_rnn"), jnp.flip(x, 1))
+    return jnp.concatenate([forth, jnp.flip(back, 1)], -1), {}
 
 
 def _lstm(values: Values, x: jax.Array) -> Any:
@@ -177,6 +241,19 @@ CASES: dict[str, Case] = {
         (8, 512, 256),
         _linear_general,
     ),
+    "Einsum 256 to (8, 32), 8 x 512": Case(
+        "Einsum",
+        lambda nnx, r: nnx.Einsum("bti,hid->bthd", (8, 256, 32), (8, 32), rngs=r),
+        (8, 512, 256),
+        _einsum,
+    ),
+    "LoRALinear of rank 8, 512 to 512, 1024 rows": Case(
+        "LoRALinear",
+        lambda nnx, r: nnx.LoRALinear(512, 512, lora_rank=8, rngs=r),
+        (1024, 512),
+        _lora_linear,
+    ),
+    "PReLU, 16 x 512 x 256": Case("PReLU", lambda nnx, r: nnx.PReLU(), (16, 512, 256), _prelu),
     "Conv 3 x 3, 32 to 32, 16 x 32^2": Case(
         "Conv", lambda nnx, r: nnx.Conv(32, 32, (3, 3), rngs=r), (16, 32, 32, 32), _conv(1)
     ),
@@ -214,6 +291,12 @@ CASES: dict[str, Case] = {
         (16, 32, 32, 64),
         _group_norm,
     ),
+    "InstanceNorm, 16 x 32^2 x 64": Case(
+        "InstanceNorm",
+        lambda nnx, r: nnx.InstanceNorm(64, rngs=r),
+        (16, 32, 32, 64),
+        _instance_norm,
+    ),
     "Dropout, 16 x 512 x 256": Case(
         "Dropout", lambda nnx, r: nnx.Dropout(0.1, rngs=r), (16, 512, 256), _dropout
     ),
@@ -224,6 +307,25 @@ CASES: dict[str, Case] = {
         _attention,
         lambda layer, x: layer(x, is_causal=True),
     ),
+    "the same with 2 heads of keys": Case(
+        "MultiHeadAttention",
+        lambda nnx, r: nnx.MultiHeadAttention(8, 256, num_kv_heads=2, decode=False, rngs=r),
+        (4, 512, 256),
+        _attention,
+        lambda layer, x: layer(x, is_causal=True),
+    ),
+    "RNN(SimpleCell), 16 x 512 x 128": Case(
+        "SimpleCell",
+        lambda nnx, r: nnx.RNN(nnx.SimpleCell(128, 128, rngs=r)),
+        (16, 512, 128),
+        _simple,
+    ),
+    "RNN(LSTMCell), 16 x 512 x 128": Case(
+        "LSTMCell",
+        lambda nnx, r: nnx.RNN(nnx.LSTMCell(128, 128, rngs=r)),
+        (16, 512, 128),
+        _lstm_by_gates,
+    ),
     "RNN(OptimizedLSTMCell), 16 x 512 x 128": Case(
         "OptimizedLSTMCell",
         lambda nnx, r: nnx.RNN(nnx.OptimizedLSTMCell(128, 128, rngs=r)),
@@ -232,6 +334,14 @@ CASES: dict[str, Case] = {
     ),
     "RNN(GRUCell), 16 x 512 x 128": Case(
         "GRUCell", lambda nnx, r: nnx.RNN(nnx.GRUCell(128, 128, rngs=r)), (16, 512, 128), _gru
+    ),
+    "Bidirectional(RNN(GRUCell)), 8 x 512 x 64": Case(
+        "Bidirectional",
+        lambda nnx, r: nnx.Bidirectional(
+            *(nnx.RNN(nnx.GRUCell(64, 64, rngs=r)) for _ in range(2)), rngs=r
+        ),
+        (8, 512, 64),
+        _bidirectional,
     ),
 }
 """Name in the report -> the layer."""
