@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("COLUMNS", None)  # else tables have the width of the terminal that started the tests
 # Most of the tests' time is XLA compiling small programs, each of them in every process that needs
 # it. Here they share them, and a second run finds those of the first.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache"))
