@@ -379,3 +379,26 @@ def test_what_is_compiled_ahead_of_time_stays_as_it_is():
     assert entries == []
     _, entries = record(lambda model, x: run.lower(model, x).compile()(model, x), model, X)
     assert entries == []
+
+
+@pytest.mark.parametrize("transform", ["cond", "fori_loop"])
+def test_without_a_recording_a_plugin_sees_a_branch_and_a_body_once(transform):
+    seen = []
+
+    class Paths:
+        @nnx.hookimpl
+        def moduli_before_call(self, path):
+            seen.append(path)
+
+    class Chooses(nnx.Module):
+        def __init__(self):
+            self.a, self.b = Leaf(), Leaf()
+
+        def __call__(self, x):
+            if transform == "cond":
+                return nnx.cond(x.sum() > 0, lambda m, x: m.a(x), lambda m, x: m.b(x), self, x)
+            return nnx.fori_loop(0, 3, lambda i, c: (c[0], c[0].a(c[1])), (self, x))[1]
+
+    with nnx.using(Paths()):
+        Chooses()(X)
+    assert seen == ([(), ("a",), ("b",)] if transform == "cond" else [(), ("a",)])

@@ -29,6 +29,7 @@ __all__ = [
     "Place",
     "Recording",
     "RecordingKey",
+    "around",
     "inside",
     "recording",
     "recordings",
@@ -424,7 +425,7 @@ def recording(
     """
     from moduli._tape import Tape
 
-    check_owner(owner)
+    _check_owner(owner)
     tape = Tape()
     entries = given.items() if isinstance(given, Mapping) else given
     for item in entries:
@@ -444,7 +445,7 @@ def around(module: Any) -> Recording:
     return opened
 
 
-def check_owner(owner: Any) -> None:
+def _check_owner(owner: Any) -> None:
     """Raises if an owner cannot be part of a key."""
     try:
         hash(owner)

@@ -36,7 +36,8 @@ Where they are
 What they hand out
     A value that a hook sees inside of a transform is a tracer. ``moduli.plugins.recording`` starts
     a recording, ``moduli.plugins.recordings()`` finds it in a hook, and ``record`` hands a value
-    out of every transform around; see :func:`moduli.plugins.recording`.
+    out of every transform around; see :func:`moduli.plugins.recording`. While one runs, the
+    branches of ``cond`` and ``switch`` are traced twice, to find what each records.
 
 When they raise
     *Observing* hooks (what they return is data for moduli, not a value of the model): a plugin that

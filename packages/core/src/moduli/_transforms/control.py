@@ -160,7 +160,7 @@ def _branch(
         return pure
 
     pures = [pure_of(number, function) for number, function in enumerate(functions)]
-    alike = record_alike(call, inners) if call.binding.recordings else None
+    alike = record_alike(call, inners) if call.binding.keeps_records else None
     out, values = choose(pures, call.dynamic)
     written = set().union(*[result.written for result in results.values()])
     one = next(iter(results.values()))  # all are alike; under jax.disable_jit only one has run

@@ -101,6 +101,11 @@ class Binding:
             return (self.template, self.names, *graphdefs, self.recordings)
         return (self.template, self.names, *graphdefs)
 
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is recorded inside has to be handed out."""
+        return any(key.has_tape for key in self.recordings)
+
     def values(self) -> list[list[Any]]:
         """The values of all graphs, a list for each of ``flats``."""
         return [list(map(_read_value, flat.holders)) for flat in self.flats]

@@ -122,7 +122,7 @@ def fori_loop(
         return _only_carry(call, body, carry)
 
     lower, upper = _value_of(lower), _value_of(upper)
-    if call.binding.recordings and isinstance(lower, int) and isinstance(upper, int):
+    if call.binding.keeps_records and isinstance(lower, int) and isinstance(upper, int):
         return _stacked(make_body, call, index, lower, upper, unroll)
     body = make_body(lambda frame: None)
     carry = jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll)
@@ -187,7 +187,7 @@ def _value_of(item: Any) -> Any:
 
 def _only_carry(call: LabelledCall, body: LoopBody, carry: Any) -> list[Any]:
     carry, stacked = body.step(carry, [])
-    if any(stacked) and call.binding.recordings:
+    if any(stacked) and call.binding.keeps_records:
         raise errors.StructureError(
             f"{call.transform}: {body.stacked_names[0]} (by moduli.capture, for example) in "
             f"{call.function} cannot be stacked, as the number of steps is not known; use "

@@ -343,9 +343,16 @@ class Run:
                 if fault.number < 0:
                     return [Value(array) for array in _repaired(arrays, fault.masks)]
                 faults = direct = 1 << fault.number
-            if is_backward(where.scopes):
-                self._activate(faults, where.key)
-                direct = 0
+            return self._spread(arrays, bad, faults, direct, where)
+        return [Value(array) for array in arrays]
+
+    def _spread(
+        self, arrays: Sequence[Any], bad: list[bool], faults: int, direct: int, where: _Where
+    ) -> list[Value]:
+        """Notes in the values that are not finite which faults made them so."""
+        if is_backward(where.scopes):
+            self._activate(faults, where.key)
+            direct = 0
         return [
             self._spoiled(array, faults, direct) if is_bad else Value(array)
             for array, is_bad in zip(arrays, bad, strict=True)
@@ -383,13 +390,7 @@ class Run:
             if not any(bad):
                 return [Value(array) for array in arrays]
             if faults:
-                if is_backward(where.scopes):
-                    self._activate(faults, where.key)
-                    direct = 0
-                return [
-                    self._spoiled(array, faults, direct) if is_bad else Value(array)
-                    for array, is_bad in zip(arrays, bad, strict=True)
-                ]
+                return self._spread(arrays, bad, faults, direct, where)
         return self._closed(body, inputs, where)
 
     def _scan(self, eqn: Any, inputs: list[Value], where: _Where) -> list[Value]:

@@ -309,14 +309,20 @@ def _draw_metrics(report: TrainingReport) -> Figure:
     return figure
 
 
+def _side_by_side(count: int, titles: tuple[str, str]) -> tuple[Figure, Any, Any, bool]:
+    """Makes a figure of two panels for so many tensors; says too whether these are lines."""
+    figure = _new_figure(_height(count))
+    left, right = figure.subplots(1, 2)
+    left.set_title(titles[0], fontsize="medium")
+    right.set_title(titles[1], fontsize="medium")
+    return figure, left, right, count <= _LINES
+
+
 def _draw_activations(report: TrainingReport) -> Figure:
     spread = _series(report, "activations", "std")
     mean = _series(report, "activations", "mean")
-    figure = _new_figure(_height(len(spread.labels)))
-    left, right = figure.subplots(1, 2)
-    lines = len(spread.labels) <= _LINES
-    left.set_title("Spread of the outputs", fontsize="medium")
-    right.set_title("Mean of the outputs", fontsize="medium")
+    titles = ("Spread of the outputs", "Mean of the outputs")
+    figure, left, right, lines = _side_by_side(len(spread.labels), titles)
     _draw_over_time(left, spread, "standard deviation", log=True, named=not lines)
     _draw_over_time(right, mean, "mean", named=lines)
     return figure
@@ -327,11 +333,8 @@ def _draw_dead_units(report: TrainingReport) -> Figure:
     zeros = _series(report, "activations", "zero_fraction")
     kept = [number for number, name in enumerate(zeros.labels) if name in set(dead.labels)]
     zeros = _Series(dead.labels, zeros.steps, zeros.values[kept], zeros.step_name)
-    figure = _new_figure(_height(len(dead.labels)))
-    left, right = figure.subplots(1, 2)
-    lines = len(dead.labels) <= _LINES
-    left.set_title("Dead units: zero for the whole batch", fontsize="medium")
-    right.set_title("Zeros", fontsize="medium")
+    titles = ("Dead units: zero for the whole batch", "Zeros")
+    figure, left, right, lines = _side_by_side(len(dead.labels), titles)
     _draw_over_time(left, dead, "share of the units", limits=(0, 1), named=not lines)
     _draw_over_time(right, zeros, "share of the values", limits=(0, 1), named=lines)
     return figure
@@ -366,11 +369,8 @@ def _draw_updates(report: TrainingReport) -> Figure:
 def _draw_parameters(report: TrainingReport) -> Figure:
     norms = _series(report, "parameters", "norm")
     spread = _series(report, "parameters", "std")
-    figure = _new_figure(_height(len(norms.labels)))
-    left, right = figure.subplots(1, 2)
-    lines = len(norms.labels) <= _LINES
-    left.set_title("Norm of the parameters", fontsize="medium")
-    right.set_title("Spread of the parameters", fontsize="medium")
+    titles = ("Norm of the parameters", "Spread of the parameters")
+    figure, left, right, lines = _side_by_side(len(norms.labels), titles)
     _draw_over_time(left, norms, "norm", log=True, named=not lines)
     _draw_over_time(right, spread, "standard deviation", log=True, named=lines)
     return figure
