@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-__all__ = ["PyTreeDef", "Tracer", "eager_trace_state", "is_key_array", "trace_state"]
+__all__ = ["PyTreeDef", "Tracer", "eager_trace_state", "is_eager", "is_key_array", "trace_state"]
 
 _get_trace_state: Callable[[], Any] | None = None
+_eager: Any = None
 
 
 def trace_state() -> Any:
@@ -32,14 +32,21 @@ def _find_trace_state() -> Callable[[], Any]:
     return get_opaque_trace_state
 
 
-@functools.cache
 def eager_trace_state() -> Any:
     """Returns the token of no trace at all: that of a new thread, where none has begun."""
-    tokens: list[Any] = []
-    thread = threading.Thread(target=lambda: tokens.append(trace_state()))
-    thread.start()
-    thread.join()
-    return tokens[0]
+    global _eager
+    if _eager is None:
+        tokens: list[Any] = []
+        thread = threading.Thread(target=lambda: tokens.append(trace_state()))
+        thread.start()
+        thread.join()
+        _eager = tokens[0]
+    return _eager
+
+
+def is_eager() -> bool:
+    """Says whether no JAX trace is running."""
+    return (_get_trace_state or _find_trace_state())() == (_eager or eager_trace_state())
 
 
 PyTreeDef = jax.tree_util.PyTreeDef

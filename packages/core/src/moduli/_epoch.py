@@ -1,5 +1,7 @@
 """The structure epoch: one number that moves when the structure of a cached graph may have changed.
 
+It moves as well when other plugins come into force in the whole program (not in a block).
+
 Lifted functions compare it with the number they saw last. While it stands still, nothing that
 they have flattened can have another structure, and the whole check of a call is one comparison.
 Writing *values* never moves it, nor does building objects that no cached flatten has met.

@@ -215,15 +215,14 @@ class BatchNorm(Norm):
             batch = self._batch_statistics(wide, axis, mask)
             self._update(mean, var, batch)
             mean, var = batch.mean, batch.var
-        shape = tuple(size if i == axis else 1 for i, size in enumerate(inputs.shape))
         y = normalize(
             wide,
             mean,
             var,
             scale,
             bias,
-            stats_shape=shape,
-            feature_shape=shape,
+            stats_axes=(axis,),
+            feature_axes=(axis,),
             epsilon=self.epsilon,
         )
         return y.astype(inputs.dtype)

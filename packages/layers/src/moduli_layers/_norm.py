@@ -37,10 +37,6 @@ def static_axes(axes: Axes) -> int | tuple[int, ...]:
     return tuple(axes) if isinstance(axes, Sequence) else axes
 
 
-def _one(size: int, axis: int, kept: tuple[int, ...]) -> int:
-    return size if axis in kept else 1
-
-
 class Norm(moduli.Module):
     """Base of layers that shift and scale by statistics, then by learned parameters.
 
@@ -164,8 +160,8 @@ class Norm(moduli.Module):
             found.var,
             scale,
             bias,
-            stats_shape=tuple(_one(size, i, kept) for i, size in enumerate(x.shape)),
-            feature_shape=tuple(_one(size, i, features) for i, size in enumerate(x.shape)),
+            stats_axes=kept,
+            feature_axes=tuple(sorted(features)),
             epsilon=self.epsilon,
         )
         return y.astype(inputs.dtype)

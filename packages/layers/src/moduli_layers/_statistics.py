@@ -139,7 +139,7 @@ def moments(
     return Moments(mean, var, count)
 
 
-@functools.partial(remembered, static_argnames=("stats_shape", "feature_shape", "epsilon"))
+@functools.partial(remembered, static_argnames=("stats_axes", "feature_axes", "epsilon"))
 def normalize(
     x: jax.Array,
     mean: jax.Array | None,
@@ -147,8 +147,8 @@ def normalize(
     scale: jax.Array | None,
     bias: jax.Array | None,
     *,
-    stats_shape: tuple[int, ...],
-    feature_shape: tuple[int, ...],
+    stats_axes: tuple[int, ...],
+    feature_axes: tuple[int, ...],
     epsilon: float,
 ) -> jax.Array:
     """Computes ``(x - mean) / sqrt(var + epsilon) * scale + bias``.
@@ -159,17 +159,26 @@ def normalize(
       var: their variance.
       scale: factors of the features; None for one.
       bias: what is added to the features; None for zero.
-      stats_shape: shape that broadcasts to that of ``x``, to which mean and variance are brought.
-      feature_shape: the same for scale and bias.
+      stats_axes: the axes of ``x`` that mean and variance have, ascending.
+      feature_axes: the axes of ``x`` that scale and bias have, ascending; flattened there.
       epsilon: added to the variance.
     """
-    real = jnp.finfo(x.dtype).dtype
-    factor = lax.rsqrt(var.astype(real).reshape(stats_shape) + epsilon).astype(x.dtype)
-    if scale is not None:
-        factor = factor * scale.astype(x.dtype).reshape(feature_shape)
-    y = x if mean is None else x - mean.astype(x.dtype).reshape(stats_shape)
+
+    def along(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        # expand_dims, not reshape: XLA merges it with the broadcast that follows
+        values = values.astype(x.dtype).reshape([x.shape[axis] for axis in axes])
+        return lax.expand_dims(values, [axis for axis in range(x.ndim) if axis not in axes])
+
+    factor = lax.rsqrt(var.astype(jnp.finfo(x.dtype).dtype) + epsilon).astype(x.dtype)
+    if scale is None:
+        factor = along(factor, stats_axes)
+    elif stats_axes == feature_axes:  # multiplied while both are small
+        factor = along(factor.reshape(scale.shape) * scale.astype(x.dtype), stats_axes)
+    else:
+        factor = along(factor, stats_axes) * along(scale, feature_axes)
+    y = x if mean is None else x - along(mean, stats_axes)
     y = y * factor
-    return y if bias is None else y + bias.astype(x.dtype).reshape(feature_shape)
+    return y if bias is None else y + along(bias, feature_axes)
 
 
 def _size_squared(x: jax.Array) -> jax.Array:

@@ -108,6 +108,10 @@ class Flat:
             self._ids = frozenset(map(id, self.objects))
         return self._ids
 
+    def unchanged_since(self) -> int | None:
+        """The epoch up to which the structure is known to hold; None if it has to be watched."""
+        return None if self._watched else self._epoch
+
     def is_current(self) -> bool:
         """Says whether the structure is still the one that was flattened."""
         if self._watched:

@@ -17,6 +17,7 @@ from moduli._plugins.dispatch import call_first as call_first
 from moduli._plugins.dispatch import collect as collect
 from moduli._plugins.dispatch import instrumented as instrumented
 from moduli._plugins.dispatch import module_created as module_created
+from moduli._plugins.dispatch import plugin_block as plugin_block
 from moduli._plugins.dispatch import using as using
 from moduli._plugins.dispatch import value_written as value_written
 from moduli._plugins.dispatch import watches_creation as watches_creation

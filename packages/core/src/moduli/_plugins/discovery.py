@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from moduli._epoch import EPOCH
 from moduli._plugins import specs
 from moduli._plugins.entry_points import installed, load, record_of
 from moduli._plugins.inspection import Plugin
@@ -55,6 +56,7 @@ def rediscover() -> None:
     global found
     with _lock:
         found = None
+        EPOCH[0] += 1
         specs.forget_installed()
 
 
@@ -76,6 +78,7 @@ def _discover() -> PluginSet:
     with _lock:  # two threads may both have loaded them; the first one's set holds
         if found is None:
             found, _records = plugins, known
+            EPOCH[0] += 1
         plugins, known = found, list(_records)
     report(known)
     return plugins

@@ -25,6 +25,7 @@ __all__ = [
     "collect",
     "instrumented",
     "module_created",
+    "plugin_block",
     "using",
     "value_written",
     "watches_creation",
@@ -35,6 +36,9 @@ __all__ = [
 _overlay: contextvars.ContextVar[PluginSet | None] = contextvars.ContextVar(
     "moduli_plugins", default=None
 )
+plugin_block = _overlay.get
+"""Returns the plugins of the innermost ``using`` block, None outside of one."""
+
 _here = threading.local()
 _PROVIDERS = {"moduli_sow": ("Module.sow", "debug"), "moduli_perturb": ("Module.perturb", "debug")}
 _MAPPINGS = ("moduli_variable_names", "moduli_mode_attributes")

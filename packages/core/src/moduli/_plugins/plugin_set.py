@@ -9,6 +9,7 @@ from typing import Any
 
 import pluggy
 
+from moduli._epoch import EPOCH
 from moduli._plugins import specs
 from moduli._plugins.inspection import Plugin, check_hooks
 from moduli._plugins.markers import PROJECT
@@ -214,3 +215,4 @@ def _rebuild_where(concerned: Any) -> None:
         for plugins in list(_sets):
             if concerned(plugins):
                 plugins.rebuild()
+        EPOCH[0] += 1

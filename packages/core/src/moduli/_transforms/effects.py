@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from moduli._compat import eager_trace_state, trace_state
+from moduli._compat import is_eager, trace_state
 from moduli._graph.flatten import Flat, Slot
 from moduli._graph.graphdef import NODE, VARIABLE, GraphDef
 from moduli._graph.nodes import check_mutable
@@ -69,7 +69,7 @@ class Effects:
         Raises:
           TraceError: if the caller's objects belong to another trace than the current one.
         """
-        if outputs and trace_state() != eager_trace_state():
+        if outputs and not is_eager():
             self._check(flats)
         new = iter(outputs)
         for number, getter in self._groups:
@@ -295,5 +295,5 @@ class Packed:
 jax.tree_util.register_pytree_node(
     Packed,
     lambda packed: (packed.parts, packed.effects),
-    lambda effects, parts: Packed(effects, parts),
+    Packed,  # its arguments are those of an unflattener
 )

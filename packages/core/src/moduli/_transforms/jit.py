@@ -17,7 +17,8 @@ from moduli._static import UnhashableStatic, static_key
 from moduli._transforms.arguments import Function, unbound
 from moduli._transforms.effects import Packed
 from moduli._transforms.layout import Layout
-from moduli._transforms.lift import Binding, Frame, Signature, bind
+from moduli._transforms.lift import Binding, Frame, Signature, bind, read_value
+from moduli._transforms.shortcut import Shortcut
 from moduli._transforms.stages import Lowered, Traced
 
 __all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]
@@ -54,26 +55,33 @@ class JitWrapped:
         self._plain = not (static_argnums or static_argnames or self._function.has_module_defaults)
         self._options = options
         self._programs: dict[Any, Any] = {}
+        self._shortcut: Shortcut | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the compiled function; compiles it first for a new structure."""
+        shortcut = self._shortcut
+        taken = None if shortcut is None else shortcut.take(args, kwargs)
+        program, flats, plain = taken or self._find(args, kwargs)
+        values = [list(map(read_value, flat.holders)) for flat in flats]
+        if program.simple:
+            packed = program.jitted(values, plain)
+            return packed.effects.apply(flats, values, *packed.parts)
+        packed = program.run(program.jitted, values, plain)
+        effects, out, outputs = program.unpack(packed)
+        return effects.apply(flats, values, out, outputs)
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
+        """Returns the program, the flattened roots and the other arguments of a call."""
         if not self._plain:
-            return self._call_static(args, kwargs)
+            program, binding = self._prepare(args, kwargs, recorded=True)
+            return program, binding.flats, binding.plain
         binding = bind(args, kwargs)
         key = (binding.signature, _plugins.active().token)
         program = self._programs.get(key)
         if program is None:
             program = self._programs[key] = self._compile(binding, args, kwargs, len(args), (), {})
-        return self._run(program, binding)
-
-    def _run(self, program: Any, binding: Binding) -> Any:
-        values = binding.values()
-        if program.simple:
-            packed = program.jitted(values, binding.plain)
-            return packed.effects.apply(binding.flats, values, *packed.parts)
-        packed = program.run(program.jitted, values, binding.plain)
-        effects, out, outputs = program.unpack(packed)
-        return effects.apply(binding.flats, values, out, outputs)
+        self._shortcut = Shortcut.after(binding, program)
+        return program, binding.flats, binding.plain
 
     def _prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, recorded: bool = False
@@ -108,9 +116,6 @@ class JitWrapped:
             self._programs[key] = program
         return program, binding
 
-    def _call_static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._run(*self._prepare(args, kwargs, recorded=True))
-
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Traces the function for these arguments, without running it.
 
@@ -143,10 +148,12 @@ class JitWrapped:
 
     def clear_cache(self) -> None:
         """Forgets all compiled programs."""
+        self._shortcut = None
         self._programs.clear()
 
     def forget(self, token: Any) -> None:
         """Forgets the programs of plugins that exist no more."""
+        self._shortcut = None
         for key in [key for key in list(self._programs) if key[1] is token]:
             self._programs.pop(key, None)
 

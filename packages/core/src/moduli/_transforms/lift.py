@@ -36,7 +36,16 @@ from moduli._sites import describe_place
 from moduli._transforms.effects import ChangedEffects, Effects
 from moduli._variable import _EMPTY, Variable
 
-__all__ = ["Binding", "Frame", "Signature", "bind", "is_tape_name"]
+__all__ = [
+    "Binding",
+    "Frame",
+    "Signature",
+    "bind",
+    "is_plain",
+    "is_tape_name",
+    "plain_types",
+    "read_value",
+]
 
 _PASS, _ROOT, _TREE = range(3)
 _TAPE = "the recording"  # no name that Python would take for an argument
@@ -52,17 +61,29 @@ _LEAF_TYPES = (
     bytes,
     type(None),
 )
-_pass_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
-_read_value = operator.attrgetter("_value")
+plain_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
+read_value = operator.attrgetter("_value")
 
 
 def _kind(value: Any) -> int:
     if isinstance(value, (Node, Variable)):
         return _ROOT
+    return _PASS if is_plain(value) else _TREE
+
+
+def is_plain(value: Any) -> bool:
+    """Says of a value that it goes straight to JAX; False if that takes a closer look."""
+    cls = value.__class__
+    if cls in plain_types:
+        return True
+    if cls is dict:
+        return all(map(is_plain, value.values()))
+    if cls is tuple or cls is list:
+        return all(map(is_plain, value))
     if isinstance(value, _LEAF_TYPES):
-        _pass_types.add(value.__class__)
-        return _PASS
-    return _TREE
+        plain_types.add(cls)
+        return True
+    return False
 
 
 class Binding:
@@ -108,7 +129,7 @@ class Binding:
 
     def values(self) -> list[list[Any]]:
         """The values of all graphs, a list for each of ``flats``."""
-        return [list(map(_read_value, flat.holders)) for flat in self.flats]
+        return [list(map(read_value, flat.holders)) for flat in self.flats]
 
 
 def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = True) -> Binding:
@@ -130,7 +151,7 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
         names = tuple(sorted(kwargs))
         args = (*args, *[kwargs[name] for name in names])
     for arg in args:
-        kind = _PASS if arg.__class__ in _pass_types else _kind(arg)
+        kind = _PASS if arg.__class__ in plain_types else _kind(arg)
         if kind == _PASS:
             plain.append(arg)
         elif kind == _ROOT:

@@ -1,0 +1,91 @@
+"""The shortcut of a call that differs from the last one in nothing but values.
+
+That is what a training loop does: the same modules, step after step. ``bind`` would find the same
+structure and the same program again; the shortcut knows them by a few identities, at a third of
+the price. It stands aside where plugins are turned on for a block or a recording is running.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moduli._epoch import EPOCH
+from moduli._graph.flatten import Flat
+from moduli._plugins import plugin_block
+from moduli._recordings import recordings
+from moduli._transforms.lift import Binding, is_plain, plain_types
+
+__all__ = ["Shortcut"]
+
+
+class Shortcut:
+    """The program of the last call, and by what to know a call that may run it too.
+
+    It keeps no module alive: a Flat dies with its root.
+    """
+
+    __slots__ = ("_count", "_epoch", "_names", "_plain", "_program", "_roots")
+
+    @classmethod
+    def after(cls, binding: Binding, program: Any) -> Shortcut | None:
+        """Returns the shortcut for calls like this one; None if there is no simple one.
+
+        Args:
+          binding: the arguments of the call.
+          program: its program.
+        """
+        flats, template = binding.flats, binding.template
+        places = [index for index, kind in enumerate(template) if kind]
+        if plugin_block() or binding.recordings or len(flats) != len(places):
+            return None  # (roots that share objects are one graph)
+        if not all(isinstance(flat, Flat) for flat in flats) or any(
+            isinstance(kind, tuple) for kind in template
+        ):
+            return None
+        epochs = {flat.unchanged_since() for flat in flats} or {EPOCH[0]}
+        if len(epochs) > 1 or None in epochs:
+            return None
+        self = object.__new__(cls)
+        self._program, self._epoch, self._names = program, epochs.pop(), binding.names
+        self._count = len(template)
+        self._roots = [(n, weakref.ref(flat)) for n, flat in zip(places, flats, strict=True)]
+        others = [index for index, kind in enumerate(template) if not kind]
+        self._plain = [
+            (n, arg.__class__ if arg.__class__ in plain_types else None)
+            for n, arg in zip(others, binding.plain, strict=True)
+        ]
+        return self
+
+    def take(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, list[Flat], list[Any]] | None:
+        """Returns the program, the flattened roots and the other arguments of a call.
+
+        None if the call is another one.
+        """
+        if self._epoch != EPOCH[0] or recordings() or plugin_block():
+            return None
+        if kwargs or self._names:
+            if len(kwargs) != len(self._names):
+                return None
+            try:
+                args = (*args, *[kwargs[name] for name in self._names])
+            except KeyError:
+                return None
+        if len(args) != self._count:
+            return None
+        flats = []
+        for index, ref in self._roots:
+            flat = ref()
+            if flat is None or flat.objects[0] is not args[index]:
+                return None
+            flats.append(flat)
+        plain = []
+        for index, cls in self._plain:
+            arg = args[index]
+            if arg.__class__ is not cls and not is_plain(arg):
+                return None
+            plain.append(arg)
+        return self._program, flats, plain

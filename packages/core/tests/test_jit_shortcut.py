@@ -1,0 +1,208 @@
+"""The shortcut of jitted calls: when it is taken, and that it never stands for another call.
+
+Whether a call takes it is seen by counting the calls of ``bind``, which it leaves out.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from core_models import MLP, Norm
+
+import moduli as nnx
+from moduli import _plugins
+from moduli._transforms import jit as jit_module
+
+X = jnp.arange(6.0).reshape(2, 3)
+
+
+@pytest.fixture
+def binds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the calls that were taken apart the long way: its only element."""
+    count = [0]
+    real = jit_module.bind
+
+    def counted(*args, **kwargs):
+        count[0] += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(jit_module, "bind", counted)
+    return count
+
+
+class Scale(nnx.Module):
+    def __init__(self, value: float = 2.0):
+        self.w = nnx.Param(jnp.array(value))
+        self.power = 1
+        self.calls = nnx.Variable(jnp.array(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.calls.value += 1
+        return self.w * x**self.power
+
+
+@nnx.jit
+def call(model, x):
+    return model(x)
+
+
+def test_equal_calls_are_bound_once_and_still_do_what_they_should(binds):
+    model, eager = Norm(3), Norm(3)
+    for step in range(4):
+        np.testing.assert_allclose(call(model, X + step), eager(X + step), rtol=1e-6)
+        np.testing.assert_allclose(model.mean, eager.mean, rtol=1e-6)
+    assert binds == [1]
+
+
+def test_new_values_and_shapes_do_not_end_it(binds):
+    model = Scale()
+    assert call(model, jnp.ones(2)).shape == (2,)
+    model.w.value = jnp.array(5.0)
+    np.testing.assert_array_equal(call(model, jnp.ones(3)), [5.0] * 3)
+    assert binds == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda model: setattr(model, "power", 2), 18.0),
+        (lambda model: setattr(model, "w", nnx.Param(jnp.array(7.0))), 21.0),
+        (lambda model: setattr(model, "w", model.calls), 3.0),  # one write seen: 1 * 3
+        (lambda model: model.w.set_metadata(tag="a"), 6.0),
+    ],
+    ids=["static", "variable", "shared", "metadata"],
+)
+def test_a_changed_structure_ends_it(change, expected, binds):
+    model = Scale()
+    call(model, 3.0), call(model, 3.0)
+    assert binds == [1]
+    change(model)
+    if model.w is model.calls:
+        model.calls.value = jnp.array(0)
+    assert float(call(model, 3.0)) == expected
+    assert binds == [2]
+
+
+def test_another_model_of_the_same_structure_is_another_call():
+    first, second = Scale(2.0), Scale(3.0)
+    for _ in range(2):
+        assert float(call(first, 1.0)) == 2.0
+        assert float(call(second, 1.0)) == 3.0
+    assert (int(first.calls[...]), int(second.calls[...])) == (2, 2)
+
+
+def test_roots_that_swap_places_or_are_one_are_other_calls(binds):
+    @nnx.jit
+    def difference(a, b):
+        a.calls.value += 10
+        return a.w - b.w
+
+    first, second = Scale(2.0), Scale(5.0)
+    assert [float(difference(first, second)) for _ in range(2)] == [-3.0, -3.0]
+    assert binds == [1]
+    assert float(difference(second, first)) == 3.0
+    assert float(difference(first, first)) == 0.0
+    assert (int(first.calls[...]), int(second.calls[...])) == (30, 10)
+
+
+def test_keyword_arguments_in_any_order(binds):
+    @nnx.jit
+    def fun(model, x, *, scale, shift):
+        return model(x) * scale + shift
+
+    model = Scale()
+    assert float(fun(model, x=1.0, scale=3.0, shift=1.0)) == 7.0
+    assert float(fun(model, shift=1.0, scale=3.0, x=1.0)) == 7.0
+    assert binds == [1]
+    assert float(fun(model, 1.0, shift=1.0, scale=3.0)) == 7.0
+    with pytest.raises(TypeError, match="wrong"):
+        fun(model, 1.0, scale=3.0, wrong=1.0)
+
+
+def test_batches_in_containers_take_it_and_modules_in_them_do_not(binds):
+    @nnx.jit
+    def fun(model, batch):
+        x = batch["x"]
+        return model(x if not callable(x) else jnp.ones(()))
+
+    model = Scale()
+    batch = {"x": jnp.ones(()), "more": (np.ones(2), [1.0, None])}
+    assert float(fun(model, batch)) == float(fun(model, batch)) == 2.0
+    assert binds == [1]
+    other = Scale(9.0)
+    assert float(fun(model, {"x": other, "more": (np.ones(2), [1.0, None])})) == 2.0
+    assert binds == [2]
+    assert int(model.calls[...]) == 3
+
+
+def test_an_argument_of_another_class_is_looked_at_again(binds):
+    model = Scale()
+    assert float(call(model, 1.0)) == float(call(model, np.float32(1.0))) == 2.0
+    with pytest.raises(TypeError):
+        call(model, "text")
+    assert float(call(model, 1.0)) == 2.0
+
+
+def test_plugins_and_recordings_see_calls_as_without_it():
+    class Shout:
+        @nnx.hookimpl
+        def moduli_after_call(self, module, output):
+            return nnx.Replace(output * 100)
+
+    model, shout = Scale(), Shout()
+    assert float(call(model, 1.0)) == float(call(model, 1.0)) == 2.0
+    with nnx.using(shout):
+        assert float(call(model, 1.0)) == float(call(model, 1.0)) == 200.0
+    assert float(call(model, 1.0)) == 2.0
+
+
+def test_a_plugin_that_is_switched_on_for_the_program_ends_it(binds):
+    model = Scale()
+    call(model, 1.0), call(model, 1.0)
+    assert binds == [1]
+    _plugins.rediscover()
+    assert float(call(model, 1.0)) == 2.0
+    assert binds == [2]
+
+
+def test_donated_buffers_through_it(binds):
+    step = nnx.jit(lambda model, x: model(x), donate_argnums=0)
+    model = Scale()
+    assert [float(step(model, 1.0)) for _ in range(3)] == [2.0] * 3
+    assert int(model.calls[...]) == 3
+    assert binds == [1]
+
+
+def test_it_keeps_no_model_alive():
+    model = MLP(rngs=nnx.Rngs(0))
+    call(model, X), call(model, X)
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_write_from_another_trace_is_an_error_through_it_too(binds):
+    model = Scale()
+    call(model, 1.0), call(model, 1.0)
+
+    with pytest.raises(nnx.errors.TraceError, match="calls"):
+        jax.jit(lambda x: x + call(model, 1.0))(1.0)
+    assert binds == [1]
+    assert int(model.calls[...]) == 2
+
+
+def test_a_list_that_is_watched_is_watched_on_every_call(binds):
+    model = Scale()
+    plain = [nnx.Param(jnp.array(1.0))]
+    model.parts = plain
+    call(model, 1.0), call(model, 1.0)
+    assert binds == [2]
+    plain.append(nnx.Param(jnp.array(1.0)))
+    with pytest.raises(nnx.errors.StructureError, match="parts"):
+        call(model, 1.0)
