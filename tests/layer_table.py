@@ -1,10 +1,12 @@
 """The table of layers: each row is one layer that every ``test_layer_*.py`` runs.
 
 A new layer is one new row, in the file of its family under ``layer_rows``. The references are
-NumPy, SciPy, PyTorch or flax in float64, and take the layer only to read its parameters.
+NumPy, SciPy, PyTorch or flax in float64, and take the layer only to read its parameters. A function
+(pooling, an activation) has a row by way of a small Module that calls it.
 """
 
 from layer_rows import (
+    activations,
     adapted,
     attention,
     containers,
@@ -23,6 +25,7 @@ from layer_rows.row import make_inputs as make_inputs
 FAMILIES = (
     linear,
     adapted,
+    activations,
     attention,
     conv,
     norm,
