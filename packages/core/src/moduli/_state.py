@@ -504,18 +504,23 @@ def _rebuild(cls: type[State], mapping: dict[Any, Any]) -> State:
     return cls(mapping)
 
 
-def _sorted_keys(state: State) -> list[Any]:
-    keys = list(state._mapping)
+def _sorted_keys(mapping: Mapping[Any, Any]) -> list[Any]:
     try:
-        return sorted(keys)
+        return sorted(mapping)
     except TypeError:
-        return sorted(keys, key=lambda key: (type(key).__name__, key))
+        return sorted(mapping, key=lambda key: (type(key).__name__, key))
 
 
 def _register(cls: type[State]) -> None:
     def flatten(state: State) -> tuple[list[Any], tuple[Any, ...]]:
-        keys = _sorted_keys(state)
-        return [state._wrap(state._mapping[key]) for key in keys], tuple(keys)
+        mapping = state._mapping
+        keys = _sorted_keys(mapping)
+        children = [mapping[key] for key in keys]
+        wrapped = [
+            child if isinstance(child, (Variable, State)) else state._wrap(child)
+            for child in children
+        ]
+        return wrapped, tuple(keys)
 
     def flatten_with_keys(state: State) -> tuple[list[Any], tuple[Any, ...]]:
         children, keys = flatten(state)
@@ -523,7 +528,9 @@ def _register(cls: type[State]) -> None:
         return list(zip(entries, children, strict=True)), keys
 
     def unflatten(keys: tuple[Any, ...], children: Iterable[Any]) -> State:
-        return cls(zip(keys, children, strict=True))
+        state = object.__new__(cls)
+        object.__setattr__(state, "_mapping", dict(zip(keys, children, strict=True)))
+        return state
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 

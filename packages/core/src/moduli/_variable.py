@@ -516,25 +516,33 @@ def _set_method(name: str, function: Callable[..., Any]) -> None:
 _add_operators()
 
 
-class _Aux:
-    """What a Variable is besides its value, when JAX takes it as a pytree."""
+class _Aux(tuple[Any, ...]):
+    """What a Variable is besides its value, when JAX takes it as a pytree.
 
-    __slots__ = ("cls", "key", "made", "metadata")
+    A tuple of the class and of what is compared of the metadata: JAX hashes and compares one for
+    each Variable of a State in every call of a jitted function, and tuples do that in C. The
+    attributes are no part of it.
 
-    def __init__(self, cls: type[Variable[Any]], metadata: Mapping[str, Any], made: Site | None):
-        self.cls, self.metadata = cls, metadata
-        self.key = () if metadata is _EMPTY else metadata_key(dict(sorted(metadata.items())))
-        self.made = made  # for messages alone: no part of what is compared
+    Attributes:
+      cls: the class.
+      metadata: the metadata.
+      made: where the Variable was made; for messages alone.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            other.__class__ is _Aux
-            and self.cls is other.cls  # type: ignore[attr-defined]
-            and self.key == other.key  # type: ignore[attr-defined]
-        )
+    cls: type[Variable[Any]]
+    metadata: Mapping[str, Any]
+    made: Site | None
 
-    def __hash__(self) -> int:
-        return hash((self.cls, self.key))
+    def __new__(
+        cls, kind: type[Variable[Any]], metadata: Mapping[str, Any], made: Site | None
+    ) -> _Aux:
+        key = metadata_key(dict(sorted(metadata.items()))) if metadata else ()
+        self = tuple.__new__(cls, (kind, key))
+        self.cls, self.metadata, self.made = kind, metadata, made
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Aux, (self.cls, self.metadata, None)
 
     def __repr__(self) -> str:
         return f"{self.cls.__name__}({', '.join(f'{k}={v!r}' for k, v in self.metadata.items())})"
