@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.agreement import agreeing_jobs
 from benchmarks.peers import RAW
 from benchmarks.settings import Settings
-from benchmarks.tables import ratio_cell, table, time_text
+from benchmarks.tables import ratio_cell, spread_cell, table, time_text
 from benchmarks.timing import round_robin
 
 JOBS = {"forward": "jitted forward pass", "train_step": "train step (Adam)"}
@@ -39,7 +39,24 @@ def report(found: dict[Any, Any]) -> list[str]:
     ]
     for job, by_depth in found.items():
         lines += by_depth_table(f"{JOBS[job]}, depth", by_depth)
-    return lines
+    lines += [
+        "The same rounds, as what each adds to the time of raw JAX, in microseconds a call: what a",
+        "library takes for itself, whatever the model computes.",
+        "",
+    ]
+    names = [name for name in next(iter(next(iter(found.values())).values())) if name != RAW]
+    rows = [
+        [f"{JOBS[job]}, depth {depth}", *[_added(times, name) for name in names]]
+        for job, by_depth in found.items()
+        for depth, times in by_depth.items()
+    ]
+    return lines + table(["added to raw JAX, µs", *names], rows)
+
+
+def _added(times: dict[str, list[float]], name: str) -> str:
+    """Writes the median of what one takes longer than raw JAX in a round, and its quartiles."""
+    differences = [a - b for a, b in zip(times[name], times[RAW], strict=True)]
+    return spread_cell(differences, digits=0)
 
 
 def by_depth_table(title: str, by_depth: dict[int, dict[str, list[float]]]) -> list[str]:

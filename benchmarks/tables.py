@@ -31,7 +31,11 @@ def spread_cell(values: Sequence[float], digits: int = 2) -> str:
     if len(values) < 4:
         return text
     low, _, high = statistics.quantiles(values, n=4)
-    return f"{text} ({low:.{digits}f}-{high:.{digits}f})"
+    return (
+        f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+        if low < 0
+        else f"{text} ({low:.{digits}f}-{high:.{digits}f})"
+    )
 
 
 def time_text(microseconds: Sequence[float]) -> str:

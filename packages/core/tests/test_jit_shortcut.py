@@ -178,6 +178,41 @@ def test_donated_buffers_through_it(binds):
     assert binds == [1]
 
 
+def test_static_arguments_of_every_kind(binds):
+    @nnx.jit(static_argnums=1, static_argnames=("sign", "shift"))
+    def fun(model, power, x, sign, *, shift):
+        return sign * model(x) ** power + shift
+
+    model = Scale()
+    for sign in (1, -1):
+        for power in (1, 2):
+            for shift in (0, 5):
+                expected = sign * 6.0**power + shift
+                for _ in range(2):
+                    assert float(fun(model, power, 3.0, sign, shift=shift)) == expected
+                    assert float(fun(model, power, sign=sign, shift=shift, x=3.0)) == expected
+    assert int(model.calls[...]) == 32
+    binds[0] = 0
+    for _ in range(3):
+        assert float(fun(model, 2, 3.0, 1, shift=0)) == 36.0
+    assert binds == [1]
+    for _ in range(3):
+        assert float(fun(model, 2, sign=1, shift=0, x=3.0)) == 36.0
+    assert binds == [2]
+
+
+def test_a_default_argument_that_is_a_module_is_bound_every_time():
+    default = Scale(3.0)
+
+    @nnx.jit
+    def fun(x, model=default):
+        return model(x)
+
+    other = Scale(5.0)
+    assert [float(fun(1.0)), float(fun(1.0, other)), float(fun(1.0))] == [3.0, 5.0, 3.0]
+    assert (int(default.calls[...]), int(other.calls[...])) == (2, 1)
+
+
 def test_it_keeps_no_model_alive():
     model = MLP(rngs=nnx.Rngs(0))
     call(model, X), call(model, X)

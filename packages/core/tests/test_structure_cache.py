@@ -296,3 +296,30 @@ def test_after_any_changes_the_cached_structure_is_that_of_a_fresh_flatten(model
         fresh = flatten.flatten_roots((model,)).values()
         cached = cache.flat_of(model).values()
         assert all(a is b for a, b in zip(cached, fresh, strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from("ab"), st.booleans()), max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_flags_that_flip_back_and_forth_give_the_structure_of_a_fresh_flatten(flips):
+    model = Model(3)
+    for block in model.blocks:
+        block.a, block.b = True, (1, 2)
+    nnx.graphdef(model)
+    for index, name, value in flips:
+        setattr(model.blocks[index], name, value)
+        assert nnx.graphdef(model) is flatten.flatten_roots((model,)).graphdef
+
+
+def test_a_subclass_with_items_of_its_own_is_revised_by_them():
+    class Filed(nnx.Module):
+        """Keeps its items in a table beside the attributes."""
+
+        def _items(self):
+            return [("size", vars(self)["table"]["size"]), ("w", vars(self)["w"])]
+
+    model = Filed()
+    vars(model)["table"], model.w = {"size": 1}, nnx.Param(jnp.ones(2))
+    for size in (1, 2, 1, 3):
+        vars(model)["table"]["size"] = size
+        model._moduli.changed()
+        assert nnx.graphdef(model) is flatten.flatten_roots((model,)).graphdef

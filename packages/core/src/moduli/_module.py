@@ -307,7 +307,7 @@ def _modules_below(root: Module) -> list[Module]:
     """All modules below a module and itself; from the cache if its graph is in it."""
     flat = root._moduli.flat
     if flat is not None and (flat.is_current() or flat.revise()):
-        return [item for item in flat.objects if isinstance(item, Module)]
+        return flat.of_kind(Module)
     return [module for _, module in iter_modules(root)]
 
 

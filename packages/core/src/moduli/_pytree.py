@@ -153,6 +153,12 @@ class Pytree(Node, metaclass=PytreeMeta):
         items = sorted(_attributes(self).items())
         return [item for item in items if item[0] != "_moduli"]
 
+    def _snapshot(self) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+        if self._moduli.annotations is not None or type(self)._items is not Pytree._items:
+            return None
+        attributes = _attributes(self)
+        return tuple(attributes), tuple(attributes.values())
+
     def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
         attributes = _attributes(self)
         book = attributes["_moduli"]

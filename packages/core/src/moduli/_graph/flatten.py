@@ -8,6 +8,7 @@ compiled program reads ``[h._value for h in holders]`` and nothing else.
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -71,10 +72,12 @@ class Flat:
         "_books",
         "_epoch",
         "_ids",
+        "_kinds",
         "_metadatas",
         "_nodes",
         "_overlay",
         "_raw",
+        "_snapshots",
         "_variables",
         "_variants",
         "_versions",
@@ -98,8 +101,11 @@ class Flat:
         self._overlay: dict[int, Any] = {}
         self._nodes: list[tuple[int, Node]] | None = None
         self._raw: dict[int, dict[Any, Any]] = {}  # what revised nodes held, by index
+        # how a node was seen before, by index: its snapshot, its entry, what it held
+        self._snapshots: dict[int, list[tuple[Any, tuple[Any, ...], dict[Any, Any]]]] = {}
         self._variants: dict[Any, GraphDef] = {}
         self._ids: frozenset[int] | None = None
+        self._kinds: dict[type, list[Any]] = {}
 
     @property
     def ids(self) -> frozenset[int]:
@@ -107,6 +113,13 @@ class Flat:
         if self._ids is None:
             self._ids = frozenset(map(id, self.objects))
         return self._ids
+
+    def of_kind(self, kind: type) -> list[Any]:
+        """The objects that are instances of a class; not to be changed."""
+        found = self._kinds.get(kind)
+        if found is None:
+            found = self._kinds[kind] = [item for item in self.objects if isinstance(item, kind)]
+        return found
 
     def unchanged_since(self) -> int | None:
         """The epoch up to which the structure is known to hold; None if it has to be watched."""
@@ -174,6 +187,21 @@ class Flat:
 
     def _revised_entry(self, node: Node, index: int) -> tuple[Any, ...] | None:
         """The entry of a node whose static attributes changed; None if others did too."""
+        snapshot = node._snapshot()
+        known = self._snapshots.setdefault(index, [])
+        if snapshot is not None:
+            for before, entry, raw in known:
+                if before[0] == snapshot[0] and all(map(operator.is_, before[1], snapshot[1])):
+                    self._raw[index] = raw
+                    return entry
+        entry = self._entry_anew(node, index)
+        if entry is not None and snapshot is not None and all(c[0] < LEAF for _, c in entry[2]):
+            if len(known) >= 4:
+                known.clear()
+            known.append((snapshot, entry, self._raw[index]))
+        return entry
+
+    def _entry_anew(self, node: Node, index: int) -> tuple[Any, ...] | None:
         annotations = node._moduli.annotations
         old = dict(self.graphdef.objects[index][2])
         seen = self._raw.get(index, {}) if annotations is None else {}

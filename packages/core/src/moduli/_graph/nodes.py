@@ -122,6 +122,10 @@ class Node:
         """Returns (key, value) of every attribute or element, in canonical order."""
         raise NotImplementedError
 
+    def _snapshot(self) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+        """Returns keys and values of all items, in any order that stays; None if that is dear."""
+        return None
+
     def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
         """Replaces all items, without checks and without moving the version."""
         raise NotImplementedError

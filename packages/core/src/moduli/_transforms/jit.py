@@ -114,6 +114,8 @@ class JitWrapped:
             pairs = tuple(sorted(fixed.items()))
             program = self._compile(binding, args, kwargs, count, pairs, fixed_names)
             self._programs[key] = program
+        if recorded and not self._function.has_module_defaults:
+            self._shortcut = Shortcut.after(binding, program, fixed, fixed_names)
         return program, binding
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:

@@ -7,6 +7,7 @@ the price. It stands aside where plugins are turned on for a block or a recordin
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from moduli._transforms.lift import Binding, is_plain, plain_types
 
 __all__ = ["Shortcut"]
 
+_NOTHING: Mapping[Any, Any] = {}
+
 
 class Shortcut:
     """The program of the last call, and by what to know a call that may run it too.
@@ -26,15 +29,23 @@ class Shortcut:
     It keeps no module alive: a Flat dies with its root.
     """
 
-    __slots__ = ("_count", "_epoch", "_names", "_plain", "_program", "_roots")
+    __slots__ = ("_count", "_epoch", "_fixed", "_names", "_plain", "_program", "_roots")
 
     @classmethod
-    def after(cls, binding: Binding, program: Any) -> Shortcut | None:
+    def after(
+        cls,
+        binding: Binding,
+        program: Any,
+        fixed: Mapping[int, Any] = _NOTHING,
+        fixed_names: Mapping[str, Any] = _NOTHING,
+    ) -> Shortcut | None:
         """Returns the shortcut for calls like this one; None if there is no simple one.
 
         Args:
-          binding: the arguments of the call.
+          binding: the arguments of the call, but for the static ones.
           program: its program.
+          fixed: the static positional arguments, by position.
+          fixed_names: the static keyword arguments, by name.
         """
         flats, template = binding.flats, binding.template
         places = [index for index, kind in enumerate(template) if kind]
@@ -48,10 +59,17 @@ class Shortcut:
         if len(epochs) > 1 or None in epochs:
             return None
         self = object.__new__(cls)
-        self._program, self._epoch, self._names = program, epochs.pop(), binding.names
-        self._count = len(template)
-        self._roots = [(n, weakref.ref(flat)) for n, flat in zip(places, flats, strict=True)]
-        others = [index for index, kind in enumerate(template) if not kind]
+        self._program, self._epoch = program, epochs.pop()
+        self._count = len(template) + len(fixed) + len(fixed_names)
+        self._names = (*binding.names, *fixed_names)
+        first_name = len(template) - len(binding.names) + len(fixed)
+        after_names = itertools.count(first_name + len(binding.names))
+        self._fixed = [*fixed.items(), *zip(after_names, fixed_names.values(), strict=False)]
+        positions = [n for n in range(self._count - len(fixed_names)) if n not in fixed]
+        self._roots = [
+            (positions[index], weakref.ref(flat)) for index, flat in zip(places, flats, strict=True)
+        ]
+        others = [positions[index] for index, kind in enumerate(template) if not kind]
         self._plain = [
             (n, arg.__class__ if arg.__class__ in plain_types else None)
             for n, arg in zip(others, binding.plain, strict=True)
@@ -76,6 +94,9 @@ class Shortcut:
                 return None
         if len(args) != self._count:
             return None
+        for index, value in self._fixed:
+            if args[index] is not value:
+                return None
         flats = []
         for index, ref in self._roots:
             flat = ref()
