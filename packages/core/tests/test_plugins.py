@@ -536,6 +536,57 @@ def test_programs_of_a_plugin_that_is_gone_are_freed():
     assert len(run._programs) == 1
 
 
+@pytest.mark.parametrize("transform", ["pmap", "shard_map"])
+def test_mapped_programs_of_a_plugin_that_is_gone_are_freed_and_no_others(transform):
+    import gc
+    import weakref
+
+    from moduli._transforms.programs import LabelledProgram
+
+    def alive():
+        gc.collect()  # plugins
+        jax.clear_caches()  # JAX keeps what it traced for a function that is gone for a while
+        gc.collect()  # their programs
+        return sum(isinstance(item, LabelledProgram) for item in gc.get_objects())
+
+    class Adds:
+        def __init__(self, value):
+            self.value = value
+
+        @nnx.hookimpl
+        def moduli_after_call(self, output):
+            return nnx.Replace(output + self.value)
+
+    def forward(model, x):
+        return model(x)
+
+    values, lasting = [], Adds(10.0)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("i",))
+    run = {
+        "pmap": nnx.pmap(forward, in_axes=(None, 0)),
+        "shard_map": nnx.shard_map(
+            forward, mesh=mesh, in_specs=(jax.P(), jax.P("i")), out_specs=jax.P("i")
+        ),
+    }[transform]
+    model, x = Double(), jnp.ones((1, 3))
+    before = alive()
+    run(model, x)
+    with nnx.using(lasting):
+        run(model, x)
+    for number in range(3):
+        value = jnp.full(3, float(number))
+        values.append(weakref.ref(value))
+        with nnx.using(Adds(value)):
+            assert float(run(model, x)[0, 0]) == 2.0 + number
+        del value
+    assert alive() - before == 2
+    assert [reference() for reference in values] == [None] * 3
+    assert float(run(model, x)[0, 0]) == 2.0
+    with nnx.using(lasting):
+        assert float(run(model, x)[0, 0]) == 12.0
+    assert alive() - before == 2
+
+
 def test_a_plugin_that_only_observes_creation_compiles_nothing_again():
     traces = []
 

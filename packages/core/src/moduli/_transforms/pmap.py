@@ -15,7 +15,7 @@ from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.partition_names import PartitionNames
 from moduli._transforms.prefixes import is_axis
-from moduli._transforms.programs import LabelledProgram, program_key
+from moduli._transforms.programs import LabelledProgram, Programs, program_key
 from moduli._transforms.streams import SPLIT, SplitStreams
 from moduli._transforms.vmap import all_axes, check_sizes, find_batched
 
@@ -81,7 +81,7 @@ def pmap(
     function = Function(f)
     names = PartitionNames(transform_metadata, "pmap")
     donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    programs: dict[Any, Any] = {}
+    programs = Programs()
 
     def compile(call: LabelledCall, inner: Function, gone: list[bool], size: int) -> Any:
         inside = names.inside(call.detached())
@@ -187,7 +187,8 @@ def pmap(
             )
         found = programs.get(key)
         if found is None:
-            found = programs[key] = compile(call, inner, gone, size)
+            found = compile(call, inner, gone, size)
+            programs.keep(key, found)
         program, jitted = found
         groups = jitted(program.dynamic(call))
         result = program.apply(call, program.outputs, groups)

@@ -11,7 +11,9 @@ from moduli._transforms.carry import is_array_like
 from moduli._transforms.labelled import LabelledCall, Outputs
 from moduli._transforms.lift import Frame
 
-__all__ = ["LabelledProgram", "program_key"]
+__all__ = ["LabelledProgram", "Programs", "program_key"]
+
+_TOKEN = 0  # where the plugins' token stands in a key
 
 
 def program_key(call: LabelledCall, *more: Any) -> Any:
@@ -21,11 +23,33 @@ def program_key(call: LabelledCall, *more: Any) -> Any:
             None if is_array_like(value) else static_key(value) for value in call.all_values()
         ]
         labels = [(type(label), label) for label in call.all_labels()]
-        key = (call.binding.signature, tuple(static), tuple(labels), _plugins.active().token, more)
+        key = (_plugins.active().token, call.binding.signature, tuple(static), tuple(labels), more)
         hash(key)
     except (UnhashableStatic, TypeError):
         return None
     return key
+
+
+class Programs:
+    """The compiled programs of one function, by :func:`program_key`."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, Any] = {}
+
+    def get(self, key: Any) -> Any:
+        """Returns the program of a key, or None."""
+        return None if key is None else self._found.get(key)
+
+    def keep(self, key: Any, program: Any) -> None:
+        """Keeps a program until one of its plugins is gone; not at all if the key is None."""
+        if key is not None:
+            key[_TOKEN].used_by(self)
+            self._found[key] = program
+
+    def forget(self, token: Any) -> None:
+        """Forgets the programs of plugins that exist no more."""
+        for key in [key for key in list(self._found) if key[_TOKEN] is token]:
+            self._found.pop(key, None)
 
 
 class LabelledProgram:

@@ -17,7 +17,7 @@ from moduli._transforms.labelled import LabelledCall
 from moduli._transforms.lift import Frame
 from moduli._transforms.misfits import check_inputs, check_names, shared_axes
 from moduli._transforms.prefixes import labels_in
-from moduli._transforms.programs import LabelledProgram, program_key
+from moduli._transforms.programs import LabelledProgram, Programs, program_key
 
 __all__ = ["shard_map"]
 
@@ -73,7 +73,7 @@ def shard_map(
         )
     check_callable(f, "shard_map", "mesh=..., in_specs=..., out_specs=...")
     function = Function(f)
-    programs: dict[Any, Any] = {}
+    programs = Programs()
 
     def run(frame: Frame) -> Any:
         with running("shard_map", function.name, frame.recordings):
@@ -139,11 +139,10 @@ def shard_map(
             tape_label=PartitionSpec(),
         )
         key = program_key(call)
-        found = programs.get(key) if key is not None else None
+        found = programs.get(key)
         if found is None:
             found = compile(call)
-            if key is not None:
-                programs[key] = found
+            programs.keep(key, found)
         program, jitted = found
         try:
             packed = jitted(program.dynamic(call))
