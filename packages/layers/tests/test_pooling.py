@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from moduli.errors import ShapeError
-from moduli_layers import avg_pool, max_pool, min_pool, pool
+from moduli_layers import adaptive_avg_pool, avg_pool, max_pool, min_pool, pool
 from moduli_layers.errors import ArgumentError
 
 X = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
@@ -165,3 +165,9 @@ def test_errors_name_the_function_and_what_was_given(
     with pytest.raises(error, match=text) as caught:
         function(*arguments)
     assert function.__name__ in str(caught.value)
+
+
+def test_an_infinity_stays_in_the_uneven_windows_that_hold_it() -> None:
+    x = jnp.arange(7.0).at[6].set(jnp.inf).at[2].set(-jnp.inf).reshape(7, 1)
+    pooled = adaptive_avg_pool(x, (5,))  # 0-1, 1-2, 2-4, 4-5, 5-6
+    np.testing.assert_array_equal(pooled.ravel(), [0.5, -np.inf, -np.inf, 4.5, np.inf])

@@ -45,11 +45,10 @@ def adaptive_avg_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
         inputs = inputs.astype(jnp.float32)
 
     def average(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
-        counts = inside.sum(axis, keepdims=True)
-        weights = jnp.asarray(inside / counts, windows.dtype)
-        return jnp.sum(windows * weights, axis)
+        counts = jnp.asarray(inside.sum(axis), windows.dtype)
+        return jnp.sum(jnp.where(inside, windows, 0), axis) / counts
 
-    return _adaptive("adaptive_avg_pool", inputs, output_size, average)
+    return _adaptive("adaptive_avg_pool", inputs, output_size, jnp.mean, average)
 
 
 def adaptive_max_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> jax.Array:
@@ -76,7 +75,7 @@ def adaptive_max_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     def largest(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
         return jnp.max(windows, axis)  # what is outside repeats an entry that is inside
 
-    return _adaptive("adaptive_max_pool", jnp.asarray(inputs), output_size, largest)
+    return _adaptive("adaptive_max_pool", jnp.asarray(inputs), output_size, jnp.max, largest)
 
 
 def adaptive_min_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> jax.Array:
@@ -103,16 +102,28 @@ def adaptive_min_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     def smallest(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
         return jnp.min(windows, axis)
 
-    return _adaptive("adaptive_min_pool", jnp.asarray(inputs), output_size, smallest)
+    return _adaptive("adaptive_min_pool", jnp.asarray(inputs), output_size, jnp.min, smallest)
 
 
 def _adaptive(
     owner: str,
     inputs: jax.Array,
     output_size: Sequence[int | None],
-    reduce: Callable[[jax.Array, np.ndarray, int], jax.Array],
+    reduce: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    reduce_uneven: Callable[[jax.Array, np.ndarray, int], jax.Array],
 ) -> jax.Array:
-    """Reduces axis after axis; average, maximum and minimum may be taken one axis at a time."""
+    """Reduces the axes that can be cut into equal parts, then one after the other the rest.
+
+    Average, maximum and minimum may be taken one axis at a time. The second way gathers windows,
+    which takes many times as long as cutting.
+
+    Args:
+      owner: the function's name in errors.
+      inputs: the inputs.
+      output_size: as the caller gave it.
+      reduce: reduces axes of an array.
+      reduce_uneven: reduces an axis of windows, given which of their entries are no repetitions.
+    """
     sizes = _sizes(owner, output_size)
     first = inputs.ndim - len(sizes) - 1
     if first < 0:
@@ -126,6 +137,7 @@ def _adaptive(
             f"{owner} got inputs of shape {shape_text(inputs)} with an empty spatial axis, of "
             f"which no part has an entry; give at least one entry along each"
         )
+    inputs = _reduce_even(inputs, dict(enumerate(sizes, first)), reduce)
     for axis, parts in enumerate(sizes, first):
         length = inputs.shape[axis]
         if parts is None or parts == length:
@@ -134,8 +146,26 @@ def _adaptive(
         windows = jnp.take(inputs, places, axis, mode="clip")  # (..., parts, window, ...)
         shape = [1] * windows.ndim
         shape[axis : axis + 2] = inside.shape
-        inputs = reduce(windows, inside.reshape(shape), axis + 1)
+        inputs = reduce_uneven(windows, inside.reshape(shape), axis + 1)
     return inputs
+
+
+def _reduce_even(
+    inputs: jax.Array,
+    parts: dict[int, int | None],
+    reduce: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+) -> jax.Array:
+    """Reduces each axis whose length is a multiple of its number of parts."""
+    shape: list[int] = []
+    windows: list[int] = []
+    for axis, length in enumerate(inputs.shape):
+        count = parts.get(axis)
+        if count is None or count == length or length % count:
+            shape.append(length)
+        else:
+            shape += [count, length // count]
+            windows.append(len(shape) - 1)
+    return reduce(inputs.reshape(shape), tuple(windows)) if windows else inputs
 
 
 def _sizes(owner: str, output_size: Any) -> tuple[int | None, ...]:

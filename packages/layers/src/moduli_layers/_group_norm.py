@@ -190,14 +190,17 @@ class GroupNorm(Norm):
         check_features(self, x, -1, self.num_features, "num_features")
         shape = jnp.shape(x)
         last = len(shape) - 1
-        axes = self._reduced(x, last)
-        grouped = (*shape[:-1], self.num_groups, self.group_size)
+        others = tuple(axis for axis in self._reduced(x, last) if axis != last)
         counts = self._mask(mask, x)
         inputs, scale, bias = self._promoted(x)
+        if others:  # each feature's statistics first: their loops run along whole rows of features
+            size = self.group_size
+            return self._apply((inputs, scale, bias), counts, others, (last,), group_size=size)
+        grouped = (*shape[:-1], self.num_groups, self.group_size)
         y = self._apply(
             (inputs.reshape(grouped), scale, bias),
             None if counts is None else counts.reshape(grouped),
-            tuple(axis + 1 if axis == last else axis for axis in axes),  # within a group
+            (last + 1,),  # within a group
             (last, last + 1),
         )
         return y.reshape(shape)

@@ -132,6 +132,7 @@ class Norm(moduli.Module):
         features: tuple[int, ...],
         *,
         center: bool = True,
+        group_size: int = 1,
     ) -> jax.Array:
         """Normalises by the statistics of the inputs over some axes.
 
@@ -141,6 +142,7 @@ class Norm(moduli.Module):
           reduced: the axes over which statistics are taken.
           features: the axes of scale and bias.
           center: whether the mean is subtracted.
+          group_size: how many neighbours on the last axis have their statistics in common.
         """
         inputs, scale, bias = promoted
         x = at_least_float32(inputs)
@@ -148,6 +150,7 @@ class Norm(moduli.Module):
             x,
             mask,
             axes=reduced,
+            group_size=group_size,
             center=center,
             fast=self.use_fast_variance,
             axis_name=self.axis_name,
@@ -163,6 +166,7 @@ class Norm(moduli.Module):
             stats_axes=kept,
             feature_axes=tuple(sorted(features)),
             epsilon=self.epsilon,
+            group_size=group_size,
         )
         return y.astype(inputs.dtype)
 

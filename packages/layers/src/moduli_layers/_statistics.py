@@ -2,7 +2,9 @@
 
 Statistics are computed in float32 or wider. A mask says which entries count, and ``axis_name``
 combines the statistics of a mapped axis (of ``vmap``, ``shard_map``) with one reduction for each
-pass over the data.
+pass over the data. ``group_size`` neighbours on the last axis may have their statistics in common:
+they are taken of each by itself first, which keeps the long loops along memory as it lies, and then
+averaged.
 """
 
 from __future__ import annotations
@@ -81,13 +83,15 @@ def boolean_mask(layer: object, mask: ArrayLike | None, shape: tuple[int, ...]) 
 
 
 @functools.partial(
-    remembered, static_argnames=("axes", "center", "fast", "axis_name", "axis_index_groups")
+    remembered,
+    static_argnames=("axes", "group_size", "center", "fast", "axis_name", "axis_index_groups"),
 )
 def moments(
     x: jax.Array,
     mask: jax.Array | None,
     *,
     axes: tuple[int, ...],
+    group_size: int = 1,
     center: bool = True,
     fast: bool = True,
     axis_name: Hashable | None = None,
@@ -99,6 +103,8 @@ def moments(
       x: array in float32 or wider, real or complex.
       mask: boolean array of the same shape, where False does not count; None if all count.
       axes: the axes to reduce, none of them negative.
+      group_size: how many neighbours on the last axis, which is then none of ``axes``, are reduced
+        to one.
       center: False takes the mean for zero.
       fast: variance as ``mean(|x|²) - |mean(x)|²``, in one pass; False takes two.
       axis_name: the mapped axis to combine; None for none.
@@ -114,15 +120,18 @@ def moments(
     if mask is None:
 
         def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
-            return combined(tuple(jnp.mean(term, axes) for term in terms), lax.pmean)
+            means = tuple(_grouped(jnp.mean(term, axes), group_size, jnp.mean) for term in terms)
+            return combined(means, lax.pmean)
     else:
         x = jnp.where(mask, x, 0)  # whatever stands there, NaN too, is not summed
-        count = combined(jnp.sum(mask, axes, dtype=jnp.finfo(x.dtype).dtype), lax.psum)
+        counts = jnp.sum(mask, axes, dtype=jnp.finfo(x.dtype).dtype)
+        count = combined(_grouped(counts, group_size, jnp.sum), lax.psum)
         at_least_one = jnp.maximum(count, 1)
 
         def averages(*terms: jax.Array) -> tuple[jax.Array, ...]:
-            sums = combined(tuple(jnp.sum(term, axes) for term in terms), lax.psum)
-            return tuple(total / at_least_one.astype(total.dtype) for total in sums)
+            sums = tuple(_grouped(jnp.sum(term, axes), group_size, jnp.sum) for term in terms)
+            totals = combined(sums, lax.psum)
+            return tuple(total / at_least_one.astype(total.dtype) for total in totals)
 
     if not center:
         (mean_square,) = averages(_size_squared(x))
@@ -132,14 +141,16 @@ def moments(
         # rounding can bring the difference below zero
         return Moments(mean, jnp.maximum(mean_square - _size_squared(mean), 0), count)
     (mean,) = averages(x)
-    centered = x - jnp.expand_dims(mean, axes)
+    centered = x - jnp.expand_dims(_spread(mean, group_size), axes)
     if mask is not None:
         centered = jnp.where(mask, centered, 0)
     (var,) = averages(_size_squared(centered))
     return Moments(mean, var, count)
 
 
-@functools.partial(remembered, static_argnames=("stats_axes", "feature_axes", "epsilon"))
+@functools.partial(
+    remembered, static_argnames=("stats_axes", "feature_axes", "epsilon", "group_size")
+)
 def normalize(
     x: jax.Array,
     mean: jax.Array | None,
@@ -150,6 +161,7 @@ def normalize(
     stats_axes: tuple[int, ...],
     feature_axes: tuple[int, ...],
     epsilon: float,
+    group_size: int = 1,
 ) -> jax.Array:
     """Computes ``(x - mean) / sqrt(var + epsilon) * scale + bias``.
 
@@ -162,6 +174,7 @@ def normalize(
       stats_axes: the axes of ``x`` that mean and variance have, ascending.
       feature_axes: the axes of ``x`` that scale and bias have, ascending; flattened there.
       epsilon: added to the variance.
+      group_size: how many neighbours on the last axis have their mean and variance in common.
     """
 
     def along(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -170,13 +183,14 @@ def normalize(
         return lax.expand_dims(values, [axis for axis in range(x.ndim) if axis not in axes])
 
     factor = lax.rsqrt(var.astype(jnp.finfo(x.dtype).dtype) + epsilon).astype(x.dtype)
+    factor = _spread(factor, group_size)
     if scale is None:
         factor = along(factor, stats_axes)
     elif stats_axes == feature_axes:  # multiplied while both are small
         factor = along(factor.reshape(scale.shape) * scale.astype(x.dtype), stats_axes)
     else:
         factor = along(factor, stats_axes) * along(scale, feature_axes)
-    y = x if mean is None else x - along(mean, stats_axes)
+    y = x if mean is None else x - along(_spread(mean, group_size), stats_axes)
     y = y * factor
     return y if bias is None else y + along(bias, feature_axes)
 
@@ -185,3 +199,21 @@ def _size_squared(x: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return lax.square(lax.real(x)) + lax.square(lax.imag(x))
     return lax.square(x)
+
+
+def _grouped(values: jax.Array, size: int, reduce: Any) -> jax.Array:
+    """Reduces each ``size`` neighbours on the last axis to one."""
+    if size == 1:
+        return values
+    *others, last = values.shape
+    return reduce(values.reshape((*others, last // size, size)), -1)
+
+
+def _spread(values: jax.Array, size: int) -> jax.Array:
+    """Repeats each entry of the last axis ``size`` times, as :func:`jax.numpy.repeat` does."""
+    if size == 1:
+        return values
+    *others, last = values.shape
+    return jnp.broadcast_to(values[..., None], (*values.shape, size)).reshape(
+        (*others, last * size)
+    )
