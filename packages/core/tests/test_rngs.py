@@ -99,3 +99,44 @@ def test_matches_flax():
     assert data(ours.fork().dropout()) == data(theirs.fork().dropout())
     split = [rngs.split(3).params.key for rngs in (ours, theirs)]
     assert data(split[0].value) == data(split[1][...])
+
+
+@pytest.mark.parametrize("shape", [4, (2, 3), {"params": 4, ...: (2, 3)}, {"dropout": 4}, None])
+def test_broadcast_repeats_one_fresh_key_as_in_flax(shape):
+    flax = pytest.importorskip("flax.nnx")
+    made = [lib.Rngs(0, params=1, dropout=2) for lib in (nnx, flax)]
+    ours, theirs = (rngs.broadcast(shape) for rngs in made)
+    for name in ("default", "params", "dropout"):
+        key, reference = getattr(ours, name).key.value, getattr(theirs, name).key[...]
+        assert key.shape == reference.shape and data(key) == data(reference)
+        counts = [int(getattr(rngs, name).count[...]) for rngs in made]
+        assert counts[0] == counts[1] == (1 if key.ndim else 0)
+        assert (getattr(ours, name) is getattr(made[0], name)) == (not key.ndim)
+
+
+def test_a_broadcast_stream_gives_all_elements_of_vmap_the_same_numbers():
+    draw = nnx.vmap(lambda rngs: rngs.normal((2,)))
+    same, different = draw(nnx.Rngs(0).broadcast(3)), draw(nnx.Rngs(0).split(3))
+    np.testing.assert_array_equal(same, np.broadcast_to(same[0], (3, 2)))
+    assert len(np.unique(different)) == 6
+    assert nnx.Rngs(noise=0).noise.broadcast((2, 2)).key.shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["lecun_normal", "he_uniform", "xavier_normal"])
+def test_initializers_are_methods_that_draw_their_key_when_called(name):
+    rngs = nnx.Rngs(0, noise=1)
+    initialize = getattr(rngs.noise, name)()
+    assert int(rngs.noise.count.value) == 0
+    expected = getattr(jax.nn.initializers, name)()
+    for draw in range(2):
+        key = jax.random.fold_in(jax.random.key(1), draw)
+        got = initialize((3, 4), jnp.float32)
+        np.testing.assert_array_equal(got, expected(key, (3, 4), jnp.float32))
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    scaled = rngs.variance_scaling(2.0, "fan_in", distribution="normal")((3, 4))
+    reference = jax.nn.initializers.variance_scaling(2.0, "fan_in", distribution="normal")
+    np.testing.assert_array_equal(scaled, reference(key, (3, 4)))
+    flax = pytest.importorskip("flax.nnx")
+    np.testing.assert_array_equal(
+        getattr(nnx.Rngs(0), name)()((3, 4)), getattr(flax.Rngs(0), name)()((3, 4))
+    )

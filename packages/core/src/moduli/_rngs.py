@@ -45,6 +45,7 @@ _RANDOM = (
     "logistic",
     "lognormal",
     "maxwell",
+    "multinomial",
     "multivariate_normal",
     "normal",
     "orthogonal",
@@ -61,6 +62,21 @@ _RANDOM = (
     "wald",
     "weibull_min",
 )
+_INITIALIZERS = (  # those of jax.nn.initializers whose names are not functions of jax.random too
+    "delta_orthogonal",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "variance_scaling",
+    "xavier_normal",
+    "xavier_uniform",
+)
+_Shapes = Mapping[Any, int | tuple[int, ...] | None] | int | tuple[int, ...] | None
 
 
 def _as_key(seed: Any, name: str) -> jax.Array:
@@ -130,6 +146,16 @@ class RngStream(Pytree):
         """
         key = self()
         return RngStream(key if split is None else jax.random.split(key, split), tag=self.tag)
+
+    def broadcast(self, k: int | tuple[int, ...], /) -> RngStream:
+        """Returns a new stream with one fresh key of this one in all places of an array of keys.
+
+        Args:
+          k: shape of the array, in front of the key's own.
+        """
+        key = self()
+        shape = (k,) if isinstance(k, int) else tuple(k)
+        return RngStream(jnp.broadcast_to(key, shape + key.shape), tag=self.tag)
 
     def last(self) -> jax.Array:
         """Returns the key that the latest draw gave, without drawing."""
@@ -226,24 +252,46 @@ class Rngs(Pytree):
           >>> nnx.Rngs(params=0, dropout=1).fork(split={"dropout": 4}).dropout.key.shape
           (4,)
         """
-        if isinstance(split, Mapping):
-            shapes = [(to_predicate(filter), shape) for filter, shape in split.items()]
+        shapes = self._shapes(split)
+        return Rngs({name: self.__dict__[name].fork(split=shapes[name]) for name in shapes})
 
-            def shape_of(name: str, stream: RngStream) -> int | tuple[int, ...] | None:
-                return next((shape for test, shape in shapes if test((name,), stream)), None)
-        else:
-            plain = split
-
-            def shape_of(name: str, stream: RngStream) -> int | tuple[int, ...] | None:
-                return plain
-
-        return Rngs(
-            {name: stream.fork(split=shape_of(name, stream)) for name, stream in self.items()}
-        )
+    def _shapes(self, given: _Shapes) -> dict[str, int | tuple[int, ...] | None]:
+        """The shape for each stream, in order; a mapping is of filters, the first that selects."""
+        if not isinstance(given, Mapping):
+            return {name: given for name, _ in self.items()}
+        pairs = [(to_predicate(filter), shape) for filter, shape in given.items()]
+        return {
+            name: next((shape for test, shape in pairs if test((name,), stream)), None)
+            for name, stream in self.items()
+        }
 
     def split(self, k: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...]) -> Rngs:
         """Returns new Rngs whose streams hold arrays of keys; the same as ``fork(split=k)``."""
         return self.fork(split=k)
+
+    def broadcast(self, k: _Shapes, /) -> Rngs:
+        """Returns new Rngs whose streams hold one fresh key in all places of an array of keys.
+
+        For a mapped axis along which all elements draw the same numbers, as :meth:`split` is for
+        one along which they draw different ones.
+
+        Args:
+          k: shape of the array for each stream; or a mapping of filters to shapes. Streams that
+            no filter selects, or that one selects with None, are shared with these Rngs.
+
+        Example:
+          >>> import moduli as nnx
+          >>> rngs = nnx.Rngs(params=0, dropout=1).broadcast({"dropout": 4})
+          >>> rngs.dropout.key.shape, rngs.params.key.shape
+          ((4,), ())
+          >>> bool(rngs.dropout.key.value[0] == rngs.dropout.key.value[3])
+          True
+        """
+        streams = {
+            name: self.__dict__[name] if shape is None else self.__dict__[name].broadcast(shape)
+            for name, shape in self._shapes(k).items()
+        }
+        return Rngs(streams)
 
 
 def _random_method(name: str) -> Callable[..., Any]:
@@ -261,3 +309,23 @@ for _name in _RANDOM:
     if hasattr(jax.random, _name):
         setattr(Rngs, _name, _random_method(_name))
         setattr(RngStream, _name, _random_method(_name))
+
+
+def _initializer_method(name: str) -> Callable[..., Any]:
+    factory = getattr(jax.nn.initializers, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Callable[..., jax.Array]:
+        initializer = factory(*args, **kwargs)
+        return lambda *shape, **options: initializer(self(), *shape, **options)
+
+    method.__name__ = name
+    method.__doc__ = (
+        f"``jax.nn.initializers.{name}(...)``, whose result draws its key itself: "
+        f"``rngs.{name}()((3, 4))``."
+    )
+    return method
+
+
+for _name in _INITIALIZERS:
+    setattr(Rngs, _name, _initializer_method(_name))
+    setattr(RngStream, _name, _initializer_method(_name))

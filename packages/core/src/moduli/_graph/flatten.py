@@ -29,7 +29,7 @@ from moduli._graph.nodes import (
 from moduli._static import UnhashableStatic, metadata_key, static_key
 from moduli._variable import Variable
 
-__all__ = ["Flat", "Slot", "flatten_roots"]
+__all__ = ["Fixed", "Flat", "Slot", "flatten_roots", "flatten_tree"]
 
 
 class Slot:
@@ -54,6 +54,15 @@ class Slot:
             leaves[self.position] = new
             new = jax.tree.unflatten(treedef, leaves)
         self.node._write(self.key, new)
+
+
+class Fixed:
+    """A bare array in a plain tuple, list or dict around the nodes: to be read, not written."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any):
+        self._value = value
 
 
 class Flat:
@@ -268,6 +277,27 @@ def flatten_roots(roots: Sequence[Any]) -> Flat:
     return Flat(graphdef, flattener.holders, flattener.objects, epoch)
 
 
+def flatten_tree(tree: Any) -> Flat:
+    """Flattens a tuple, list, dict, State or another JAX pytree that holds nodes and Variables.
+
+    Args:
+      tree: the pytree, no node or Variable itself.
+
+    Returns:
+      A Flat with one root, which stands for the whole tree: sharing between its parts is kept.
+
+    Raises:
+      StructureError: as of :func:`flatten_roots`.
+    """
+    epoch = EPOCH[0]
+    flattener = _Flattener()
+    code = flattener.tree(tree, None, (), as_data=False)
+    graphdef = GraphDef(
+        tuple(flattener.table), (code,), len(flattener.holders), flattener.metadatas
+    )
+    return Flat(graphdef, flattener.holders, flattener.objects, epoch)
+
+
 class _Flattener:
     def __init__(self) -> None:
         self.table: list[Any] = []
@@ -342,7 +372,10 @@ class _Flattener:
     def tree(
         self, value: Any, slot: Slot | None, path: tuple[Any, ...], *, as_data: bool
     ) -> tuple[Any, ...]:
-        """Encodes a tuple or another pytree; with ``as_data`` every plain leaf is data too."""
+        """Encodes a tuple or another pytree; with ``as_data`` every plain leaf is data too.
+
+        ``slot`` is the attribute that holds it; None for one that is a root itself.
+        """
         pairs, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_graph_leaf)
         codes, names = [], []
         for position, (key_path, leaf) in enumerate(pairs):
@@ -351,8 +384,8 @@ class _Flattener:
             if is_graph_leaf(leaf):
                 codes.append(self.value(leaf, None, path + name))
             elif as_data or is_data(leaf):
-                assert slot is not None
-                self.holders.append(Slot(slot.node, slot.key, position))
+                here = Fixed(leaf) if slot is None else Slot(slot.node, slot.key, position)
+                self.holders.append(here)
                 codes.append((LEAF, len(self.holders) - 1))
             else:
                 codes.append((STATIC, _static_key(leaf, path + name)))

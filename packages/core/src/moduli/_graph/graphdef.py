@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import functools
 import threading
+import types
 import weakref
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from moduli._static import static_value
 
@@ -80,6 +83,8 @@ class GraphDef:
         self.metadatas = metadatas
         with _lock:
             return _interned.setdefault(content, self)
+
+    __class_getitem__ = classmethod(types.GenericAlias)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GraphDef, (self.objects, self.roots, self.num_leaves, dict(self.metadatas))
@@ -262,3 +267,6 @@ class GraphDef:
             lines.append(f"{depth}{index} {name}{entry[1].__name__}({', '.join(static + refs)})")
         head = f"GraphDef({len(self.objects)} objects, {self.num_leaves} leaves"
         return "\n".join([head, *lines]) + "\n)" if lines else head + ")"
+
+
+jax.tree_util.register_static(GraphDef)

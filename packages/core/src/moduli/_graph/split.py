@@ -14,9 +14,9 @@ from moduli._compat import trace_state
 from moduli._dropped import mark_seen
 from moduli._filters import partition
 from moduli._graph.cache import flat_of
-from moduli._graph.flatten import Flat, Slot, flatten_roots
+from moduli._graph.flatten import Fixed, Flat, flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
-from moduli._graph.nodes import Node, check_mutable, child_of, is_graph_leaf
+from moduli._graph.nodes import Node, check_mutable, child_of, is_graph_leaf, iter_pytree
 from moduli._graph.unflatten import build, decode
 from moduli._graph.walk import node_children
 from moduli._state import (
@@ -50,16 +50,18 @@ Path = tuple[Any, ...]
 def _flat(node: Any, caller: str) -> Flat:
     if is_graph_leaf(node):
         return flat_of(node)
-    raise errors.StructureError(
-        f"{caller} needs a Module, another graph node or a Variable; got a "
-        f"{type(node).__name__}. Wrap lists and dicts: `moduli.List([...])`, `moduli.Dict({{...}})`"
-    )
+    if node is None or isinstance(node, GraphDef) or jax.tree_util.all_leaves([node]):
+        raise errors.StructureError(
+            f"{caller} needs a Module, another graph node, a Variable, or a tuple, list, dict or "
+            f"State of these; got a {type(node).__name__}"
+        )
+    return flatten_tree(node)
 
 
 def _leaves(flat: Flat) -> list[tuple[Path, Any]]:
     """Pairs each leaf path with its Variable, or with the bare array itself."""
     return [
-        (path, holder._value if isinstance(holder, Slot) else holder)
+        (path, holder if isinstance(holder, Variable) else holder._value)
         for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True)
     ]
 
@@ -86,7 +88,7 @@ def split(node: Any, /, *filters: Any) -> Any:
     """Takes a graph apart into its structure and its values.
 
     Args:
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
       *filters: without any, all values come in one State. Otherwise each value goes to the State
         of the first filter that selects it, and every value must be selected.
 
@@ -107,6 +109,11 @@ def split(node: Any, /, *filters: Any) -> Any:
       (['scale'], ['mean'])
       >>> nnx.merge(graphdef, params, rest).scale.value
       1.0
+
+      Several objects at once, with what they share kept:
+
+      >>> graphdef, state = nnx.split((Norm(), {"rngs": nnx.Rngs(0)}))
+      >>> norm, others = nnx.merge(graphdef, state)
     """
     flat = _flat(node, "split")
     return (flat.graphdef, *_groups(flat, filters, "split"))
@@ -116,7 +123,7 @@ def state(node: Any, /, *filters: Any) -> Any:
     """Returns the values of a graph.
 
     Args:
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
       *filters: select values; what none of them selects is left out.
 
     Returns:
@@ -218,7 +225,7 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
     """Writes values into a graph, in place.
 
     Args:
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
       state: a State, or any nested mapping of Variables or plain values.
       *states: more of them, written in order.
 
@@ -258,6 +265,13 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
         additions.append((parent, path[-1], value))
     trace = trace_state()
     for holder, _ in writes:
+        if isinstance(holder, Fixed):
+            path = flat.graphdef.leaf_paths[flat.holders.index(holder)]
+            raise errors.StructureError(
+                f"update cannot write the array at `{errors.format_path(path)}`: it stands in a "
+                f"plain {type(node).__name__}, beside the modules. Keep it in a Variable or in an "
+                "attribute of a module"
+            )
         if not isinstance(holder, Variable):
             check_mutable(holder.node, f"write `{holder.key}`")
         elif holder._trace != trace:
@@ -303,7 +317,7 @@ def pop(node: Any, /, *filters: Any) -> Any:
     """Takes Variables out of a graph: they are removed from it and returned.
 
     Args:
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
       *filters: at least one; select the Variables to remove. All references to them go.
 
     Returns:
@@ -329,6 +343,13 @@ def pop(node: Any, /, *filters: Any) -> Any:
     pairs = [(path, leaf) for path, leaf in _leaves(flat) if isinstance(leaf, Variable)]
     groups = partition(pairs, filters)[:-1]
     chosen = {id(variable) for group in groups for _, variable in group}
+    if not is_graph_leaf(node):
+        for path, leaf in iter_pytree(node):
+            if id(leaf) in chosen:
+                raise errors.StructureError(
+                    f"pop: the {type(leaf).__name__} at `{errors.format_path(path)}` stands in a "
+                    f"plain {type(node).__name__}, beside the modules; take it out there"
+                )
     removals: list[tuple[Node, Any]] = []
     for parent in flat.objects:
         if not isinstance(parent, Node):
@@ -391,7 +412,7 @@ def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
     """Takes a graph apart into its structure and a flat list of its leaves.
 
     Args:
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
       with_paths: return a FlatState (paths and leaves); otherwise a plain list of leaves.
 
     Returns:
@@ -428,7 +449,7 @@ def map_graph(f: Callable[[Path, Any], Any], node: A, /) -> A:
 
     Args:
       f: takes the path and the leaf (a Variable or a bare array) and returns the new leaf.
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
 
     Example:
       >>> import moduli as nnx

@@ -7,6 +7,7 @@ from typing import Any
 
 from moduli._filters import to_predicate
 from moduli._graph.cache import flat_of
+from moduli._graph.flatten import flatten_tree
 from moduli._graph.nodes import Node, is_data, is_graph_leaf, iter_pytree
 from moduli._variable import Variable
 
@@ -93,7 +94,7 @@ def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[Path]]:
     """Finds nodes and Variables that a graph reaches by more than one path.
 
     Args:
-      node: a Module or another node.
+      node: a Module or another node, or a tuple, list, dict or State of these.
       only: a filter on the shared objects.
 
     Returns:
@@ -109,7 +110,7 @@ def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[Path]]:
       [[('a',), ('b',)]]
     """
     predicate = to_predicate(only)
-    flat = flat_of(node)
+    flat = flat_of(node) if is_graph_leaf(node) else flatten_tree(node)
     if flat.graphdef.is_tree:
         return []
     paths: dict[int, list[Path]] = {}
@@ -137,7 +138,12 @@ def _references(root: Any) -> Iterator[tuple[Path, int]]:
                 if is_graph_leaf(child):
                     yield from visit(child, path + relative)
 
-    yield from visit(root, ())
+    if is_graph_leaf(root):
+        yield from visit(root, ())
+        return
+    for path, leaf in iter_pytree(root):
+        if is_graph_leaf(leaf):
+            yield from visit(leaf, path)
 
 
 def set_metadata(node: Any, /, *, only: Any = Variable, **metadata: Any) -> None:
