@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from moduli_debug._compat import bind_arguments, scan_sizes
 from moduli_debug._finite.marks import Mark, call_of, is_backward, mark_of
 from moduli_debug._finite.statistics import ArrayStatistics, is_finite, is_inexact, statistics_of
 
@@ -309,8 +310,10 @@ class Run:
 
     def _equation(self, eqn: Any, inputs: list[Value], where: _Where) -> list[Value]:
         name, params = eqn.primitive.name, eqn.params
-        if name == "scan" and {"jaxpr", "num_consts", "num_carry", "length"} <= params.keys():
-            return self._scan(eqn, inputs, where)
+        if name == "scan" and {"jaxpr", "length"} <= params.keys():
+            sizes = scan_sizes(params)
+            if sizes is not None:
+                return self._scan(eqn, inputs, where, *sizes)
         if name == "while" and {"cond_jaxpr", "body_jaxpr", "cond_nconsts"} <= params.keys():
             return self._while(eqn, inputs, where)
         if name == "cond" and "branches" in params:
@@ -393,14 +396,16 @@ class Run:
                 return self._spread(arrays, bad, faults, direct, where)
         return self._closed(body, inputs, where)
 
-    def _scan(self, eqn: Any, inputs: list[Value], where: _Where) -> list[Value]:
+    def _scan(
+        self, eqn: Any, inputs: list[Value], where: _Where, num_consts: int, num_carry: int
+    ) -> list[Value]:
         params = eqn.params
         if params["length"] * self._kept.size(params["jaxpr"]) > _IN_DETAIL:
             whole = self._whole(eqn, inputs, where)
             if whole is not None:
                 return whole
-        first, length = params["num_consts"] + params["num_carry"], params["length"]
-        consts, carry = inputs[: params["num_consts"]], inputs[params["num_consts"] : first]
+        first, length = num_consts + num_carry, params["length"]
+        consts, carry = inputs[:num_consts], inputs[num_consts:first]
         steps = range(length)
         collected: list[list[Value]] = []
         for turn, step in enumerate(reversed(steps) if params.get("reverse") else steps):
@@ -500,9 +505,7 @@ def _united(values: Sequence[Value]) -> tuple[int, int]:
 
 def _bind(eqn: Any, inputs: Sequence[Value]) -> list[Any]:
     """Computes one operation."""
-    params, functions = eqn.primitive.get_bind_params(eqn.params), ()
-    if isinstance(params, tuple):  # jax < 0.10 also gives the functions that it takes
-        functions, params = params
+    functions, params = bind_arguments(eqn)
     out = eqn.primitive.bind(*functions, *[value.array for value in inputs], **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
