@@ -124,6 +124,60 @@ def test_tied_parameters_and_shared_modules_train_as_one():
         twin = nnx.clone(model)
 
 
+def take_apart(model):
+    """Changes a part of a model in every way, and takes it out."""
+    part = model["part"]
+    part.new = nnx.Param(part.w.value * 2)
+    part.array = part.array + 1
+    part.number, part.other = 5, model["other"]
+    part.w.value = part.w.value + 1
+    part.w.set_metadata(tag="changed")
+    part.inner.array = part.inner.array - 1
+    model["part"] = model["other"]
+    model["list"].pop().array += 3
+    tagged = model["tagged"]
+    tagged.set_metadata(tag="changed")
+    del model["tagged"]
+    return model["other"].array.sum()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        nnx.jit,
+        lambda f: nnx.jit(f, donate_argnums=0),
+        lambda f: nnx.vmap(f),
+        lambda f: nnx.scan(f, in_axes=0, out_axes=0),
+        nnx.remat,
+        nnx.grad,
+        lambda f: nnx.jit(lambda model: nnx.cond(True, f, f, model)),
+        lambda f: nnx.pmap(f),
+    ],
+    ids=["jit", "donated", "vmap", "scan", "remat", "grad", "cond", "pmap"],
+)
+def test_what_is_changed_and_taken_out_of_a_model_is_changed_for_who_holds_it(transform):
+    class Part(nnx.Module):
+        def __init__(self, inner=None):
+            self.w = nnx.Param(jnp.ones((2, 3)))
+            self.array, self.number, self.inner = jnp.zeros((2, 2)), 0, inner
+
+    def build():
+        model = nnx.Dict(
+            part=Part(Part()), other=Part(), list=[Part()], tagged=nnx.Param(jnp.ones(2), tag="")
+        )
+        return model, [model["part"], model["list"][0], model["tagged"]]
+
+    model, held = build()
+    take_apart(model)
+    run = transform(take_apart)
+    for _ in range(2):
+        other, also_held = build()
+        run(other)
+        assert_equal_graphs(nnx.List([other, *also_held]), nnx.List([model, *held]))
+    assert model["part"] is model["other"] and also_held[0].other is other["other"]
+    assert also_held[0].new.value.tolist() == [[2.0] * 3] * 2
+
+
 def test_models_made_inside_transforms():
     @nnx.jit
     def make(seed):

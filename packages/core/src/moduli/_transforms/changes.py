@@ -71,7 +71,9 @@ def describe_changes(effects: Any, place: Place) -> str:
                 parts.append(f"adds {_say(effects, now[key], place)} at {spot}")
             elif not _is_same(effects, origin[0], was[key], now[key]):
                 parts.append(f"puts {_say(effects, now[key], place)} at {spot}")
-    returned = [_say(effects, code, place) for code in effects.graphdef.roots[effects.num_roots :]]
+    stop = effects.num_roots + sum(effects.marks)  # what was taken out of the arguments follows
+    roots = effects.graphdef.roots[effects.num_roots : stop]
+    returned = [_say(effects, code, place) for code in roots]
     if returned and not parts:
         return f"returns {', '.join(returned)}"
     return ", ".join(parts) or "changes no structure"

@@ -383,7 +383,11 @@ class Frame:
         drop: Callable[[Leaf], bool] | None,
         strict: bool,
     ) -> Any:
-        after = flatten_roots([*self._roots, *[x for x, m in zip(leaves, marks, strict=True) if m]])
+        roots = [*self._roots, *[x for x, m in zip(leaves, marks, strict=True) if m]]
+        after = flatten_roots(roots)
+        detached = self._detached(set(map(id, after.objects)))
+        if detached:
+            after = flatten_roots([*roots, *[item for item, _, _ in detached]])
         home = {
             id(item): (number, index)
             for number, objects in enumerate(self._objects)
@@ -410,6 +414,9 @@ class Frame:
             ):
                 if own is None:
                     root, path = (path[0], path[1:]) if many else (0, path)
+                    if root >= len(roots):
+                        _, root, above = detached[root - len(roots)]
+                        path = (*above, *path)
                     self.new[len(outputs)] = New(root, path, holder)
                 self.homes.append(own)
                 sources.append(len(outputs))
@@ -441,6 +448,34 @@ class Frame:
         )
         plain = [leaf for leaf, is_object in zip(leaves, marks, strict=True) if not is_object]
         return effects, (plain, outputs)
+
+    def _detached(self, reached: set[int]) -> list[tuple[Any, int, tuple[Any, ...]]]:
+        """Lists what was changed and then taken out of the arguments: somebody may still hold it.
+
+        Args:
+          reached: the ids of all objects below the arguments and the result.
+
+        Returns:
+          For each object that may have changed in more than the value of a Variable: the object,
+          and the root and the path where it stood.
+        """
+        found = []
+        start = 0
+        for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
+            for index, (entry, item) in enumerate(zip(graphdef.objects, objects, strict=True)):
+                if id(item) in reached:
+                    continue
+                if isinstance(item, Node):
+                    changed = item._moduli.version or any(code[0] >= LEAF for _, code in entry[2])
+                else:
+                    changed = item._metadata is not graphdef.metadatas.get(index, _EMPTY)
+                if changed:
+                    path = graphdef.object_paths[index]
+                    many = len(graphdef.roots) > 1
+                    root, path = (start + path[0], path[1:]) if many else (start, path)
+                    found.append((item, root, path))
+            start += len(graphdef.roots)
+        return found
 
     def variables(self) -> list[tuple[Leaf, Variable[Any]]]:
         """Lists the fresh Variables of the arguments with the leaves whose values they hold."""
