@@ -46,8 +46,9 @@ def measure(settings: Settings) -> dict[Any, Any]:
 def peers(case: Case) -> dict[str, Callable[[], tuple[jax.Array, Any]]]:
     """Returns for each peer a call that gives a loss and its gradients, and keeps the new state."""
     runs = {RAW: by_hand(case), AGAIN: by_hand(case), OURS: lifted(case, moduli)}
-    if importlib.util.find_spec("flax"):
-        runs[THEIRS] = lifted(case, importlib.import_module("flax.nnx"))
+    theirs = importlib.import_module("flax.nnx") if importlib.util.find_spec("flax") else None
+    if hasattr(theirs, case.needs):
+        runs[THEIRS] = lifted(case, theirs)
     return runs
 
 
@@ -57,7 +58,8 @@ def by_hand(case: Case) -> Callable[[], tuple[jax.Array, Any]]:
 
     def call() -> tuple[jax.Array, Any]:
         (value, written), grads = program(params, x, rest)
-        rest.update(written)
+        for path, new in written.items():  # some layers write their parameters
+            (params if path in params else rest)[path] = new
         return value, grads
 
     return call

@@ -104,4 +104,7 @@ ROWS: list[Row] = [
     _adaptive("max", layers.adaptive_max_pool, (2, 7, 6, 3), (3, 4)),
     _adaptive("max", layers.adaptive_max_pool, (2, 5, 3), (1,)),
     _adaptive("min", layers.adaptive_min_pool, (2, 7, 6, 3), (2, 5)),
+    _adaptive("avg", layers.adaptive_avg_pool, (2, 13, 3), (9,)),
+    _adaptive("max", layers.adaptive_max_pool, (2, 13, 3), (9,)),
+    _adaptive("min", layers.adaptive_min_pool, (2, 4, 3), (9,)),
 ]
