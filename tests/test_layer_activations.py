@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from layer_rows import activations
 from layer_table import TABLE, Row
@@ -39,3 +42,18 @@ def test_every_activation_of_flax_has_a_row() -> None:
 def test_a_row_calls_the_function_that_it_names(row: Row) -> None:
     name = row.name.partition("-")[0]
     assert row.model().function is getattr(layers, name) is getattr(moduli, name)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in activations.ROWS if row.smooth], ids=lambda row: row.name
+)
+def test_far_from_zero_and_at_zero_values_are_right_and_gradients_finite(row: Row) -> None:
+    (inputs,) = row.arrays()
+    inputs = (inputs * 1000).at[0].set(0.0)
+    function = row.model()
+    rounding = float(np.spacing(jnp.abs(inputs).max()))
+    expected = row.reference(function, inputs)
+    np.testing.assert_allclose(function(inputs), expected, rtol=1e-5, atol=2 * rounding)
+    grads = jax.grad(lambda x: jnp.sum(function(x)))(inputs)
+    assert np.isfinite(grads).all()
+    assert np.abs(grads).max() < 4  # none of them is steeper than that anywhere
