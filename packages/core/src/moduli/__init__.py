@@ -44,6 +44,7 @@ from moduli._module import Module as Module
 from moduli._module import iter_children as iter_children
 from moduli._module import iter_modules as iter_modules
 from moduli._module import view as view
+from moduli._module import with_attributes as with_attributes
 from moduli._plugins import PluginWarning as PluginWarning
 from moduli._plugins import Replace as Replace
 from moduli._plugins import hookimpl as hookimpl
@@ -64,6 +65,7 @@ from moduli._rngs import Rngs as Rngs
 from moduli._rngs import RngStream as RngStream
 from moduli._state import FlatState as FlatState
 from moduli._state import State as State
+from moduli._state import as_pure as as_pure
 from moduli._state import filter_state as filter_state
 from moduli._state import from_flat_state as from_flat_state
 from moduli._state import map_state as map_state
@@ -102,6 +104,7 @@ from moduli._transforms.trees import to_tree as to_tree
 from moduli._transforms.vjp import jvp as jvp
 from moduli._transforms.vjp import vjp as vjp
 from moduli._transforms.vmap import vmap as vmap
+from moduli._variable import A as A
 from moduli._variable import BatchStat as BatchStat
 from moduli._variable import Cache as Cache
 from moduli._variable import Intermediate as Intermediate
@@ -119,6 +122,8 @@ from moduli._variable_names import variable_type_from_name as variable_type_from
 __version__ = "0.1.0"
 
 Object = Pytree
+variables = state
+iter_module_children = iter_children
 
 claim_public_names(globals())
 del claim_public_names

@@ -19,15 +19,6 @@ __all__ = ["names", "resolve"]
 
 GROUP = "moduli.names"
 SUBMODULES = ("hookspecs", "testing")  # of core's own; imported when they are asked for
-_ONE_MODE = (
-    "moduli has one mode, that of flax.nnx's graph=True and graph_updates=True; leave it out"
-)
-INSTEAD = {  # names of flax.nnx that cannot be here
-    "compat": "moduli's transforms behave as those of flax.nnx.compat; write moduli.jit for "
-    "nnx.compat.jit, and so on",
-    "set_graph_mode": _ONE_MODE,
-    "set_graph_updates": _ONE_MODE,
-}
 
 _lock = threading.Lock()
 _resolved: set[str] = set()
@@ -128,10 +119,10 @@ def resolve(name: str) -> Any:
 
 def _hint(name: str) -> str:
     import moduli
+    from moduli._flax_names import INSTEAD
 
     if name in INSTEAD:
         return f": {INSTEAD[name]}"
-
     known = {
         *(key for key in vars(moduli) if not key.startswith("_")),
         *_declared(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from moduli._variable_names import variable_type_from_name
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Module", "iter_children", "iter_modules", "view"]
+__all__ = ["Module", "iter_children", "iter_modules", "view", "with_attributes"]
 
 Path = tuple[Any, ...]
 _ABSENT: Any = object()
@@ -392,7 +393,7 @@ def iter_children(module: Any, /) -> Iterator[tuple[Any, Module]]:
             yield relative[0] if len(relative) == 1 else relative, child
 
 
-def view(
+def with_attributes(
     node: Any, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any
 ) -> Any:
     """Copies a model with other attributes; the copy shares the Variables.
@@ -406,6 +407,44 @@ def view(
     Returns:
       A new module; writing one of its Variables writes the original's too.
 
+    Raises:
+      StructureError: (a ValueError) if an attribute is found nowhere.
+
+    Example:
+      >>> import moduli as nnx
+      >>> class Noise(nnx.Module):
+      ...     def __init__(self):
+      ...         self.rate, self.scale = 0.1, nnx.Param(1.0)
+      >>> model = Noise()
+      >>> loud = nnx.with_attributes(model, rate=0.9)
+      >>> loud.rate, model.rate, loud.scale is model.scale
+      (0.9, 0.1, True)
+    """
+    new = clone(node, variables=False)
+    new.set_attributes(only, raise_if_not_found=raise_if_not_found, **attributes)
+    return new
+
+
+def view(
+    node: Any, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any
+) -> Any:
+    """Copies a model in another mode; the copy shares the Variables.
+
+    Like :func:`with_attributes`, but a module may say itself what a mode means to it: if it has a
+    method ``set_view``, that gets the arguments which it takes by name, on the copy.
+
+    Args:
+      node: a Module.
+      only: a filter that selects the modules that are set.
+      raise_if_not_found: raise if one of the names means nothing to any of them.
+      **attributes: names and values, such as ``deterministic=True``.
+
+    Returns:
+      A new module; writing one of its Variables writes the original's too.
+
+    Raises:
+      StructureError: (a ValueError) if a name is found nowhere.
+
     Example:
       >>> import moduli as nnx
       >>> class Noise(nnx.Module):
@@ -417,5 +456,33 @@ def view(
       (True, False, True)
     """
     new = clone(node, variables=False)
-    new.set_attributes(only, raise_if_not_found=raise_if_not_found, **attributes)
+    unknown = dict(attributes)
+    for _, module in _selected(new, (only,)):
+        taken = _taken_by_set_view(module, attributes)
+        if taken:
+            module.set_view(**taken)  # type: ignore[attr-defined]
+        for name in taken:
+            unknown.pop(name, None)
+        own = {
+            name: value
+            for name, value in attributes.items()
+            if name not in taken and _has_attribute(module, name)
+        }
+        _set_on([module], own)
+        for name in own:
+            unknown.pop(name, None)
+    if raise_if_not_found:
+        new.set_attributes(only, **unknown)  # raises if something is left
     return new
+
+
+def _taken_by_set_view(module: Module, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a module's own ``set_view`` takes; none if it has no such method."""
+    method = getattr(type(module), "set_view", None)
+    if method is None:
+        return {}
+    parameters = inspect.signature(method).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(attributes)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in attributes.items() if name in names}

@@ -125,6 +125,9 @@ class PytreeMeta(abc.ABCMeta):
 class Pytree(Node, metaclass=PytreeMeta):
     """Base of objects that are nodes of a graph without being Modules.
 
+    JAX sees every such object as a pytree. ``class Opaque(moduli.Pytree, pytree=False)`` is one
+    that only moduli's functions take apart; classes derived from it follow it.
+
     Example:
       >>> import moduli as nnx, jax
       >>> class Box(nnx.Pytree):
@@ -135,9 +138,12 @@ class Pytree(Node, metaclass=PytreeMeta):
     """
 
     _descriptors: frozenset[str] = frozenset()
+    _is_jax_pytree: bool = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, pytree: bool | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if pytree is not None:
+            cls._is_jax_pytree = pytree
         cls._descriptors = frozenset(
             name
             for base in cls.__mro__
@@ -145,7 +151,8 @@ class Pytree(Node, metaclass=PytreeMeta):
             for name, item in vars(base).items()
             if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
         )
-        _register(cls)
+        if cls._is_jax_pytree:
+            _register(cls)
 
     # -- items, as the graph code reads and writes them -----------------------------------------
 
@@ -262,9 +269,12 @@ class Pytree(Node, metaclass=PytreeMeta):
 
 
 def _as_field_says(cls: type, name: str, value: Any) -> Any:
-    """Applies ``moduli.data()`` / ``moduli.static()`` of a dataclass field to its value."""
+    """Applies ``moduli.data()``, ``moduli.static()`` or ``metadata={"static": ...}`` of a field."""
     field = cls.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
-    status = None if field is None else field.metadata.get("moduli")
+    metadata: Any = {} if field is None else field.metadata
+    status = metadata.get("moduli")
+    if status is None and isinstance(metadata.get("static"), bool):  # JAX's own way to say it
+        status = "static" if metadata["static"] else "data"
     if status is None or isinstance(value, Annotated):
         return value
     return Annotated(value, status)

@@ -19,6 +19,7 @@ from moduli._variable import Variable
 __all__ = [
     "FlatState",
     "State",
+    "as_pure",
     "filter_state",
     "from_flat_state",
     "map_state",
@@ -391,6 +392,30 @@ def to_pure_dict(
         return extract(value)
 
     return convert(state)
+
+
+def as_pure(tree: Any) -> Any:
+    """Puts plain values in place of the Variables of a State or another pytree.
+
+    For what wants arrays alone: other libraries' serialization, export. The structure stays.
+
+    Args:
+      tree: a State, a Module, or any pytree that holds Variables.
+
+    Returns:
+      A copy of the tree with each Variable's value where the Variable was.
+
+    Example:
+      >>> import moduli as nnx
+      >>> state = nnx.state(nnx.Dict({"scale": nnx.Param(2.0), "count": nnx.Variable(3)}))
+      >>> nnx.as_pure(state)["scale"], nnx.as_pure(state)["count"]
+      (2.0, 3)
+    """
+    return jax.tree.map(
+        lambda leaf: as_pure(leaf.value) if isinstance(leaf, Variable) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, Variable),
+    )
 
 
 def replace_by_pure_dict(
