@@ -7,6 +7,7 @@ meant stand at the end, with both behaviours.
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from typing import Any
 
@@ -1292,6 +1293,95 @@ def streams_in_jit(lib):
         return model(x) + jax.random.uniform(rngs.other(), x.shape)
 
     return run(model, rngs, X), run(model, rngs, X), model, rngs
+
+
+# -- programs made by chance ---------------------------------------------------------------------
+
+
+def graph_by_chance(lib, chance):
+    """A few modules with Variables, arrays and lists, shared references and cycles."""
+
+    class Node(lib.Module):
+        pass
+
+    kinds = [lib.Param, lib.BatchStat, lib.Variable]
+    nodes = [Node() for _ in range(chance.randint(2, 4))]
+    values = [chance.choice(kinds)(jnp.arange(2.0) + n) for n in range(chance.randint(1, 4))]
+    for node in nodes:
+        for name in chance.sample("abcd", chance.randint(1, 3)):
+            what = [chance.choice(values), chance.choice(values), chance.choice(nodes), jnp.ones(2)]
+            setattr(node, name, chance.choice(what))
+        if chance.random() < 0.5:
+            node.items = lib.List([chance.choice(values), chance.choice(nodes)])
+    return nodes[0]
+
+
+def objects_below(lib, thing, found=None):
+    found = {} if found is None else found
+    if isinstance(thing, (lib.Module, lib.Variable)) and id(thing) not in found:
+        found[id(thing)] = thing
+        if isinstance(thing, lib.List):
+            children = thing
+        else:
+            pairs = sorted(vars(thing).items()) if isinstance(thing, lib.Module) else ()
+            children = [value for name, value in pairs if name[0] != "_"]
+        for child in children:
+            objects_below(lib, child, found)
+    return list(found.values())
+
+
+def changes_by_chance(lib, chance, root, x):
+    """Writes, adds, moves, shares and removes; returns some of the objects."""
+    returned = []
+    for _ in range(chance.randint(2, 6)):
+        objects = objects_below(lib, root)
+        lists = [item for item in objects if isinstance(item, lib.List)]
+        modules = [item for item in objects if isinstance(item, lib.Module)]
+        nodes = [item for item in modules if not isinstance(item, lib.List)]
+        values = [item for item in objects if isinstance(item, lib.Variable)]
+        node, other = chance.choice(nodes), chance.choice(objects)
+        names = sorted(name for name in vars(node) if name[0] != "_")
+        what = chance.choice(["write", "write", "set", "set", "new", "remove", "static", "list"])
+        if what == "write":
+            for name in names:
+                if isinstance(getattr(node, name), jax.Array):
+                    setattr(node, name, getattr(node, name) * 2 + x)
+            if values:
+                one, another = chance.choice(values), chance.choice(values)
+                one.set_value(another.get_value() * 2 + x)
+        elif what == "set":
+            setattr(node, chance.choice("ef"), other)
+        elif what == "new":
+            setattr(node, chance.choice("ef"), chance.choice([lib.Param(x * 2), type(root)()]))
+        elif what == "remove" and names:
+            delattr(node, chance.choice(names))
+        elif what == "static":
+            node.number = chance.randint(0, 9)
+        elif lists:
+            items = chance.choice(lists)
+            items.append(other) if chance.random() < 0.5 or not len(items) else items.pop()
+        if chance.random() < 0.2:
+            returned.append(other)
+    return returned, x.sum()
+
+
+@pytest.mark.parametrize("seed", range(34, 54))
+def test_changes_by_chance_are_those_of_flax_and_of_the_call_without_jit(seed):
+    def run(lib, transform):
+        root = graph_by_chance(lib, random.Random(seed))
+        held = objects_below(lib, root)
+
+        @transform
+        def change(root, x):
+            return changes_by_chance(lib, random.Random(seed + 1), root, x)
+
+        return (change(root, jnp.ones(2)), root), held
+
+    eager, held_of_eager = run(nnx, lambda f: f)
+    ours, held = run(nnx, nnx.jit)
+    theirs, _ = run(flax, flax.jit)  # which leaves what was taken out of the root as it was
+    same(describe(nnx, ours), describe(flax, theirs))
+    same(describe(nnx, (ours, held)), describe(nnx, (eager, held_of_eager)))
 
 
 # -- what both refuse ------------------------------------------------------------------------------
