@@ -357,6 +357,19 @@ def made(name: str) -> int:
     return start + next(n for n, text in enumerate(lines) if f"self.{name} =" in text)
 
 
+@pytest.mark.parametrize("transform", [nnx.vmap, nnx.pmap])
+def test_streams_that_do_not_tell_the_size_are_named(transform):
+    text = error_of(lambda: transform(lambda rngs: rngs.params())(nnx.Rngs(params=0)))
+    text = re.sub(r"test_vmap.py:\d+", "test_vmap.py", text)
+    assert text.endswith(
+        "give one of them an axis in in_axes, or pass axis_size (the RngKey (made at test_vmap.py) "
+        "at `params.key` of argument 0 is one key, which is split for the elements but does not "
+        "tell how many there are; an Rngs that does is `rngs.split(n)`)"
+    )
+    made = nnx.vmap(lambda rngs: rngs.params(), axis_size=3)(nnx.Rngs(params=0))
+    assert (made == nnx.vmap(lambda rngs: rngs.params())(nnx.Rngs(params=0).split(3))).all()
+
+
 def test_two_axes_for_one_variable_are_named():
     model = Affine()
     assert error_of(lambda: nnx.vmap(lambda a, b: None, in_axes=(0, None))(model, model)) == (

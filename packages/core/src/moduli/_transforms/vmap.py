@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._compat import is_key_array
 from moduli._running import running
 from moduli._transforms.arguments import Function, check_callable, wraps
 from moduli._transforms.labelled import LabelledCall, Outputs
@@ -213,8 +214,21 @@ def check_sizes(call: LabelledCall, size: int | None, name: str = "axis_size") -
         raise errors.StructureError(
             f"{call.transform}: no argument of {call.function} is mapped, so the size of the axis "
             f"is unknown; give one of them an axis in {call.prefix_name}, or pass {name}"
+            + _hint_at_streams(call)
         )
     return size
+
+
+def _hint_at_streams(call: LabelledCall) -> str:
+    """Says of the first stream that is to be split that its key tells no size."""
+    every = zip(call.all_values(), call.all_labels(), strict=True)
+    for position, (value, label) in enumerate(every):
+        if label is SPLIT and is_key_array(value):
+            return (
+                f" ({call.describe_all(position)} is one key, which is split for the elements but "
+                "does not tell how many there are; an Rngs that does is `rngs.split(n)`)"
+            )
+    return ""
 
 
 def find_batched(
