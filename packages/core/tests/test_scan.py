@@ -208,6 +208,35 @@ def test_new_variables_are_stacked_where_they_may_be():
     np.testing.assert_array_equal(out, models.last.value[-1])
 
 
+def test_a_part_without_values_is_sliced_as_the_module_around_it():
+    class Activation(nnx.Module):
+        def __call__(self, x):
+            self.last, self.name = nnx.Variable(jnp.tanh(x)), "tanh"
+            return self.last.value
+
+    class Block(nnx.Module):
+        def __init__(self, w):
+            self.w, self.activation = nnx.Param(w), Activation()
+
+        def __call__(self, x):
+            return self.activation(self.w.value * x)
+
+    weights = jnp.array([1.0, 2.0, 3.0])
+    block, alone, x = Block(weights), nnx.List([Activation()]), jnp.ones(())
+    last = nnx.scan(lambda x, b: b(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, block)
+    assert block.activation.name == "tanh" and block.activation.last.value[-1] == last
+
+    @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
+    def steps(x, alone, w):
+        return alone[0](x * w)
+
+    last = steps(x, alone, weights)
+    assert alone[0].last.shape == (3,) and alone[0].last.value[-1] == last
+
+    with pytest.raises(errors.StructureError, match="carried from step to step"):
+        nnx.scan(lambda part, x: part(x), in_axes=(None, 0), out_axes=0)(Activation(), weights)
+
+
 def test_an_exception_leaves_everything_as_it_was():
     def fail(x, block):
         block(x)

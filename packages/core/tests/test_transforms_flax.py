@@ -1580,6 +1580,26 @@ def test_a_variable_that_was_written_and_taken_out_keeps_the_value_where_flax_dr
         assert run(flax, getattr(flax, name)) == (0.0, False)
 
 
+def test_a_carried_module_keeps_its_structure_where_flax_lets_some_changes_pass():
+    """The body is traced once, so flax makes the change once, whatever steps would have done."""
+
+    def run(lib):
+        model = layer(lib, SQUARES[0])
+        model.steps = 0
+
+        @lib.scan(in_axes=(lib.Carry, 0), out_axes=(lib.Carry, 0))
+        def body(model, x):
+            model.steps += 1
+            return model, model(x)
+
+        body(model, X)
+        return model.steps
+
+    with pytest.raises(errors.StructureError, match="changes the attribute `steps`"):
+        run(nnx)
+    assert run(flax) == 1  # of two steps
+
+
 def test_a_cached_partial_may_change_the_structure_where_flax_raises():
     def run(lib):
         model = layer(lib)

@@ -126,6 +126,7 @@ class LabelledCall:
             self._finders.append(lambda path, leaf: tape_label)
             uniform.append(tape_label)
             self._explicit.append(False)
+        self._label_of_root = uniform
         self.value_labels = self._label_values(uniform)
 
     def label_given(self, transform: str, size: int) -> None:
@@ -225,6 +226,24 @@ class LabelledCall:
     def label_of(self, leaf: Leaf) -> Any:
         """The label of a value of a graph."""
         return self.value_labels[leaf[0]][leaf[1]]
+
+    def labels_below(self, number: int, index: int) -> list[Any]:
+        """The labels of the values below an object of a graph; without any, of those around it."""
+        graphdef = self.signature.graphdefs[number]
+        path = graphdef.object_paths[index]
+        root, top = sum(len(earlier.roots) for earlier in self.signature.graphdefs[:number]), 0
+        if len(graphdef.roots) > 1:
+            root, top = root + path[0], 1
+        places = graphdef.path_to_leaf.items()
+        for length in range(len(path), top - 1, -1):
+            above = path[:length]
+            found = [
+                self.value_labels[number][leaf] for place, leaf in places if place[:length] == above
+            ]
+            if found:
+                return found
+        label = self._label_of_root[root]
+        return [] if isinstance(label, _DETAILED) else [self._convert(label)]
 
     def label_of_new(self, new: New) -> Any:
         """The label of a value that was made below an argument."""

@@ -217,11 +217,7 @@ class LoopBody:
         call = self._call
         graphdef = effects.before[origin[0]]
         path = graphdef.object_paths[origin[1]]
-        below = [
-            call.value_labels[origin[0]][leaf]
-            for place, leaf in graphdef.path_to_leaf.items()
-            if place[: len(path)] == path
-        ]
+        below = call.labels_below(*origin)
         if below and all(isinstance(label, int) or label is SPLIT for label in below):
             return
         old, new = dict(graphdef.objects[origin[1]][2]), dict(effects.graphdef.objects[index][2])
