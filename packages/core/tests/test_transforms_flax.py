@@ -545,13 +545,31 @@ def vmap_with_axes_by_filters(lib):
     return lib.vmap(forward, in_axes=(part_axes(lib), 0))(model, X), model
 
 
+def takes_prefixes(lib):
+    """flax takes what prefix returns only where no changes of structure are asked for."""
+    return {"graph": True, "graph_updates": False} if lib is flax else {}
+
+
 @program
 def vmap_with_axes_by_prefix(lib):
     model = mixed(lib)
     axes = lib.prefix(model, {lib.Param: None, ...: 0})
-    # flax takes what prefix returns where it is told that nothing is updated
-    more = {"graph": True, "graph_updates": False} if lib is flax else {}
-    return lib.vmap(forward, in_axes=(axes, 0), **more)(model, X), model
+    return lib.vmap(forward, in_axes=(axes, 0), **takes_prefixes(lib))(model, X), model
+
+
+@program
+def vmap_with_axes_by_a_state(lib):
+    model = layer(lib, KERNELS)
+    graphdef, state = lib.split(layer(lib, KERNELS))
+    zeros = jax.tree.map(lambda v: 0, state, is_leaf=lambda v: isinstance(v, lib.Variable))
+    y = lib.vmap(forward, in_axes=(lib.StateAxes(zeros), None))(model, X)
+
+    @lib.vmap(in_axes=(0, None))
+    def run(state, x):
+        model = lib.merge(graphdef, state)
+        return model(x), lib.state(model)
+
+    return y, run(state, X), model, state
 
 
 @program
@@ -690,6 +708,16 @@ def pmap_with_axes_by_filters(lib):
         return y
 
     return run(model, X), model
+
+
+@program
+def pmap_and_scan_with_axes_by_prefix(lib):
+    model, layers = mixed(lib), layer(lib, SQUARES)
+    shared = lib.prefix(model, {lib.Param: None, ...: 0})
+    sliced, options = lib.prefix(layers, {...: 0}), takes_prefixes(lib)
+    y = lib.pmap(forward, in_axes=(shared, 0), **options)(model, X)
+    axes = {"in_axes": (lib.Carry, sliced), "out_axes": lib.Carry}
+    return y, lib.scan(lambda x, layer: layer(x), **axes, **options)(X, layers), model, layers
 
 
 @program
@@ -941,6 +969,31 @@ def shard_map_with_specs_by_filters(lib):
         return y
 
     return run(model, X[:, :2]), str(model.kernel[...].sharding), run(model, X[:, :2]), model
+
+
+@program
+def shard_map_and_jit_with_specs_by_prefix(lib):
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("i",))
+    model, other = layer(lib, SQUARES[1][:2]), layer(lib, SQUARES[0, :2])
+    specs = lib.prefix(model, {lib.Param: jax.P("i"), ...: jax.P()})
+    rows, whole = (jax.sharding.NamedSharding(mesh, spec) for spec in (jax.P("i"), jax.P()))
+    shardings = lib.prefix(other, {lib.Param: rows, ...: whole})
+
+    @partial(
+        lib.shard_map,
+        mesh=mesh,
+        in_specs=(specs, jax.P(None, "i")),
+        out_specs=jax.P(),
+        **takes_prefixes(lib),
+    )
+    def run(model, x):
+        model.mean[...] = jax.lax.psum(x @ model.kernel[...], "i").mean(0)
+        return model.mean[...]
+
+    again = lib.jit(
+        forward, in_shardings=(shardings, rows), out_shardings=whole, **takes_prefixes(lib)
+    )
+    return run(model, X[:, :2]), again(other, X[:, :2]), model, other
 
 
 @program
