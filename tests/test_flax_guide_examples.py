@@ -231,6 +231,61 @@ def one_dropout_mask_for_all_steps_of_a_scan(nnx: Any) -> Any:
     return y
 
 
+# -- many devices ---------------------------------------------------------------------------------
+
+
+def split_over_devices(nnx: Any, model: Any, axes: dict[str, Any]) -> Any:
+    """Runs a model with parts of its parameters on each device; sums what the devices give."""
+    spec = jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    shardings = {nnx.PathContains(name): spec(*axis) for name, axis in axes.items()}
+    specs = nnx.StateSharding(shardings)
+
+    @nnx.shard_map(mesh=mesh, in_specs=(specs, spec()), out_specs=spec())
+    def forward(model: Any, x: Any) -> Any:
+        return jax.lax.psum(model(x), "model")
+
+    y = forward(model, X)
+    np.testing.assert_allclose(y, model(X), rtol=1e-5, atol=1e-6)
+    return y
+
+
+def make_pair(nnx: Any, first: Any, second: Any) -> Any:
+    class Pair(nnx.Module):
+        def __init__(self) -> None:
+            self.first, self.second = first, second
+
+        def __call__(self, x: Any) -> Any:
+            return self.second(nnx.relu(self.first(x)))
+
+    return Pair()
+
+
+@example
+def two_linears_in_parallel_parts(nnx: Any) -> Any:
+    rngs = nnx.Rngs(0)
+    first = nnx.Linear(3, 16, use_bias=False, rngs=rngs)
+    model = make_pair(nnx, first, nnx.Linear(16, 2, use_bias=False, rngs=rngs))
+    return split_over_devices(nnx, model, {"first": (None, "model"), "second": ("model", None)})
+
+
+@example
+def general_linears_in_parallel_parts(nnx: Any) -> Any:
+    rngs = nnx.Rngs(0)
+    first = nnx.LinearGeneral(3, (4, 5), use_bias=False, rngs=rngs)
+    second = nnx.LinearGeneral((4, 5), 2, axis=(-2, -1), use_bias=False, rngs=rngs)
+    model = make_pair(nnx, first, second)
+    return split_over_devices(nnx, model, {"first": (None, "model"), "second": ("model",)})
+
+
+@example
+def einsums_in_parallel_parts(nnx: Any) -> Any:
+    rngs = nnx.Rngs(0)
+    first = nnx.Einsum("bi,ihd->bhd", (3, 4, 5), rngs=rngs)
+    model = make_pair(nnx, first, nnx.Einsum("bhd,hdo->bo", (4, 5, 2), rngs=rngs))
+    return split_over_devices(nnx, model, {"first": (None, "model"), "second": ("model",)})
+
+
 # -- views ----------------------------------------------------------------------------------------
 
 

@@ -115,3 +115,26 @@ def test_a_graphdef_passes_through_raw_jax_transforms_without_leaves():
     gradient = jax.grad(lambda g, s: forward(g, s, x)[1].sum(), argnums=1, allow_int=True)
     assert gradient(graphdef, state).layers[0].kernel.value.shape == model.layers[0].kernel.shape
     assert nnx.GraphDef[type(model)].__origin__ is nnx.GraphDef
+
+
+def test_the_state_of_a_variable_is_the_variable():
+    variable = nnx.Param(jnp.array(1.0))
+    graphdef, state = nnx.split(variable)
+    assert state is variable is nnx.state(variable)
+    merged = nnx.merge(graphdef, jax.tree.map(lambda x: x + 1, state))
+    assert type(merged) is nnx.Param and float(merged.value) == 2.0
+    graphdef, stats, params, rest = nnx.split(variable, nnx.BatchStat, nnx.Param, ...)
+    assert params is variable and not stats and not rest
+    assert nnx.merge(graphdef, stats, params, rest) is variable
+    nnx.update(variable, stats, nnx.Param(jnp.array(3.0)), rest)
+    assert float(variable.value) == 3.0
+    nnx.update(variable, jnp.array(4.0))
+    assert float(variable.value) == 4.0
+    with pytest.raises(errors.StructureError, match="no value for"):
+        nnx.merge(graphdef, stats)
+    with pytest.raises(errors.PathError, match="has no value at `a`"):
+        nnx.update(variable, nnx.State({"a": nnx.Param(1.0)}))
+    with pytest.raises(errors.PathError, match="Module has no value at"):
+        nnx.update(nnx.Module(), variable)
+    with pytest.raises(errors.StructureError, match="got the Param itself"):
+        nnx.pop(variable, nnx.Param)

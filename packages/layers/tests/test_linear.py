@@ -160,3 +160,17 @@ def test_impossible_sizes_are_an_error(features: tuple[int, int], name: str) -> 
 def test_wrong_rngs_are_an_error() -> None:
     with pytest.raises(RngError, match=r"Linear got rngs of type int; write rngs=moduli.Rngs\(0\)"):
         Linear(2, 2, rngs=0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_part_of_the_kernel_takes_the_same_part_of_the_inputs():
+    layer = Linear(6, 2, rngs=moduli.Rngs(0))
+    x = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6)
+    whole = layer(x) - layer.bias.value
+    parts = []
+    for part in (slice(0, 3), slice(3, 6)):
+        piece = moduli.clone(layer)
+        piece.kernel.value = layer.kernel.value[part]
+        parts.append(piece(x[:, part]) - layer.bias.value)
+        with pytest.raises(ShapeError, match=r"Linear\(in_features=6\).*for 3 of 6 features"):
+            piece(x)
+    np.testing.assert_allclose(sum(parts), whole, rtol=1e-5, atol=1e-6)

@@ -52,7 +52,14 @@ def check_rngs(layer: object, rngs: Any) -> moduli.Rngs:
     return rngs
 
 
-def check_features(layer: object, inputs: ArrayLike, axis: int, features: int, name: str) -> None:
+def check_features(
+    layer: object,
+    inputs: ArrayLike,
+    axis: int,
+    features: int,
+    name: str,
+    held: int | None = None,
+) -> None:
     """Raises unless the inputs have the layer's number of features on an axis.
 
     Args:
@@ -61,14 +68,22 @@ def check_features(layer: object, inputs: ArrayLike, axis: int, features: int, n
       axis: the axis of the features, as the layer counts it (may be negative).
       features: the size expected on that axis.
       name: the constructor's argument that holds this size.
+      held: the size of the parameters at hand, where they may be a part of the layer's, as under
+        ``shard_map``; it is then the size expected.
 
     Raises:
       ShapeError: the axis does not exist or has another size.
     """
     shape = jnp.shape(inputs)
     rank = len(shape)
-    if -rank <= axis < rank and shape[axis] == features:
+    if -rank <= axis < rank and shape[axis] == (features if held is None else held):
         return
+    if held is not None and held != features:
+        raise ShapeError(
+            f"{type(layer).__name__}({name}={features}) has a part of its parameters here, for "
+            f"{held} of {features} features, and expects inputs with size {held} on axis {axis}; "
+            f"got shape {shape_text(inputs)}; take the same part of the inputs"
+        )
     expected = f"(..., {features})" if axis == -1 else f"with size {features} on axis {axis}"
     remedy = f"give the inputs an axis {axis} of size {features}"
     if -rank <= axis < rank:

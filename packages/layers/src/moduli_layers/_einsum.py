@@ -177,7 +177,7 @@ class Einsum(Summing):
         self, shape: tuple[int, ...], first: str, second: str, equation: str
     ) -> dict[str, int]:
         """Returns the size of every letter."""
-        sizes = dict(zip(second, self.kernel_shape, strict=True))
+        sizes = dict(zip(second, self.kernel.shape, strict=True))  # under shard_map, a part
         head, dots, tail = first.partition("...")
         rank = len(head) + len(tail)
         if len(shape) < rank or (not dots and len(shape) != rank):

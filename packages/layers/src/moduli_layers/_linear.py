@@ -121,7 +121,8 @@ class Linear(Summing):
           ShapeError: the inputs' last axis does not have ``in_features`` entries.
           DtypeError: inputs and parameters have no common dtype.
         """
-        check_features(self, inputs, -1, self.in_features, "in_features")
+        held = self.kernel.shape[-2]
+        check_features(self, inputs, -1, self.in_features, "in_features", held)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
         sharding = {} if out_sharding is None else {"out_sharding": out_sharding}

@@ -182,7 +182,9 @@ class LinearGeneral(Summing):
         """Returns the contracted axes, counted from the front."""
         shape = jnp.shape(inputs)
         rank = len(shape)
-        wanted = [*zip(self.axis, self.in_features, strict=True), *self.batch_axis]
+        batch = len(self.batch_axis)
+        sizes = self.kernel.shape[batch : batch + len(self.axis)]  # under shard_map, a part
+        wanted = [*zip(self.axis, sizes, strict=True), *self.batch_axis]
         for axis, size in wanted:
             if not -rank <= axis < rank or shape[axis] != size:
                 raise ShapeError(

@@ -73,7 +73,7 @@ def _give_out(leaves: Iterable[Any]) -> None:
             mark_seen(leaf)
 
 
-def _groups(flat: Flat, filters: tuple[Any, ...], caller: str) -> list[State]:
+def _groups(flat: Flat, filters: tuple[Any, ...], caller: str) -> list[Any]:
     groups = [_leaves(flat)]
     if filters:
         *groups, rest = partition(groups[0], filters)
@@ -81,7 +81,18 @@ def _groups(flat: Flat, filters: tuple[Any, ...], caller: str) -> list[State]:
             check_exhaustive(rest, filters, caller)
     for group in groups:
         _give_out(leaf for _, leaf in group)
-    return list(map(from_flat_state, groups))
+    return list(map(_as_state, groups))
+
+
+def _as_state(pairs: list[tuple[Path, Any]]) -> Any:
+    """Nests paths and values; of a graph that is one Variable, the state is that Variable."""
+    if len(pairs) == 1 and not pairs[0][0]:
+        return pairs[0][1]
+    return from_flat_state(pairs)
+
+
+def _pairs(state: Any) -> Iterable[tuple[Path, Any]]:
+    return [((), state)] if isinstance(state, Variable) else _flat_items(state)
 
 
 def split(node: Any, /, *filters: Any) -> Any:
@@ -128,7 +139,7 @@ def state(node: Any, /, *filters: Any) -> Any:
 
     Returns:
       One State for at most one filter, otherwise a tuple of States. They hold the graph's own
-      Variables; ``moduli.clone(state)`` copies them.
+      Variables; ``moduli.clone(state)`` copies them. The state of a Variable is that Variable.
 
     Example:
       >>> import moduli as nnx
@@ -178,7 +189,7 @@ def merge(graphdef: GraphDef, state: Any, /, *states: Any, copy: bool = False) -
         )
     flat: dict[Path, Any] = {}
     for one in (state, *states):
-        flat.update(_flat_items(one))
+        flat.update(_pairs(one))
     paths = graphdef.leaf_paths
     values = []
     for path in paths:
@@ -248,15 +259,15 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
     additions: list[tuple[Node, Any, Variable[Any]]] = []
     if isinstance(state, Node):
         state = _groups(_flat(state, "update"), (), "state")[0]
-    pairs: list[tuple[Path, Any]] = [((), state)]
-    if not isinstance(node, Variable):
-        pairs = [pair for one in (state, *states) for pair in _flat_items(one)]
+    if isinstance(node, Variable) and not isinstance(state, (Variable, State)):
+        state = node.replace(state)
+    pairs = [pair for one in (state, *states) for pair in _pairs(one)]
     for path, value in pairs:
         index = known.get(path)
         if index is not None:
             writes.append((flat.holders[index], value))
             continue
-        parent = _parent(node, path)
+        parent = _parent(node, path) if path else None
         if parent is None or not isinstance(value, Variable):
             raise errors.PathError(
                 f"update: {type(node).__name__} has no value at `{errors.format_path(path)}`"
@@ -339,6 +350,10 @@ def pop(node: Any, /, *filters: Any) -> Any:
     """
     if not filters:
         raise errors.StructureError("pop needs at least one filter: `moduli.pop(model, filter)`")
+    if isinstance(node, Variable):
+        raise errors.StructureError(
+            f"pop takes Variables out of what holds them; got the {type(node).__name__} itself"
+        )
     flat = _flat(node, "pop")
     pairs = [(path, leaf) for path, leaf in _leaves(flat) if isinstance(leaf, Variable)]
     groups = partition(pairs, filters)[:-1]
