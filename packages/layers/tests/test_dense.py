@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,3 +112,31 @@ def test_tied_embeddings_stay_one_parameter() -> None:
     ones[1] += table.sum(0)
     ones[2] += table.sum(0)
     np.testing.assert_allclose(grads.embed.embedding.value, ones, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("equation", "kernel", "bias", "shape"),
+    [
+        ("d...ab,bc...->ad...c", (4, 5, 6, 7), (6, 7, 5), (8, 6, 7, 3, 4)),
+        ("b...i,i...->b...", (3, 4), (4,), (2, 4, 3)),
+        ("...i,...i->...", (4, 3), (4,), (2, 4, 3)),
+        ("...i,...io->...o", (4, 3, 2), (4, 2), (5, 1, 3)),  # the inputs broadcast
+        ("...i,...io->...o", (3, 2), (2,), (5, 1, 3)),
+        ("ni,i...->n...", (3, 2, 2), None, (5, 3)),
+    ],
+)
+def test_einsum_takes_an_ellipsis_in_the_kernel_as_flax(equation, kernel, bias, shape):
+    flax = pytest.importorskip("flax.nnx")
+    x = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    options = {"bias_init": jax.nn.initializers.normal(1.0)}
+    ours, theirs = (
+        lib.Einsum(equation, kernel, bias, rngs=lib.Rngs(0), **options)(x) for lib in (moduli, flax)
+    )
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_einsum_with_an_ellipsis_says_what_does_not_fit():
+    layer = Einsum("b...i,i...->b...", (3, 4), rngs=RNGS)
+    with pytest.raises(ShapeError, match=r"size 4 on axis 'A', got shape \(2, 5, 3\)"):
+        layer(np.ones((2, 5, 3), np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +35,7 @@ class Einsum(Summing):
 
     Args:
       einsum_str: the equation of inputs and kernel, such as ``"nta,hab->nthb"``; the inputs may
-        have ``...``. None if each call says its own.
+        have ``...``, and the kernel too. None if each call says its own.
       kernel_shape: shape of the kernel.
       bias_shape: shape of the bias: the sizes of the output's axes that stand in the kernel, in
         the order of the output. None adds no bias.
@@ -133,7 +134,7 @@ class Einsum(Summing):
                 f"of them, and None in the other"
             )
         equation = (einsum_str or self.einsum_str or "").replace(" ", "")
-        first, second, output = self._parts(equation)
+        first, second, output = self._written_out(*self._parts(equation), jnp.ndim(inputs))
         sizes = self._sizes(jnp.shape(inputs), first, second, equation)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
@@ -166,12 +167,27 @@ class Einsum(Summing):
                 f"{type(self).__name__} got the equation {equation!r}; write two operands, inputs "
                 f"and kernel, and an output, as 'nta,hab->nthb'"
             )
-        if len(parts[1]) != len(self.kernel_shape):
+        letters, axes = len(parts[1].replace("...", "")), len(self.kernel_shape)
+        if letters > axes or (letters < axes and "..." not in parts[1]):
             raise ArgumentError(
                 f"{type(self).__name__} got the equation {equation!r} and "
                 f"kernel_shape={self.kernel_shape}; write one letter for each axis of the kernel"
             )
         return parts[0], parts[1], output
+
+    def _written_out(self, first: str, second: str, output: str, rank: int) -> tuple[str, str, str]:
+        """Writes capital letters for ``...`` if the kernel has it: the last ones are its axes."""
+        if "..." not in second:
+            return first, second, output
+        own = len(self.kernel_shape) - len(second.replace("...", ""))
+        inputs = max(0, rank - len(first.replace("...", ""))) if "..." in first else 0
+        most = max(own, inputs)
+        free = [name for name in string.ascii_uppercase if name not in first + second + output]
+
+        def write(part: str, count: int) -> str:
+            return part.replace("...", "".join(free[most - count : most]))
+
+        return write(first, inputs), write(second, own), write(output, most)
 
     def _sizes(
         self, shape: tuple[int, ...], first: str, second: str, equation: str
@@ -185,7 +201,9 @@ class Einsum(Summing):
         ends = [*zip(head, shape, strict=False)]
         ends += zip(tail, shape[len(shape) - len(tail) :], strict=True)
         for name, size in ends:
-            if sizes.setdefault(name, size) != size:
+            if sizes.setdefault(name, size) != size and not (
+                name not in equation and 1 in (size, sizes[name])  # of `...`: it broadcasts
+            ):
                 raise self._misfit(shape, equation, f"size {sizes[name]} on axis {name!r}")
         return sizes
 
