@@ -372,3 +372,13 @@ def test_bfloat16_with_masks_weights_and_a_cache_under_strict_promotion(config) 
         np.testing.assert_allclose(weights.astype(jnp.float32).sum(-1), 1, atol=0.02)
         layer.init_cache(x.shape)
         assert layer(x, decode=True, deterministic=True).dtype == jnp.bfloat16
+
+
+def test_writing_with_a_cache_with_64_bits_enabled():
+    with jax.enable_x64(True):
+        layer = MultiHeadAttention(2, 4, decode=True, rngs=moduli.Rngs(0))
+        x = jnp.linspace(-1.0, 1.0, 12, dtype=jnp.float32).reshape(1, 3, 4)
+        layer.init_cache(x.shape, x.dtype)
+        steps = jnp.concatenate([layer(x[:, i : i + 1]) for i in range(3)], axis=1)
+        whole = layer(x, mask=make_causal_mask(jnp.ones((1, 3))), decode=False)
+        np.testing.assert_allclose(steps, whole, rtol=1e-5, atol=1e-6)

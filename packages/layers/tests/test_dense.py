@@ -140,3 +140,11 @@ def test_einsum_with_an_ellipsis_says_what_does_not_fit():
     layer = Einsum("b...i,i...->b...", (3, 4), rngs=RNGS)
     with pytest.raises(ShapeError, match=r"size 4 on axis 'A', got shape \(2, 5, 3\)"):
         layer(np.ones((2, 5, 3), np.float32))
+
+
+def test_einsum_takes_one_size_as_a_shape():
+    layer = Einsum("na,a->n", 3, kernel_init=jax.nn.initializers.ones, rngs=RNGS)
+    assert layer.kernel.shape == (3,)
+    layer = Einsum("na,ab->nb", (3, 2), 2, rngs=RNGS)
+    assert layer.bias.shape == (2,)
+    assert layer(np.ones((5, 3), np.float32)).shape == (5, 2)

@@ -117,3 +117,9 @@ def test_what_is_not_callable_is_named() -> None:
         Sequential(relu, 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(StructureError, match=r"argument 0; write Sequential\(\*layers\)"):
         Sequential([relu, relu])  # pyright: ignore[reportArgumentType]
+
+
+def test_an_empty_chain_returns_its_arguments() -> None:
+    assert Sequential()(12) == 12
+    assert Sequential()(12, 23) == (12, 23)
+    assert Sequential()() is None

@@ -341,13 +341,13 @@ class MultiHeadAttention(moduli.Module):
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
         start = self._room_in_cache(key) if decode else 0
-        query_places = start + jnp.arange(query.shape[-3])
-        key_places = start + jnp.arange(key.shape[-3])
+        query_places = start + jnp.arange(query.shape[-3], dtype=jnp.int32)
+        key_places = start + jnp.arange(key.shape[-3], dtype=jnp.int32)
         if self.rotary is not None:
             query, key = self.rotary(query, query_places), self.rotary(key, key_places)
         if decode:
             key, value = self._remember(key, value, start)
-            key_places = jnp.arange(key.shape[-3])
+            key_places = jnp.arange(key.shape[-3], dtype=jnp.int32)
             mask = self._limited(mask, query, query_places, key_places, causal=True)
             is_causal = False
         elif self.window is not None:
@@ -449,7 +449,8 @@ class MultiHeadAttention(moduli.Module):
         for cache, new in ((self.cached_key, key), (self.cached_value, value)):
             assert cache is not None
             old = cache[...]
-            place = (*[0] * (old.ndim - 3), start, 0, 0)
+            zero = jnp.zeros((), start.dtype)  # one dtype for all, with 64 bits enabled too
+            place = (*[zero] * (old.ndim - 3), start, zero, zero)
             cache.value = lax.dynamic_update_slice(old, new.astype(old.dtype), place)
         assert self.cached_key is not None
         assert self.cached_value is not None

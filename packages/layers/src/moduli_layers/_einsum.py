@@ -26,6 +26,10 @@ __all__ = ["Einsum"]
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
+def _shape(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
+
+
 class Einsum(Summing):
     """An einsum of the inputs and a kernel, and a bias on the output axes that the kernel brings.
 
@@ -69,8 +73,8 @@ class Einsum(Summing):
     def __init__(
         self,
         einsum_str: str | None,
-        kernel_shape: Sequence[int],
-        bias_shape: Sequence[int] | None = None,
+        kernel_shape: int | Sequence[int],
+        bias_shape: int | Sequence[int] | None = None,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -84,8 +88,8 @@ class Einsum(Summing):
         kernel_metadata: Mapping[str, Any] = _NO_METADATA,
         bias_metadata: Mapping[str, Any] = _NO_METADATA,
     ) -> None:
-        self.kernel_shape = tuple(kernel_shape)
-        self.bias_shape = None if bias_shape is None else tuple(bias_shape)
+        self.kernel_shape = _shape(kernel_shape)
+        self.bias_shape = None if bias_shape is None else _shape(bias_shape)
         for name in ("kernel_shape", "bias_shape"):
             for size in getattr(self, name) or ():
                 check_positive(self, **{name: size})
