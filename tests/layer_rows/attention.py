@@ -14,6 +14,7 @@ import moduli
 import moduli_layers as layers
 from layer_rows.row import Bad, Row, value
 from moduli.errors import ShapeError
+from moduli_layers.errors import ArgumentError
 
 
 def project(layer: Any, x: np.ndarray) -> np.ndarray:
@@ -34,6 +35,17 @@ def rotate(x: np.ndarray) -> np.ndarray:
     speed = 10000.0 ** -(np.arange(half) / half)
     turn = np.exp(1j * np.arange(x.shape[1])[:, None] * speed)[:, None]
     turned = (x[..., :half] + 1j * x[..., half:]) * turn
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def rope(layer: Any, x: Any) -> np.ndarray:
+    """The reference of RoPE, likewise, without heads."""
+    x = np.asarray(x, np.float64)
+    half = x.shape[-1] // 2
+    speed = layer.theta ** -(np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
+        1j * np.arange(x.shape[-2])[:, None] * speed
+    )
     return np.concatenate([turned.real, turned.imag], -1)
 
 
@@ -197,6 +209,28 @@ ROWS: list[Row] = [
     _row("one-key-head", num_kv_heads=1, causal=True),
     _row("normalize-qk", normalize_qk=True, qkv_features=16),
     _row("rotary", rotary=layers.rotary_embedding, qkv_features=16),
+    Row(
+        "rope",
+        lambda rngs: layers.RoPE(),
+        ((2, 5, 8),),
+        (2, 5, 8),
+        rope,
+        checks_features=False,
+        needs_rngs=False,
+        bad=(
+            Bad(((2, 5, 7),), ArgumentError, "RoPE turns pairs of features, got 7"),
+            Bad(((8,),), ShapeError, r"RoPE expects an array of shape \(\*batch, length"),
+        ),
+    ),
+    Row(
+        "rope-table",
+        lambda rngs: layers.RoPE(100.0, embedding_size=8, max_seq_len=6),
+        ((2, 5, 8),),
+        (2, 5, 8),
+        rope,
+        needs_rngs=False,
+        bad=(Bad(((2, 7, 8),), ShapeError, r"max_seq_len=6\) got an array of shape \(2, 7, 8\)"),),
+    ),
     _row("window", window=2),
     _row("window-causal", window=3, causal=True, rotary=layers.rotary_embedding),
     Row(

@@ -547,7 +547,7 @@ def test_mapped_programs_of_a_plugin_that_is_gone_are_freed_and_no_others(transf
         gc.collect()  # plugins
         jax.clear_caches()  # JAX keeps what it traced for a function that is gone for a while
         gc.collect()  # their programs
-        return sum(isinstance(item, LabelledProgram) for item in gc.get_objects())
+        return sum(type(item) is LabelledProgram for item in gc.get_objects())
 
     class Adds:
         def __init__(self, value):

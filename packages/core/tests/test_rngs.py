@@ -104,6 +104,8 @@ def test_matches_flax():
 @pytest.mark.parametrize("shape", [4, (2, 3), {"params": 4, ...: (2, 3)}, {"dropout": 4}, None])
 def test_broadcast_repeats_one_fresh_key_as_in_flax(shape):
     flax = pytest.importorskip("flax.nnx")
+    if not hasattr(flax.Rngs, "broadcast"):
+        pytest.skip("this flax, older than 0.12.8, has no broadcast")
     made = [lib.Rngs(0, params=1, dropout=2) for lib in (nnx, flax)]
     ours, theirs = (rngs.broadcast(shape) for rngs in made)
     for name in ("default", "params", "dropout"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,11 @@ import moduli
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import (
     MultiHeadAttention,
+    RoPE,
     combine_masks,
     dot_product_attention,
     dot_product_attention_weights,
+    dot_product_attention_with_rope,
     make_attention_mask,
     make_causal_mask,
     make_sliding_window_mask,
@@ -349,6 +353,122 @@ def test_scaled_positions() -> None:
 def test_what_cannot_turn_is_refused(shape, options, error, message) -> None:
     with pytest.raises(error, match=message):
         rotary_embedding(jnp.ones(shape), **options)
+
+
+# -- RoPE, for code written for flax.nnx ----------------------------------------------------------
+
+
+def test_rope_turns_as_rotary_embedding_does() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 8))  # heads before positions
+    expected = jnp.swapaxes(rotary_embedding(jnp.swapaxes(x, 1, 2)), 1, 2)
+    for rope in (RoPE(), RoPE(embedding_size=8, max_seq_len=5), RoPE(10000, 8, 99)):
+        np.testing.assert_allclose(rope(x), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rope(x, jnp.arange(5)), expected, rtol=1e-5, atol=1e-6)
+    places = jnp.array([[0, 5, 2, 9, 1], [3, 3, 3, 0, 7]])
+    turned = RoPE(50.0)(x, places[:, None])
+    for b in range(2):
+        one = rotary_embedding(jnp.swapaxes(x[b], 0, 1), places[b], base=50.0)
+        np.testing.assert_allclose(turned[b], jnp.swapaxes(one, 0, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_rope_keeps_the_dtype_and_its_table_is_no_parameter() -> None:
+    rope = RoPE(embedding_size=4, max_seq_len=3)
+    assert rope(jnp.ones((3, 4), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert not jax.tree.leaves(moduli.state(rope, moduli.Param))
+    assert rope.cached_cos.shape == rope.cached_sin.shape == (3, 2)
+
+
+@pytest.mark.parametrize("table", [(), (4, 9)])
+def test_attention_with_rope_is_attention_with_rotary(table) -> None:
+    def build(**options):
+        rngs = moduli.Rngs(0)
+        return MultiHeadAttention(2, 8, decode=False, rngs=rngs, num_kv_heads=1, **options)
+
+    rope = RoPE(10000.0, *table)
+    by_function = build(attention_fn=partial(dot_product_attention_with_rope, rope=rope))
+    by_option = build(rotary=rotary_embedding)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+    for positions in (None, jnp.arange(5) + 3, jnp.array([[0, 4, 1, 2, 9], [7, 6, 5, 4, 3]])):
+        results = [
+            layer(x, is_causal=True, input_positions=positions)
+            for layer in (by_function, by_option)
+        ]
+        np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(results[0], by_option(x, is_causal=True), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "error", "message"),
+    [
+        ({}, {"input_positions": jnp.arange(3)}, ArgumentError, "nothing in it uses positions"),
+        (
+            {"rotary": rotary_embedding},
+            {"input_positions": jnp.arange(2)},
+            ShapeError,
+            r"got shape \(2,\) for 3 queries and 3 keys",
+        ),
+        (
+            {"rotary": rotary_embedding},
+            {"input_positions": jnp.arange(3), "decode": True},
+            ArgumentError,
+            "positions go on from the cache; leave them out",
+        ),
+        (
+            {"attention_fn": partial(dot_product_attention_with_rope, rope=RoPE())},
+            {"decode": True},
+            ArgumentError,
+            r"does not know where the cache ends; write MultiHeadAttention\(..., rotary=",
+        ),
+    ],
+)
+def test_positions_that_cannot_be_used_are_refused(options, call, error, message) -> None:
+    layer = MultiHeadAttention(2, 4, decode=False, rngs=moduli.Rngs(0), **options)
+    layer.init_cache((1, 3, 4))
+    with pytest.raises(error, match=message):
+        layer(jnp.ones((1, 3, 4)), **call)
+
+
+@pytest.mark.parametrize(
+    ("build", "call", "error", "message"),
+    [
+        ({"embedding_size": 4}, None, ArgumentError, "write both for a table of angles, or none"),
+        ({"embedding_size": 5, "max_seq_len": 2}, None, ArgumentError, "pairs of features, got 5"),
+        ({}, ((2, 3, 4), (2,)), ShapeError, r"broadcast to \(2, 3\), with 3 on their last axis"),
+        ({}, ((2, 3, 4), (5, 3)), ShapeError, r"got \(5, 3\)"),
+    ],
+)
+def test_what_rope_cannot_turn_is_refused(build, call, error, message) -> None:
+    def run():
+        rope = RoPE(**build)
+        rope(jnp.ones(call[0]), jnp.zeros(call[1]))
+
+    with pytest.raises(error, match=message):
+        run()
+
+
+def test_attention_with_rope_of_other_lengths_is_refused() -> None:
+    query, key = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 5, 2, 4))
+    with pytest.raises(ShapeError, match="whose lengths \\(axis -3\\) all have to be the same"):
+        dot_product_attention_with_rope(query, key, key, rope=RoPE(), input_positions=jnp.arange(3))
+
+
+def test_rope_equals_flaxs() -> None:
+    flax = pytest.importorskip("flax.nnx")
+    if not hasattr(flax, "RoPE"):  # flax < 0.12.12, the newest for Python 3.11
+        pytest.skip("this flax has no RoPE")
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 3, 8))
+    for options in ({}, {"theta": 100.0}, {"embedding_size": 8, "max_seq_len": 7}):
+        theirs, ours = flax.RoPE(**options), RoPE(**options)
+        np.testing.assert_allclose(ours(q), theirs(q), rtol=1e-5, atol=1e-6)
+        for positions in (None, jnp.arange(5.0) * 2):
+            results = [
+                function(q, k, v, rope=rope, input_positions=positions)
+                for function, rope in (
+                    (dot_product_attention_with_rope, ours),
+                    (flax.dot_product_attention_with_rope, theirs),
+                )
+            ]
+            np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
 
 
 # -- strict promotion -----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from moduli_layers import RMSNorm as RMSNorm
     from moduli_layers import RNN as RNN
     from moduli_layers import RNNCellBase as RNNCellBase
+    from moduli_layers import RoPE as RoPE
     from moduli_layers import Sequential as Sequential
     from moduli_layers import SimpleCell as SimpleCell
     from moduli_layers import SpectralNorm as SpectralNorm
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from moduli_layers import combine_masks as combine_masks
     from moduli_layers import dot_product_attention as dot_product_attention
     from moduli_layers import dot_product_attention_weights as dot_product_attention_weights
+    from moduli_layers import dot_product_attention_with_rope as dot_product_attention_with_rope
     from moduli_layers import elu as elu
     from moduli_layers import flip_sequences as flip_sequences
     from moduli_layers import gelu as gelu
@@ -142,6 +144,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "RMSNorm",
         "RNN",
         "RNNCellBase",
+        "RoPE",
         "Sequential",
         "SimpleCell",
         "SpectralNorm",
@@ -156,6 +159,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "combine_masks",
         "dot_product_attention",
         "dot_product_attention_weights",
+        "dot_product_attention_with_rope",
         "elu",
         "flip_sequences",
         "gelu",

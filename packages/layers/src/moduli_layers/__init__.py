@@ -40,6 +40,9 @@ from moduli_layers._dot_product_attention import dot_product_attention as dot_pr
 from moduli_layers._dot_product_attention import (
     dot_product_attention_weights as dot_product_attention_weights,
 )
+from moduli_layers._dot_product_attention import (
+    dot_product_attention_with_rope as dot_product_attention_with_rope,
+)
 from moduli_layers._dropout import Dropout as Dropout
 from moduli_layers._dtype_policy import DtypePolicy as DtypePolicy
 from moduli_layers._dtype_policy import set_dtypes as set_dtypes
@@ -75,6 +78,7 @@ from moduli_layers._recurrent_cells import LSTMCell as LSTMCell
 from moduli_layers._recurrent_cells import OptimizedLSTMCell as OptimizedLSTMCell
 from moduli_layers._recurrent_cells import RNNCellBase as RNNCellBase
 from moduli_layers._recurrent_cells import SimpleCell as SimpleCell
+from moduli_layers._rotary import RoPE as RoPE
 from moduli_layers._rotary import rotary_embedding as rotary_embedding
 from moduli_layers._sequential import Sequential as Sequential
 from moduli_layers._stack import Stack as Stack

@@ -17,7 +17,10 @@ from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._checks import check_positive, check_rngs, resolve_mode, shape_text
-from moduli_layers._dot_product_attention import dot_product_attention
+from moduli_layers._dot_product_attention import (
+    dot_product_attention,
+    dot_product_attention_with_rope,
+)
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._layer_norm import LayerNorm
 from moduli_layers._linear_general import LinearGeneral
@@ -297,6 +300,7 @@ class MultiHeadAttention(moduli.Module):
         is_causal: bool = False,
         out_sharding: Any = None,
         qkv_sharding: Any = None,
+        input_positions: ArrayLike | None = None,
     ) -> jax.Array:
         """Attends.
 
@@ -316,6 +320,9 @@ class MultiHeadAttention(moduli.Module):
           out_sharding: how the output is laid out over devices, for JAX's explicit sharding
             mode; None leaves it to the compiler.
           qkv_sharding: the same for queries, keys and values.
+          input_positions: where queries and keys stand, of shape (length,) or ``(*batch, length)``,
+            for ``rotary`` or for an ``attention_fn`` such as
+            :func:`dot_product_attention_with_rope`; None counts from 0.
 
         Returns:
           Array of shape ``(*batch, queries, out_features)``.
@@ -323,7 +330,8 @@ class MultiHeadAttention(moduli.Module):
         Raises:
           ShapeError: an input does not have the features or the shape that is expected.
           StructureError: decoding without a cache, or with a full one (known only outside of jit).
-          ArgumentError: neither the call nor the layer says whether to decode, or to drop.
+          ArgumentError: neither the call nor the layer says whether to decode, or to drop; or
+            positions are given that nothing uses, or that the cache knows.
           RngError: weights are to be dropped, and there is no stream to draw from.
         """
         kind = type(self).__name__
@@ -343,8 +351,11 @@ class MultiHeadAttention(moduli.Module):
         start = self._room_in_cache(key) if decode else 0
         query_places = start + jnp.arange(query.shape[-3], dtype=jnp.int32)
         key_places = start + jnp.arange(key.shape[-3], dtype=jnp.int32)
+        positions = self._positions(input_positions, query, key, decode)
         if self.rotary is not None:
-            query, key = self.rotary(query, query_places), self.rotary(key, key_places)
+            places = (query_places, key_places) if positions is None else (positions, positions)
+            query, key = self.rotary(query, places[0]), self.rotary(key, places[1])
+            positions = None
         if decode:
             key, value = self._remember(key, value, start)
             key_places = jnp.arange(key.shape[-3], dtype=jnp.int32)
@@ -367,6 +378,7 @@ class MultiHeadAttention(moduli.Module):
             precision=self.precision,
             module=self if sow_weights else None,
             is_causal=is_causal,
+            **({} if positions is None else {"input_positions": positions}),
         )
         return self.out(x, out_sharding=out_sharding)
 
@@ -409,6 +421,38 @@ class MultiHeadAttention(moduli.Module):
                     f"length, {size}), got shape {shape_text(array)}; build the layer with "
                     f"{argument}={shape[-1] if shape else 1}, or give inputs of that size"
                 )
+
+    def _positions(
+        self, given: ArrayLike | None, query: jax.Array, key: jax.Array, decode: bool
+    ) -> jax.Array | None:
+        """Returns the positions that the call was given, if they can be used."""
+        kind = type(self).__name__
+        turns = getattr(self.attention_fn, "func", self.attention_fn)
+        if decode and turns is dot_product_attention_with_rope:
+            raise ArgumentError(
+                f"{kind} cannot decode with attention_fn=dot_product_attention_with_rope, which "
+                f"does not know where the cache ends; write {kind}(..., rotary=rotary_embedding)"
+            )
+        if given is None:
+            return None
+        if decode:
+            raise ArgumentError(
+                f"{kind} got input_positions in a call that decodes, where positions go on from "
+                "the cache; leave them out"
+            )
+        if self.rotary is None and turns is dot_product_attention:
+            raise ArgumentError(
+                f"{kind} got input_positions, and nothing in it uses positions; build it with "
+                "rotary=rotary_embedding, or leave them out"
+            )
+        positions = jnp.asarray(given)
+        lengths = (query.shape[-3], key.shape[-3])
+        if positions.shape[-1:] != (lengths[0],) or lengths[0] != lengths[1]:
+            raise ShapeError(
+                f"{kind} expects input_positions of one length for queries and keys, got shape "
+                f"{shape_text(positions)} for {lengths[0]} queries and {lengths[1]} keys"
+            )
+        return positions
 
     def _decodes(self, given: bool | None) -> bool:
         if given is None:

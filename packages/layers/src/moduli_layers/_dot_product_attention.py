@@ -14,8 +14,13 @@ import moduli
 from moduli.errors import RngError, ShapeError
 from moduli_layers._checks import shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
+from moduli_layers._rotary import RoPE
 
-__all__ = ["dot_product_attention", "dot_product_attention_weights"]
+__all__ = [
+    "dot_product_attention",
+    "dot_product_attention_weights",
+    "dot_product_attention_with_rope",
+]
 
 
 def dot_product_attention_weights(
@@ -200,6 +205,69 @@ def _fused(query: Any, key: Any, value: Any, bias: Any, mask: Any, is_causal: bo
             flat(query), flat(key), flat(value), bias=bias, mask=mask, is_causal=is_causal
         )
     return outputs.reshape((*batch, *outputs.shape[1:]))
+
+
+def dot_product_attention_with_rope(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    rope: RoPE,
+    input_positions: ArrayLike | None = None,
+    **kwargs: Any,
+) -> jax.Array:
+    """Like :func:`dot_product_attention`, of queries and keys that are turned by their positions.
+
+    For code written for flax.nnx: ``functools.partial`` of it with ``rope`` is an ``attention_fn``
+    of :class:`MultiHeadAttention`, whose ``rotary=rotary_embedding`` does the same, and also
+    decodes with a cache.
+
+    Args:
+      query: array of shape ``(*batch, queries, heads, features)``.
+      key: array of shape ``(*batch, keys, key heads, features)``.
+      value: array of shape ``(*batch, keys, key heads, value features)``.
+      rope: a :class:`RoPE`.
+      input_positions: of queries and of keys, of shape (length,) or ``(*batch, length)``; None
+        counts either from 0.
+      **kwargs: more arguments of :func:`dot_product_attention`.
+
+    Returns:
+      Array of shape ``(*batch, queries, heads, value features)``.
+
+    Raises:
+      ShapeError: there are positions, and not as many as queries and as keys; or as of
+        :func:`dot_product_attention`.
+
+    Example:
+      >>> import functools, jax.numpy as jnp, moduli
+      >>> from moduli_layers import MultiHeadAttention, RoPE, dot_product_attention_with_rope
+      >>> attend = functools.partial(dot_product_attention_with_rope, rope=RoPE())
+      >>> layer = MultiHeadAttention(
+      ...     2, 8, attention_fn=attend, decode=False, rngs=moduli.Rngs(0)
+      ... )
+      >>> layer(jnp.ones((1, 5, 8)), input_positions=jnp.arange(5) + 100).shape
+      (1, 5, 8)
+
+    Reference:
+      Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
+    """
+    lengths = jnp.shape(query)[-3:-2], jnp.shape(key)[-3:-2]
+    places = input_positions
+    if places is not None:
+        places = jnp.asarray(places)
+        if places.shape[-1:] != lengths[0] or lengths[0] != lengths[1]:
+            raise ShapeError(
+                f"dot_product_attention_with_rope got positions of shape {shape_text(places)} for "
+                f"queries of shape {shape_text(query)} and keys of shape {shape_text(key)}, whose "
+                "lengths (axis -3) all have to be the same; to decode with a cache write "
+                "MultiHeadAttention(..., rotary=rotary_embedding)"
+            )
+        places = places if places.ndim == 1 else places[..., None, :]  # the same in all heads
+
+    def turned(x: ArrayLike) -> jax.Array:
+        return jnp.swapaxes(rope(jnp.swapaxes(jnp.asarray(x), -3, -2), places), -3, -2)
+
+    return dot_product_attention(turned(query), turned(key), value, **kwargs)
 
 
 def _check(query: Any, key: Any, value: Any) -> int:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+import moduli
 from moduli.errors import ShapeError
 from moduli_layers._checks import shape_text
 from moduli_layers._dtypes import wider
 from moduli_layers.errors import ArgumentError
 
-__all__ = ["rotary_embedding"]
+__all__ = ["RoPE", "rotary_embedding"]
 
 
 def rotary_embedding(
@@ -77,10 +78,8 @@ def rotary_embedding(
             f"array of shape {shape_text(x)}, got {shape_text(places)}"
         )
     wide = wider(x.dtype, jnp.float32)
-    frequencies = base ** -(jnp.arange(0, turned, 2, dtype=wide) / turned)
-    angles = (places.astype(wide) * scale)[..., None] * frequencies
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # the same in all heads
-
+    cos, sin = _rotation(places.astype(wide) * scale, turned, base)
+    cos, sin = cos[..., None, :], sin[..., None, :]  # the same in all heads
     part = x[..., :turned].astype(wide)
     if interleaved:
         first, second = part[..., 0::2], part[..., 1::2]
@@ -93,3 +92,128 @@ def rotary_embedding(
         result = jnp.concatenate(both, axis=-1)
     result = result.astype(x.dtype)
     return result if turned == x.shape[-1] else jnp.concatenate([result, x[..., turned:]], axis=-1)
+
+
+def _rotation(places: jax.Array, features: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the angles, of the shape of the places and (features / 2,)."""
+    frequencies = base ** -(jnp.arange(0, features, 2, dtype=places.dtype) / features)
+    angles = places[..., None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+class RoPE(moduli.Module):
+    """Rotary position embedding with its own table of angles, for code written for flax.nnx.
+
+    It turns what :func:`rotary_embedding` turns, features ``i`` and ``i + n / 2`` by the position
+    times ``theta ** (-2 i / n)``, and takes arrays without an axis of heads. In a
+    :class:`MultiHeadAttention` it works through :func:`dot_product_attention_with_rope`; with a
+    cache write ``rotary=rotary_embedding`` there.
+
+    Attributes:
+      theta: the ratio of the longest and the shortest wave length, nearly.
+      cached_sin: Variable with the sines of the first positions, of shape (max_seq_len,
+        embedding_size / 2); None without them.
+      cached_cos: the cosines, likewise.
+
+    Args:
+      theta: see above.
+      embedding_size: how many features there are: an even number.
+      max_seq_len: how many positions the table has. Give both or none; without a table the angles
+        are computed in every call, for any size and length.
+
+    Raises:
+      ArgumentError: only one of the sizes is given, or ``embedding_size`` is odd or below 2.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from moduli_layers import RoPE
+      >>> rope = RoPE(embedding_size=2, max_seq_len=8)
+      >>> np.asarray(rope(jnp.ones((3, 2)))).round(3)  # by 0, 1 and 2 radians
+      array([[ 1.   ,  1.   ],
+             [-0.301,  1.382],
+             [-1.325,  0.493]], dtype=float32)
+
+    Reference:
+      Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
+    """
+
+    cached_sin: moduli.Variable[jax.Array] | None
+    cached_cos: moduli.Variable[jax.Array] | None
+
+    def __init__(
+        self,
+        theta: float = 10000.0,
+        embedding_size: int | None = None,
+        max_seq_len: int | None = None,
+    ):
+        if (embedding_size is None) != (max_seq_len is None):
+            raise ArgumentError(
+                f"RoPE got embedding_size={embedding_size} and max_seq_len={max_seq_len}; write "
+                "both for a table of angles, or none"
+            )
+        self.theta = theta
+        self.cached_sin = self.cached_cos = None
+        if embedding_size is not None and max_seq_len is not None:
+            self._check_even(embedding_size)
+            places = jnp.arange(max_seq_len, dtype=jnp.float32)
+            cos, sin = _rotation(places, embedding_size, theta)
+            self.cached_sin, self.cached_cos = moduli.Variable(sin), moduli.Variable(cos)
+
+    def __call__(self, x: ArrayLike, input_positions: ArrayLike | None = None) -> jax.Array:
+        """Turns the features.
+
+        Args:
+          x: array of shape ``(*batch, length, features)``.
+          input_positions: of shape (length,), or of more axes that broadcast to ``(*batch,
+            length)``; None is 0, 1, 2, ..., from the table if there is one.
+
+        Returns:
+          Array of the shape and dtype of ``x``; angles are in float32 or wider.
+
+        Raises:
+          ShapeError: ``x`` has other features than the table, or is longer, or the positions do not
+            fit it.
+          ArgumentError: the number of features is odd.
+        """
+        x = jnp.asarray(x)
+        if x.ndim < 2:
+            raise ShapeError(
+                f"RoPE expects an array of shape (*batch, length, features), got {shape_text(x)}"
+            )
+        length, features = x.shape[-2:]
+        wide = wider(x.dtype, jnp.float32)
+        if input_positions is None and self.cached_cos is not None and self.cached_sin is not None:
+            longest, half = self.cached_cos.shape
+            if features != 2 * half or length > longest:
+                raise ShapeError(
+                    f"RoPE(embedding_size={2 * half}, max_seq_len={longest}) got an array of shape "
+                    f"{shape_text(x)}, (*batch, length, features); build it with embedding_size="
+                    f"{features}, max_seq_len={max(length, longest)}, or without both"
+                )
+            cos, sin = self.cached_cos[:length].astype(wide), self.cached_sin[:length].astype(wide)
+        else:
+            self._check_even(features)
+            places = jnp.arange(length) if input_positions is None else jnp.asarray(input_positions)
+            fits = places.ndim and places.shape[-1] == length and places.ndim < x.ndim
+            if not fits or any(
+                ours not in (1, theirs)
+                for ours, theirs in zip(places.shape[-2::-1], x.shape[-3::-1], strict=False)
+            ):
+                raise ShapeError(
+                    f"RoPE expects positions that broadcast to {x.shape[:-1]}, with {length} on "
+                    f"their last axis, for an array of shape {shape_text(x)}, got "
+                    f"{shape_text(places)}"
+                )
+            cos, sin = _rotation(places.astype(wide), features, self.theta)
+        missing = tuple(range(x.ndim - cos.ndim))
+        cos, sin = jnp.expand_dims(cos, missing), jnp.expand_dims(sin, missing)
+        first, second = jnp.split(x.astype(wide), 2, axis=-1)
+        both = (first * cos - second * sin, second * cos + first * sin)
+        return jnp.concatenate(both, axis=-1).astype(x.dtype)
+
+    @staticmethod
+    def _check_even(features: int) -> None:
+        if features < 2 or features % 2:
+            raise ArgumentError(
+                f"RoPE turns pairs of features, got {features}; write an even number"
+            )

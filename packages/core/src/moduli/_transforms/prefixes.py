@@ -146,8 +146,8 @@ class StateSharding(FilterPrefix):
     Example:
       >>> import moduli as nnx, jax
       >>> specs = nnx.StateSharding({nnx.Param: jax.P("model"), ...: jax.P()})
-      >>> specs.shardings[1]
-      P()
+      >>> specs.shardings[1] == jax.P()
+      True
     """
 
     @property
