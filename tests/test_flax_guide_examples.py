@@ -34,7 +34,10 @@ def example(function: Example) -> Example:
 
 @pytest.fixture(scope="module")
 def flax_nnx() -> Any:
-    return pytest.importorskip("flax.nnx")
+    nnx = pytest.importorskip("flax.nnx")
+    if not hasattr(nnx, "with_rngs"):
+        pytest.skip("this flax is before 0.12.8, with other defaults and fewer names")
+    return nnx
 
 
 def make_model(nnx: Any, seed: int = 0) -> Any:
