@@ -161,13 +161,35 @@ def test_plugins_and_recordings_see_calls_as_without_it():
     assert float(call(model, 1.0)) == 2.0
 
 
-def test_a_plugin_that_is_switched_on_for_the_program_ends_it(binds):
+def test_other_plugins_in_the_whole_program_end_it(binds):
     model = Scale()
     call(model, 1.0), call(model, 1.0)
     assert binds == [1]
-    _plugins.rediscover()
+    _plugins.rediscover()  # the same ones again
     assert float(call(model, 1.0)) == 2.0
-    assert binds == [2]
+    assert binds == [1]
+    try:
+        _plugins.select("none")
+        before = _plugins.active().token
+        assert float(call(model, 1.0)) == 2.0
+    finally:
+        _plugins.select(None)
+    assert binds == [1 if _plugins.active().token is before else 2]
+    assert float(call(model, 1.0)) == 2.0
+
+
+def test_unrelated_changes_do_not_end_it(binds):
+    model, other = Scale(), Scale()
+    call(other, 1.0), call(model, 1.0)
+    binds[0] = 0
+    for turn in range(3):
+        other.power = turn
+        other.w.set_metadata(turn=turn)
+        assert float(call(model, 1.0)) == 2.0
+    assert binds == [0]
+    model.w.set_metadata(turn=0)
+    assert float(call(model, 1.0)) == 2.0
+    assert binds == [1]
 
 
 def test_donated_buffers_through_it(binds):

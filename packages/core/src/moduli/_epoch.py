@@ -11,5 +11,7 @@ from __future__ import annotations
 
 __all__ = ["EPOCH"]
 
-EPOCH: list[int] = [0]
-"""A cell (not a module global) so that readers may bind the list once and index it."""
+EPOCH: list[int] = [0, 0]
+"""The epoch, and how often metadata of Variables changed, which moves the epoch too.
+
+A list (not module globals) so that readers may bind it once and index it."""

@@ -292,6 +292,7 @@ class Variable(Generic[A]):
     def _set_all_metadata(self, metadata: Mapping[str, Any]) -> None:
         if metadata is not self._metadata:
             object.__setattr__(self, "_metadata", metadata)
+            EPOCH[1] += 1
             EPOCH[0] += 1
 
     def _hook(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,9 @@ from moduli._static import UnhashableStatic, metadata_key, static_key
 from moduli._variable import Variable
 
 __all__ = ["Fixed", "Flat", "Slot", "flatten_roots", "flatten_tree"]
+
+_version: Callable[[Bookkeeping], int] = operator.attrgetter("version")
+_metadata: Callable[[Variable[Any]], Any] = operator.attrgetter("_metadata")
 
 
 class Slot:
@@ -82,6 +85,7 @@ class Flat:
         "_epoch",
         "_ids",
         "_kinds",
+        "_metadata_epoch",
         "_metadatas",
         "_nodes",
         "_overlay",
@@ -105,6 +109,7 @@ class Flat:
         self._versions = [book.version for book in self._books]
         self._variables = [o for o in objects if not isinstance(o, Node)]
         self._metadatas = [variable._metadata for variable in self._variables]
+        self._metadata_epoch = -1  # not compared yet
         self._watched = [o for o in objects if isinstance(o, Node) and o._moduli.source is not None]
         self._base = graphdef
         self._overlay: dict[int, Any] = {}
@@ -143,14 +148,19 @@ class Flat:
         epoch = EPOCH[0]
         if self._epoch == epoch:
             return True
-        for book, version in zip(self._books, self._versions, strict=True):
-            if book.version != version:
-                return False
-        for variable, metadata in zip(self._variables, self._metadatas, strict=True):
-            if variable._metadata is not metadata:
-                return False
+        if list(map(_version, self._books)) != self._versions or not self._same_metadata():
+            return False
         self._epoch = epoch
         return True
+
+    def _same_metadata(self) -> bool:
+        epoch = EPOCH[1]
+        if self._metadata_epoch == epoch:
+            return True
+        if all(map(operator.is_, map(_metadata, self._variables), self._metadatas)):
+            self._metadata_epoch = epoch
+            return True
+        return False
 
     def revise(self) -> bool:
         """Brings the structure up to date if nothing but static attributes has changed.
@@ -162,14 +172,13 @@ class Flat:
           Whether that was so; if not, the graph has to be flattened anew.
         """
         epoch = EPOCH[0]
-        for variable, metadata in zip(self._variables, self._metadatas, strict=True):
-            if variable._metadata is not metadata:
-                return False
+        if not self._same_metadata():
+            return False
         if self._nodes is None:
             pairs = enumerate(self.objects)
             self._nodes = [(index, item) for index, item in pairs if isinstance(item, Node)]
         overlay = dict(self._overlay)
-        versions = [book.version for book in self._books]
+        versions = list(map(_version, self._books))
         for (index, node), now, before in zip(self._nodes, versions, self._versions, strict=True):
             if now == before:
                 continue

@@ -66,7 +66,7 @@ class _Inside:
                 before = holder._metadata
                 inner = _edited(before, axis, self._names.inserts)
                 if inner is not before:
-                    object.__setattr__(holder, "_metadata", inner)
+                    holder._set_all_metadata(inner)
                     self._before[id(holder)] = (holder, before, inner)
 
     def leave(self, frame: Frame, out: Any, out_axes: Any) -> None:
@@ -76,7 +76,7 @@ class _Inside:
         known = {id(holder) for _, holder in frame.variables()}
         for holder, before, inner in self._before.values():
             if holder._metadata is inner:
-                object.__setattr__(holder, "_metadata", before)
+                holder._set_all_metadata(before)
         self._before.clear()
         pairs, _ = jax.tree_util.tree_flatten_with_path(out, is_leaf=is_graph_leaf)
         marks = spread(out_axes, out, f"{self._call.transform}: out_axes")
@@ -88,7 +88,7 @@ class _Inside:
                     if id(variable) not in known and isinstance(axis, int):
                         known.add(id(variable))
                         metadata = _edited(variable._metadata, axis, self._names.inserts, add=True)
-                        object.__setattr__(variable, "_metadata", metadata)
+                        variable._set_all_metadata(metadata)
 
 
 def _variables_below(root: Any) -> list[tuple[tuple[Any, ...], Variable[Any]]]:

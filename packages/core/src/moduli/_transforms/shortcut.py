@@ -14,7 +14,7 @@ from typing import Any
 
 from moduli._epoch import EPOCH
 from moduli._graph.flatten import Flat
-from moduli._plugins import plugin_block
+from moduli._plugins import active, plugin_block
 from moduli._recordings import recordings
 from moduli._transforms.lift import Binding, is_plain, plain_types
 
@@ -29,7 +29,7 @@ class Shortcut:
     It keeps no module alive: a Flat dies with its root.
     """
 
-    __slots__ = ("_count", "_epoch", "_fixed", "_names", "_plain", "_program", "_roots")
+    __slots__ = ("_count", "_epoch", "_fixed", "_names", "_plain", "_program", "_roots", "_token")
 
     @classmethod
     def after(
@@ -59,7 +59,7 @@ class Shortcut:
         if len(epochs) > 1 or None in epochs:
             return None
         self = object.__new__(cls)
-        self._program, self._epoch = program, epochs.pop()
+        self._program, self._token, self._epoch = program, active().token, epochs.pop()
         self._count = len(template) + len(fixed) + len(fixed_names)
         self._names = (*binding.names, *fixed_names)
         first_name = len(template) - len(binding.names) + len(fixed)
@@ -76,6 +76,18 @@ class Shortcut:
         ]
         return self
 
+    def _still_holds(self) -> bool:
+        """Says whether what has changed since is no part of these graphs, nor a plugin."""
+        epoch = EPOCH[0]
+        if active().token is not self._token:
+            return False
+        for _, ref in self._roots:
+            flat = ref()
+            if flat is None or not flat.is_current():
+                return False
+        self._epoch = epoch
+        return True
+
     def take(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, list[Flat], list[Any]] | None:
@@ -83,7 +95,7 @@ class Shortcut:
 
         None if the call is another one.
         """
-        if self._epoch != EPOCH[0] or recordings() or plugin_block():
+        if recordings() or plugin_block() or (self._epoch != EPOCH[0] and not self._still_holds()):
             return None
         if kwargs or self._names:
             if len(kwargs) != len(self._names):
