@@ -6,6 +6,7 @@ Whether a call takes it is seen by counting the calls of ``bind``, which it leav
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 
 import jax
@@ -13,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from core_models import MLP, Norm
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import moduli as nnx
 from moduli import _plugins
 from moduli._transforms import jit as jit_module
 
 X = jnp.arange(6.0).reshape(2, 3)
+STEPS = ["power", "flag", "w", "graphdef", "first", "second"]
 
 
 @pytest.fixture
@@ -86,6 +90,29 @@ def test_a_changed_structure_ends_it(change, expected, binds):
         model.calls.value = jnp.array(0)
     assert float(call(model, 3.0)) == expected
     assert binds == [2]
+
+
+@given(st.lists(st.sampled_from(STEPS), min_size=4, max_size=25))
+@example(["first", "power", "graphdef", "first"])
+@example(["first", "second", "power", "second", "first", "power", "first", "second"])
+@settings(max_examples=60, deadline=None)
+def test_changes_that_another_call_saw_first_are_seen(steps):
+    """Whatever looks at the model revises the structure that all calls share."""
+    functions = [nnx.jit(lambda model, x: model(x)), nnx.jit(lambda model, x: model(x) + 1)]
+    model, changes = Scale(3.0), itertools.count(1)
+    for step in steps:
+        if step == "power":
+            model.power = 1 + next(changes) % 3
+        elif step == "flag":
+            model.flag = bool(next(changes) % 2)
+        elif step == "w":
+            model.w = nnx.Param(jnp.array(float(next(changes))), tag=step)
+        elif step == "graphdef":
+            nnx.graphdef(model)
+        else:
+            number = ["first", "second"].index(step)
+            expected = float(model.w[...]) * 2.0**model.power + number
+            assert float(functions[number](model, 2.0)) == expected
 
 
 def test_another_model_of_the_same_structure_is_another_call():

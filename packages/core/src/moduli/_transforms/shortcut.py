@@ -29,7 +29,17 @@ class Shortcut:
     It keeps no module alive: a Flat dies with its root.
     """
 
-    __slots__ = ("_count", "_epoch", "_fixed", "_names", "_plain", "_program", "_roots", "_token")
+    __slots__ = (
+        "_count",
+        "_epoch",
+        "_fixed",
+        "_graphdefs",
+        "_names",
+        "_plain",
+        "_program",
+        "_roots",
+        "_token",
+    )
 
     @classmethod
     def after(
@@ -69,6 +79,7 @@ class Shortcut:
         self._roots = [
             (positions[index], weakref.ref(flat)) for index, flat in zip(places, flats, strict=True)
         ]
+        self._graphdefs = [flat.graphdef for flat in flats]
         others = [positions[index] for index, kind in enumerate(template) if not kind]
         self._plain = [
             (n, arg.__class__ if arg.__class__ in plain_types else None)
@@ -81,9 +92,9 @@ class Shortcut:
         epoch = EPOCH[0]
         if active().token is not self._token:
             return False
-        for _, ref in self._roots:
-            flat = ref()
-            if flat is None or not flat.is_current():
+        for (_, ref), graphdef in zip(self._roots, self._graphdefs, strict=True):
+            flat = ref()  # (another call may have revised it)
+            if flat is None or not flat.is_current() or flat.graphdef is not graphdef:
                 return False
         self._epoch = epoch
         return True
