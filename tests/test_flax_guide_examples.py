@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import assert_same_numbers
 
 import moduli
 
@@ -396,13 +397,5 @@ def test_runs_with_moduli_and_warns_of_nothing(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_flax_gives_the_same_numbers(name: str, flax_nnx: Any) -> None:
-    ours, theirs = (jax.tree.map(np.asarray, plain(EXAMPLES[name](n))) for n in (moduli, flax_nnx))
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
-
-
-def plain(result: Any) -> Any:
-    """Reads the Variables in what an example returned."""
-    if isinstance(result, (tuple, list)):
-        return [plain(item) for item in result]
-    return result.get_value() if hasattr(result, "get_value") else result
+    ours, theirs = EXAMPLES[name](moduli), EXAMPLES[name](flax_nnx)
+    assert_same_numbers(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -509,17 +509,20 @@ def test_a_plugin_is_freed_when_no_program_needs_it():
     assert reference() is None
 
 
+class Adds:
+    """Adds a value to each output."""
+
+    def __init__(self, value):
+        self.value = value
+
+    @nnx.hookimpl
+    def moduli_after_call(self, output):
+        return nnx.Replace(output + self.value)
+
+
 def test_programs_of_a_plugin_that_is_gone_are_freed():
     import gc
     import weakref
-
-    class Adds:
-        def __init__(self, value):
-            self.value = value
-
-        @nnx.hookimpl
-        def moduli_after_call(self, output):
-            return nnx.Replace(output + self.value)
 
     run, model = nnx.jit(lambda model, x: model(x)), Double()
     run(model, jnp.ones(3))
@@ -548,14 +551,6 @@ def test_mapped_programs_of_a_plugin_that_is_gone_are_freed_and_no_others(transf
         jax.clear_caches()  # JAX keeps what it traced for a function that is gone for a while
         gc.collect()  # their programs
         return sum(type(item) is LabelledProgram for item in gc.get_objects())
-
-    class Adds:
-        def __init__(self, value):
-            self.value = value
-
-        @nnx.hookimpl
-        def moduli_after_call(self, output):
-            return nnx.Replace(output + self.value)
 
     def forward(model, x):
         return model(x)

@@ -85,7 +85,7 @@ def rotary_embedding(
         first, second = part[..., 0::2], part[..., 1::2]
     else:
         first, second = jnp.split(part, 2, axis=-1)
-    both = (first * cos - second * sin, second * cos + first * sin)
+    both = _turned(first, second, cos, sin)
     if interleaved:
         result = jnp.stack(both, axis=-1).reshape(part.shape)
     else:
@@ -99,6 +99,13 @@ def _rotation(places: jax.Array, features: int, base: float) -> tuple[jax.Array,
     frequencies = base ** -(jnp.arange(0, features, 2, dtype=places.dtype) / features)
     angles = places[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _turned(
+    first: jax.Array, second: jax.Array, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Turns pairs of features by angles."""
+    return first * cos - second * sin, second * cos + first * sin
 
 
 class RoPE(moduli.Module):
@@ -208,8 +215,8 @@ class RoPE(moduli.Module):
         missing = tuple(range(x.ndim - cos.ndim))
         cos, sin = jnp.expand_dims(cos, missing), jnp.expand_dims(sin, missing)
         first, second = jnp.split(x.astype(wide), 2, axis=-1)
-        both = (first * cos - second * sin, second * cos + first * sin)
-        return jnp.concatenate(both, axis=-1).astype(x.dtype)
+        turned = jnp.concatenate(_turned(first, second, cos, sin), axis=-1)
+        return turned.astype(x.dtype)
 
     @staticmethod
     def _check_even(features: int) -> None:

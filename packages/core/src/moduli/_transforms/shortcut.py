@@ -7,7 +7,6 @@ the price. It stands aside where plugins are turned on for a block or a recordin
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,10 +71,9 @@ class Shortcut:
         self._program, self._token, self._epoch = program, active().token, epochs.pop()
         self._count = len(template) + len(fixed) + len(fixed_names)
         self._names = (*binding.names, *fixed_names)
-        first_name = len(template) - len(binding.names) + len(fixed)
-        after_names = itertools.count(first_name + len(binding.names))
-        self._fixed = [*fixed.items(), *zip(after_names, fixed_names.values(), strict=False)]
-        positions = [n for n in range(self._count - len(fixed_names)) if n not in fixed]
+        start = self._count - len(fixed_names)  # of the static keyword arguments, the last ones
+        self._fixed = [*fixed.items(), *enumerate(fixed_names.values(), start)]
+        positions = [n for n in range(start) if n not in fixed]
         self._roots = [
             (positions[index], weakref.ref(flat)) for index, flat in zip(places, flats, strict=True)
         ]
