@@ -30,6 +30,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from moduli import errors
+from moduli._closed_over import ACTIVE, note_read
 from moduli._compat import eager_trace_state, trace_state
 from moduli._sites import Site, describe_place, describe_site, place_of
 
@@ -101,6 +102,8 @@ class Borrowed:
 
 def mark_seen(variable: Any) -> None:
     """Notes that the value of a Variable is being given to someone, who may return it."""
+    if ACTIVE:
+        note_read(variable)
     borrowed = variable._trace
     if borrowed.__class__ is Borrowed:
         borrowed.seen = variable._value

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli import _plugins, errors
+from moduli._closed_over import ACTIVE, note_read
 from moduli._compat import Tracer, is_key_array, trace_state
 from moduli._dropped import Borrowed, mark_seen
 from moduli._epoch import EPOCH
@@ -130,6 +131,8 @@ class Variable(Generic[A]):
     @property
     def value(self) -> A:
         """The value, after the ``on_get_value`` hooks."""
+        if ACTIVE:
+            note_read(self)
         hook = self._hook("on_get_value")
         return self._value if hook is None else _run_hooks(hook, self, self._value)
 
@@ -175,6 +178,8 @@ class Variable(Generic[A]):
 
     def get_raw_value(self) -> A:
         """Returns the stored value; no hook runs."""
+        if ACTIVE:
+            note_read(self)
         return self._value
 
     def set_raw_value(self, value: A) -> None:
@@ -185,6 +190,8 @@ class Variable(Generic[A]):
     @property
     def raw_value(self) -> A:
         """The stored value; no hook runs."""
+        if ACTIVE:
+            note_read(self)
         return self._value
 
     def _check_trace(self) -> None:
@@ -554,7 +561,7 @@ _VALUE_KEY = jax.tree_util.GetAttrKey("value")
 
 def _register(cls: type[Variable[Any]]) -> None:
     def aux_of(variable: Variable[Any]) -> _Aux:
-        if variable._trace.__class__ is Borrowed:
+        if ACTIVE or variable._trace.__class__ is Borrowed:
             mark_seen(variable)
         return _Aux(cls, variable._metadata or _EMPTY, variable._made)
 

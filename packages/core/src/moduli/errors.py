@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 __all__ = [
+    "ClosedOverWarning",
     "DroppedWriteWarning",
     "ModuliAttributeError",
     "ModuliError",
@@ -84,6 +85,10 @@ class MissingStreamError(RngError, AttributeError):
 
 class MissingPluginError(ModuliError, AttributeError):
     """A feature belongs to a package that is not installed; the text is the pip command."""
+
+
+class ClosedOverWarning(UserWarning):
+    """A compiled function read a Variable through a closure, and the Variable was written since."""
 
 
 class DroppedWriteWarning(UserWarning):

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._closed_over import ACTIVE, note_holders
 from moduli._epoch import EPOCH
 from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.nodes import (
@@ -256,6 +257,8 @@ class Flat:
 
     def values(self) -> list[Any]:
         """Returns the current values, in the order of the leaves."""
+        if ACTIVE:
+            note_holders((self,))
         return [holder._value for holder in self.holders]
 
 

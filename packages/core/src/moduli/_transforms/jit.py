@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, overload
 
 import jax
 
 from moduli import _plugins, errors
+from moduli._closed_over import ClosedOver
 from moduli._graph.nodes import Node
 from moduli._running import running
 from moduli._static import UnhashableStatic, static_key
@@ -62,10 +64,13 @@ class JitWrapped:
         shortcut = self._shortcut
         taken = None if shortcut is None else shortcut.take(args, kwargs)
         program, flats, plain = taken or self._find(args, kwargs)
-        values = [list(map(read_value, flat.holders)) for flat in flats]
         if program.simple:
+            values = [list(map(read_value, flat.holders)) for flat in flats]
             packed = program.jitted(values, plain)
             return packed.effects.apply(flats, values, *packed.parts)
+        if taken and program.closed_over:  # the shortcut does not look at what was read there
+            program, flats, plain = self._find(args, kwargs)
+        values = [list(map(read_value, flat.holders)) for flat in flats]
         packed = program.run(program.jitted, values, plain)
         effects, out, outputs = program.unpack(packed)
         return effects.apply(flats, values, out, outputs)
@@ -77,11 +82,19 @@ class JitWrapped:
             return program, binding.flats, binding.plain
         binding = bind(args, kwargs)
         key = (binding.signature, _plugins.active().token)
-        program = self._programs.get(key)
+        program = self._program(key)
         if program is None:
             program = self._programs[key] = self._compile(binding, args, kwargs, len(args), (), {})
         self._shortcut = Shortcut.after(binding, program)
         return program, binding.flats, binding.plain
+
+    def _program(self, key: Any) -> Any:
+        """Returns the program of a key; None if there is none, or it holds outdated constants."""
+        program = self._programs.get(key)
+        if program is not None and program.closed_over and program.closed_over.is_stale():
+            self._programs.pop(key, None)
+            return None
+        return program
 
     def _prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, recorded: bool = False
@@ -109,7 +122,7 @@ class JitWrapped:
             _plugins.active().token,
             *(static if fixed or fixed_names else ()),
         )
-        program = self._programs.get(key)
+        program = self._program(key)
         if program is None:
             pairs = tuple(sorted(fixed.items()))
             program = self._compile(binding, args, kwargs, count, pairs, fixed_names)
@@ -251,10 +264,20 @@ class _Program:
 
     Attributes:
       jitted: what ``jax.jit`` made; its arguments are those of :meth:`arguments`.
-      simple: whether these are just (values, plain), and its result is the Effects' own.
+      closed_over: the Variables that the function read without being given them.
+      simple: whether these are just (values, plain), its result is the Effects' own, and nothing
+        was read through a closure.
     """
 
-    __slots__ = ("_groups", "_layout", "_plain", "jitted", "simple")
+    __slots__ = (
+        "__weakref__",
+        "_groups",
+        "_layout",
+        "_plain",
+        "closed_over",
+        "jitted",
+        "simple",
+    )
 
     def __init__(
         self,
@@ -271,14 +294,19 @@ class _Program:
         kept = self._groups
         keep = (lambda leaf: leaf[0] in kept) if kept else None
         name = getattr(fun, "__name__", type(fun).__name__)
+        closed_over = self.closed_over = ClosedOver(fun)
+        this = weakref.ref(self)  # the program dies with its last reference
 
         def run(values: Any, plain: Any) -> Packed:
             frame = Frame(signature, values, plain)
             args = list(frame.args)
             for position, value in fixed:
                 args.insert(position, value)
-            with running("jit", name, frame.recordings):
+            with closed_over.noting(), running("jit", name, frame.recordings):
                 out = fun(*args, **frame.kwargs, **fixed_names)
+            program = this()
+            if closed_over and program is not None:
+                program.simple = False
             if layout is not None:
                 return layout.pack(frame, out, keep)
             effects, outputs = frame.finish(out, keep=keep)

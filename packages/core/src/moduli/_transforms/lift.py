@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from moduli._closed_over import ACTIVE, note_holders
 from moduli._compat import Tracer
 from moduli._graph.cache import flats_of
 from moduli._graph.flatten import Flat, Slot, flatten_roots
@@ -161,7 +162,10 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
         template.append(kind)
     running = recordings()
     if not (running and recorded):
-        return Binding(tuple(template), names, roots, flats_of(roots) if roots else (), plain, ())
+        flats = flats_of(roots) if roots else ()
+        if ACTIVE:
+            note_holders(flats)
+        return Binding(tuple(template), names, roots, flats, plain, ())
     for number, recording in enumerate(running):
         tape = recording.open_tape()
         if tape is not None:
@@ -169,6 +173,8 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
             template.append(_ROOT)
             names += (f"{_TAPE} {number}",)
     flats = flats_of(roots) if roots else ()
+    if ACTIVE:
+        note_holders(flats)
     keys = tuple([recording.key(flat.objects for flat in flats) for recording in running])
     return Binding(tuple(template), names, roots, flats, plain, keys)
 

@@ -99,6 +99,7 @@ def pmap(
         donated_leaves = call.donated_leaves(gone)
         program = LabelledProgram(
             call,
+            function.call,
             run,
             out_axes,
             "pmap: out_axes",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moduli import _plugins
+from moduli._closed_over import ClosedOver
 from moduli._static import UnhashableStatic, static_key
 from moduli._transforms.carry import is_array_like
 from moduli._transforms.labelled import LabelledCall, Outputs
@@ -37,8 +38,11 @@ class Programs:
         self._found: dict[Any, Any] = {}
 
     def get(self, key: Any) -> Any:
-        """Returns the program of a key, or None."""
-        return None if key is None else self._found.get(key)
+        """Returns the program of a key; None if there is none, or it holds outdated constants."""
+        found = None if key is None else self._found.get(key)
+        if found is not None and found[0].closed_over and found[0].closed_over.is_stale():
+            return self._found.pop(key, None) and None
+        return found
 
     def keep(self, key: Any, program: Any) -> None:
         """Keeps a program until one of its plugins is gone; not at all if the key is None."""
@@ -57,6 +61,7 @@ class LabelledProgram:
 
     Args:
       call: the first call; only its structure is kept.
+      function: the user's function, for messages.
       run: ``(frame) -> result`` runs the user's function.
       out_labels: the prefix of the result.
       out_name: what that prefix is, for messages.
@@ -66,12 +71,14 @@ class LabelledProgram:
     Attributes:
       call: the call without the caller's objects.
       outputs: what the function did, after it was traced.
+      closed_over: what it read that it was not given.
       in_labels: the label of each traced value.
     """
 
     def __init__(
         self,
         call: LabelledCall,
+        function: Callable[..., Any],
         run: Callable[[Frame], Any],
         out_labels: Any,
         out_name: str,
@@ -88,6 +95,7 @@ class LabelledProgram:
         self._out_labels, self._out_name = out_labels, out_name
         self.labels, self._finish = list(labels), finish
         self.outputs: Any = None
+        self.closed_over = ClosedOver(function)
 
     def dynamic(self, call: LabelledCall) -> list[Any]:
         """The traced values of a call."""
@@ -104,7 +112,8 @@ class LabelledProgram:
             next(new) if use else old for old, use in zip(self._static, self._mask, strict=True)
         ]
         frame = self.call.frame(every)
-        out = self._run(frame)
+        with self.closed_over.noting():
+            out = self._run(frame)
         outputs = Outputs(self.call, frame, out, self._out_labels, self._out_name, **self._finish)
         groups = outputs.grouped(self.labels)
         outputs.values = []  # tracers

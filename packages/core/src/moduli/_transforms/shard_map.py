@@ -105,6 +105,7 @@ def shard_map(
         labels = list(dict.fromkeys(map(_spec, every)))
         program = LabelledProgram(
             call,
+            function.call,
             run,
             out_specs,
             "shard_map: out_specs",

@@ -2,7 +2,8 @@
 
 That is what a training loop does: the same modules, step after step. ``bind`` would find the same
 structure and the same program again; the shortcut knows them by a few identities, at a third of
-the price. It stands aside where plugins are turned on for a block or a recording is running.
+the price. It stands aside where plugins are turned on for a block, a recording is running, or
+another program is being traced.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moduli._closed_over import ACTIVE
 from moduli._epoch import EPOCH
 from moduli._graph.flatten import Flat
 from moduli._plugins import active, plugin_block
@@ -104,7 +106,12 @@ class Shortcut:
 
         None if the call is another one.
         """
-        if recordings() or plugin_block() or (self._epoch != EPOCH[0] and not self._still_holds()):
+        if (
+            ACTIVE
+            or recordings()
+            or plugin_block()
+            or (self._epoch != EPOCH[0] and not self._still_holds())
+        ):
             return None
         if kwargs or self._names:
             if len(kwargs) != len(self._names):

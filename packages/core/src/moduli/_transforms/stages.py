@@ -70,8 +70,12 @@ class Compiled(_Stage):
 
         Raises:
           StructureError: if the arguments have another structure.
+          TraceError: if a Variable that the program reads through a closure was written since.
         """
         args, kwargs = self._function.complete(args, kwargs)
+        closed_over = self._program.closed_over
+        if closed_over:
+            closed_over.check()
         binding = bind(args, kwargs, recorded=False)  # it was compiled as it is
         name = self._function.name
         if binding.signature != self._signature:
