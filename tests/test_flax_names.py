@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import moduli
-from moduli._flax_names import INSTEAD
+from moduli._facade.flax_names import INSTEAD
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,11 @@ def test_an_undeclared_import_is_seen(package: str, source: str, path: str) -> N
 @pytest.mark.parametrize(
     ("package", "source", "path"),
     [
-        ("core", "import os, jax.numpy, numpy as np\nfrom moduli._state import State", "src/a.py"),
+        (
+            "core",
+            "import os, jax.numpy, numpy as np\nfrom moduli._graph.state import State",
+            "src/a.py",
+        ),
         ("core", "def f():\n    from hypothesis import strategies", "src/moduli/testing/a.py"),
         ("core", "if TYPE_CHECKING:\n    from moduli_layers import Linear", "src/moduli/a.py"),
         ("debug", "def f():\n    import matplotlib.pyplot", "src/moduli_debug/a.py"),

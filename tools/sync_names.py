@@ -1,7 +1,7 @@
 """Writes what core knows of the extension packages' names, from their entry points.
 
-``python tools/sync_names.py`` writes ``moduli/_extension_names.py``; with ``--check`` it only says
-whether the file is up to date. A test runs the check.
+``python tools/sync_names.py`` writes ``moduli/_facade/extension_names.py``; with ``--check`` it
+only says whether the file is up to date. A test runs the check.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGET = ROOT / "packages/core/src/moduli/_extension_names.py"
+TARGET = ROOT / "packages/core/src/moduli/_facade/extension_names.py"
 PACKAGES = ("layers", "debug", "train", "interop")
 
 HEAD = '''"""The names that moduli's own extension packages add to ``moduli``.

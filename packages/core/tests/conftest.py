@@ -16,7 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # core_models stands bes
 @pytest.fixture
 def fresh_plugins() -> Iterator[None]:
     """Looks for plugins anew before and after the test."""
-    from moduli import _facade, _plugins
+    from moduli import _plugins
+    from moduli._facade import resolve as _facade
 
     _plugins.rediscover()
     _facade.forget()

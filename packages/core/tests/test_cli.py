@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from moduli import _plugins
-from moduli._cli import main
+from moduli._facade.command_line import main
 
 ENTRY = "[moduli]\n{name} = {module}\n"
 
@@ -78,7 +78,7 @@ def test_doctor_knows_versions_and_devices(capsys, fresh_plugins):
     assert status == (1 if found["problems"] else 0)
 
 
-def test_doctor_reports_a_broken_plugin_and_a_name_clash_and_fails(distribution, capsys):
+def test_doctordoctors_a_broken_plugin_and_a_name_clash_and_fails(distribution, capsys):
     distribution(
         "broken-plugin",
         "raise RuntimeError('no such accelerator')\n",
@@ -92,11 +92,11 @@ def test_doctor_reports_a_broken_plugin_and_a_name_clash_and_fails(distribution,
     assert "moduli.Thing is claimed by" in problems
 
 
-def test_doctor_reports_packages_of_different_versions(capsys, monkeypatch, fresh_plugins):
-    from moduli import _report
+def test_doctordoctors_packages_of_different_versions(capsys, monkeypatch, fresh_plugins):
+    from moduli._facade import doctor
 
-    real = _report._version
-    monkeypatch.setattr(_report, "_version", lambda n: "0.0.9" if n == "moduli-train" else real(n))
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda n: "0.0.9" if n == "moduli-train" else real(n))
     status, found = report(capsys, "doctor")
     assert status == 1 and any("different versions" in p for p in found["problems"])
 
@@ -118,7 +118,7 @@ def test_doctor_lists_failures_instead_of_failing_when_failures_are_fatal(
     assert "problem(s) found:" in text and "quarantined" in text
 
 
-def test_doctor_reports_two_plugins_of_one_name_and_a_name_of_cores(distribution, capsys):
+def test_doctordoctors_two_plugins_of_one_name_and_a_name_of_cores(distribution, capsys):
     for name in ("first-dist", "second-dist"):
         module = name.replace("-", "_")
         distribution(name, "", ENTRY.format(name="twin", module=module))

@@ -70,7 +70,7 @@ def test_a_name_of_flax_for_its_modes_says_what_to_write_instead(name, message):
 
 
 def test_a_known_name_that_is_not_installed_gives_the_command(monkeypatch, fresh_plugins):
-    from moduli import _facade
+    from moduli._facade import resolve as _facade
 
     monkeypatch.setattr(_facade, "_declared", dict)
     monkeypatch.delitem(vars(nnx), "Linear", raising=False)
@@ -95,7 +95,7 @@ def test_a_package_that_fails_to_import_is_named(distribution):
 
 def test_a_name_is_loaded_once_and_then_is_an_attribute(distribution):
     distribution("once-dist", "class Once:\n    pass\n", "[moduli.names]\nOnce = once_dist:Once\n")
-    from moduli import _facade
+    from moduli._facade import resolve as _facade
 
     assert "Once" not in vars(nnx)
     first = nnx.Once
@@ -149,7 +149,8 @@ def test_import_moduli_brings_itself_and_the_standard_library_beyond_what_it_nee
         "import moduli\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(new - sys.stdlib_module_names - {'jax'}))\n"
-        "print([n for n in ('moduli.hookspecs', 'moduli.testing', 'moduli._facade', 'moduli._cli')"
+        "print([n for n in ('moduli.hookspecs', 'moduli.testing', 'moduli._facade.resolve', "
+        "'moduli._facade.command_line')"
         " if n in sys.modules])\n"
     )
     assert run(code).splitlines() == ["['moduli']", "[]"]

@@ -544,7 +544,7 @@ def test_mapped_programs_of_a_plugin_that_is_gone_are_freed_and_no_others(transf
     import gc
     import weakref
 
-    from moduli._transforms.programs import LabelledProgram
+    from moduli._call.programs import LabelledProgram
 
     def alive():
         gc.collect()  # plugins

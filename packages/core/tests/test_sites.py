@@ -18,7 +18,7 @@ from core_models import Linear
 
 import moduli as nnx
 from moduli import errors
-from moduli._sites import describe_site
+from moduli._base.source_lines import describe_site
 
 HERE = os.path.relpath(__file__)
 

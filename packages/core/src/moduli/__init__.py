@@ -12,17 +12,12 @@ from moduli import counterparts as counterparts
 from moduli import errors as errors
 from moduli import filterlib as filterlib
 from moduli import plugins as plugins
-from moduli._containers import Dict as Dict
-from moduli._containers import List as List
-from moduli._filters import All as All
-from moduli._filters import Any as Any
-from moduli._filters import Everything as Everything
-from moduli._filters import Not as Not
-from moduli._filters import Nothing as Nothing
-from moduli._filters import OfType as OfType
-from moduli._filters import PathContains as PathContains
-from moduli._filters import PathIn as PathIn
-from moduli._filters import WithTag as WithTag
+from moduli._base.public_names import claim_public_names
+from moduli._call.partition_names import PARTITION_NAME as PARTITION_NAME
+from moduli._call.prefixes import Carry as Carry
+from moduli._call.prefixes import StateAxes as StateAxes
+from moduli._call.prefixes import StateSharding as StateSharding
+from moduli._call.prefixes import prefix as prefix
 from moduli._graph.graphdef import GraphDef as GraphDef
 from moduli._graph.nodes import is_data as is_data
 from moduli._graph.nodes import register_data_type as register_data_type
@@ -37,44 +32,45 @@ from moduli._graph.split import split as split
 from moduli._graph.split import state as state
 from moduli._graph.split import unflatten as unflatten
 from moduli._graph.split import update as update
+from moduli._graph.state import FlatState as FlatState
+from moduli._graph.state import State as State
+from moduli._graph.state import as_pure as as_pure
+from moduli._graph.state import filter_state as filter_state
+from moduli._graph.state import from_flat_state as from_flat_state
+from moduli._graph.state import map_state as map_state
+from moduli._graph.state import merge_state as merge_state
+from moduli._graph.state import replace_by_pure_dict as replace_by_pure_dict
+from moduli._graph.state import restore_int_paths as restore_int_paths
+from moduli._graph.state import split_state as split_state
+from moduli._graph.state import to_flat_state as to_flat_state
+from moduli._graph.state import to_pure_dict as to_pure_dict
 from moduli._graph.walk import find_duplicates as find_duplicates
 from moduli._graph.walk import iter_graph as iter_graph
 from moduli._graph.walk import set_metadata as set_metadata
-from moduli._module import Module as Module
-from moduli._module import iter_children as iter_children
-from moduli._module import iter_modules as iter_modules
-from moduli._module import view as view
-from moduli._module import with_attributes as with_attributes
+from moduli._module.containers import Dict as Dict
+from moduli._module.containers import List as List
+from moduli._module.module import Module as Module
+from moduli._module.module import iter_children as iter_children
+from moduli._module.module import iter_modules as iter_modules
+from moduli._module.module import view as view
+from moduli._module.module import with_attributes as with_attributes
+from moduli._module.pytree import Pytree as Pytree
+from moduli._module.pytree import data as data
+from moduli._module.pytree import dataclass as dataclass
+from moduli._module.pytree import static as static
 from moduli._plugins import PluginWarning as PluginWarning
 from moduli._plugins import Replace as Replace
 from moduli._plugins import hookimpl as hookimpl
 from moduli._plugins import hookspec as hookspec
 from moduli._plugins import using as using
-from moduli._public import claim_public_names
-from moduli._pytree import Pytree as Pytree
-from moduli._pytree import data as data
-from moduli._pytree import dataclass as dataclass
-from moduli._pytree import static as static
-from moduli._rng_functions import SplitBackups as SplitBackups
-from moduli._rng_functions import fork_rngs as fork_rngs
-from moduli._rng_functions import reseed as reseed
-from moduli._rng_functions import restore_rngs as restore_rngs
-from moduli._rng_functions import split_rngs as split_rngs
-from moduli._rng_functions import with_rngs as with_rngs
-from moduli._rngs import Rngs as Rngs
-from moduli._rngs import RngStream as RngStream
-from moduli._state import FlatState as FlatState
-from moduli._state import State as State
-from moduli._state import as_pure as as_pure
-from moduli._state import filter_state as filter_state
-from moduli._state import from_flat_state as from_flat_state
-from moduli._state import map_state as map_state
-from moduli._state import merge_state as merge_state
-from moduli._state import replace_by_pure_dict as replace_by_pure_dict
-from moduli._state import restore_int_paths as restore_int_paths
-from moduli._state import split_state as split_state
-from moduli._state import to_flat_state as to_flat_state
-from moduli._state import to_pure_dict as to_pure_dict
+from moduli._rngs.functions import SplitBackups as SplitBackups
+from moduli._rngs.functions import fork_rngs as fork_rngs
+from moduli._rngs.functions import reseed as reseed
+from moduli._rngs.functions import restore_rngs as restore_rngs
+from moduli._rngs.functions import split_rngs as split_rngs
+from moduli._rngs.functions import with_rngs as with_rngs
+from moduli._rngs.streams import Rngs as Rngs
+from moduli._rngs.streams import RngStream as RngStream
 from moduli._transforms.abstract import eval_shape as eval_shape
 from moduli._transforms.abstract import make_jaxpr as make_jaxpr
 from moduli._transforms.checkify import checkify as checkify
@@ -89,12 +85,7 @@ from moduli._transforms.jit import jit as jit
 from moduli._transforms.jit import jit_partial as jit_partial
 from moduli._transforms.loops import fori_loop as fori_loop
 from moduli._transforms.loops import while_loop as while_loop
-from moduli._transforms.partition_names import PARTITION_NAME as PARTITION_NAME
 from moduli._transforms.pmap import pmap as pmap
-from moduli._transforms.prefixes import Carry as Carry
-from moduli._transforms.prefixes import StateAxes as StateAxes
-from moduli._transforms.prefixes import StateSharding as StateSharding
-from moduli._transforms.prefixes import prefix as prefix
 from moduli._transforms.remat import remat as remat
 from moduli._transforms.scan import scan as scan
 from moduli._transforms.shard_map import shard_map as shard_map
@@ -104,20 +95,29 @@ from moduli._transforms.trees import to_tree as to_tree
 from moduli._transforms.vjp import jvp as jvp
 from moduli._transforms.vjp import vjp as vjp
 from moduli._transforms.vmap import vmap as vmap
-from moduli._variable import A as A
-from moduli._variable import BatchStat as BatchStat
-from moduli._variable import Cache as Cache
-from moduli._variable import Intermediate as Intermediate
-from moduli._variable import Param as Param
-from moduli._variable import Perturbation as Perturbation
-from moduli._variable import RngCount as RngCount
-from moduli._variable import RngKey as RngKey
-from moduli._variable import RngState as RngState
-from moduli._variable import Variable as Variable
-from moduli._variable_metadata import VariableMetadata as VariableMetadata
-from moduli._variable_names import register_variable_name as register_variable_name
-from moduli._variable_names import variable_name_from_type as variable_name_from_type
-from moduli._variable_names import variable_type_from_name as variable_type_from_name
+from moduli._variable.box import A as A
+from moduli._variable.box import BatchStat as BatchStat
+from moduli._variable.box import Cache as Cache
+from moduli._variable.box import Intermediate as Intermediate
+from moduli._variable.box import Param as Param
+from moduli._variable.box import Perturbation as Perturbation
+from moduli._variable.box import RngCount as RngCount
+from moduli._variable.box import RngKey as RngKey
+from moduli._variable.box import RngState as RngState
+from moduli._variable.box import Variable as Variable
+from moduli._variable.filters import All as All
+from moduli._variable.filters import Any as Any
+from moduli._variable.filters import Everything as Everything
+from moduli._variable.filters import Not as Not
+from moduli._variable.filters import Nothing as Nothing
+from moduli._variable.filters import OfType as OfType
+from moduli._variable.filters import PathContains as PathContains
+from moduli._variable.filters import PathIn as PathIn
+from moduli._variable.filters import WithTag as WithTag
+from moduli._variable.metadata import VariableMetadata as VariableMetadata
+from moduli._variable.names import register_variable_name as register_variable_name
+from moduli._variable.names import variable_name_from_type as variable_name_from_type
+from moduli._variable.names import variable_type_from_name as variable_type_from_name
 
 __version__ = "0.1.0"
 
@@ -129,19 +129,19 @@ claim_public_names(globals())
 del claim_public_names
 
 if TYPE_CHECKING:
-    from moduli._extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
+    from moduli._facade.extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
 else:
 
     def __getattr__(name: str) -> _Any:
         """Finds a name that an installed extension package declares, and remembers it."""
         if name.startswith("_"):
             raise AttributeError(f"module 'moduli' has no attribute {name!r}")
-        from moduli import _facade
+        from moduli._facade.resolve import resolve
 
-        value = globals()[name] = _facade.resolve(name)
+        value = globals()[name] = resolve(name)
         return value
 
     def __dir__() -> list[str]:
-        from moduli import _facade
+        from moduli._facade.resolve import names
 
-        return sorted({*globals(), *_facade.names()} - {"TYPE_CHECKING", "_Any"})
+        return sorted({*globals(), *names()} - {"TYPE_CHECKING", "_Any"})

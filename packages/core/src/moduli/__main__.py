@@ -2,7 +2,7 @@
 
 import sys
 
-from moduli._cli import main
+from moduli._facade.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -112,7 +112,7 @@ def place(error: Exception, module: Any) -> None:
         error._moduli_placed = True  # type: ignore[attr-defined]
     except AttributeError:  # an exception with slots can take neither this nor a note
         return
-    from moduli._graph.locate import locate
+    from moduli._base.locate import locate
 
     root, path = locate(module)
     if not path:

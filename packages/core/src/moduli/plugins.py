@@ -18,8 +18,8 @@ from moduli._plugins import hookspec as hookspec
 from moduli._plugins import records as records
 from moduli._plugins import rediscover as rediscover
 from moduli._plugins import using as using
-from moduli._recordings import Entry as Entry
-from moduli._recordings import Place as Place
-from moduli._recordings import Recording as Recording
-from moduli._recordings import recording as recording
-from moduli._recordings import recordings as recordings
+from moduli._recording.recording import Entry as Entry
+from moduli._recording.recording import Place as Place
+from moduli._recording.recording import Recording as Recording
+from moduli._recording.recording import recording as recording
+from moduli._recording.recording import recordings as recordings

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._closed_over import ACTIVE, note_holders
-from moduli._epoch import EPOCH
+from moduli._base.closed_over import ACTIVE, note_holders
+from moduli._base.epoch import EPOCH
+from moduli._base.static_keys import UnhashableStatic, metadata_key, static_key
 from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.nodes import (
     Bookkeeping,
@@ -27,8 +28,7 @@ from moduli._graph.nodes import (
     is_graph_leaf,
     plain_key,
 )
-from moduli._static import UnhashableStatic, metadata_key, static_key
-from moduli._variable import Variable
+from moduli._variable.box import Variable
 
 __all__ = ["Fixed", "Flat", "Slot", "flatten_roots", "flatten_tree"]
 

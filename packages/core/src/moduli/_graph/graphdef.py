@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from moduli._static import static_value
+from moduli._base.static_keys import static_value
 
 __all__ = ["LEAF", "NODE", "OBJECT", "STATIC", "TREE", "VARIABLE", "GraphDef"]
 

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from moduli import errors
-from moduli._compat import trace_state
-from moduli._dropped import Watch
-from moduli._epoch import EPOCH
-from moduli._variable import Variable
+from moduli._base.compat import trace_state
+from moduli._base.epoch import EPOCH
+from moduli._base.lost_writes import Watch
+from moduli._variable.box import Variable
 
 __all__ = [
     "Annotated",
@@ -93,8 +93,8 @@ class Bookkeeping:
 class BorrowedBookkeeping(Bookkeeping):
     """Of a node that JAX copied into a trace: it keeps no flatten, which would refer to the node.
 
-    Without that cycle the node dies as soon as the function has returned, and ``moduli._dropped``
-    can tell what was lost.
+    Without that cycle the node dies as soon as the function has returned, and
+    ``moduli._base.lost_writes`` can tell what was lost.
     """
 
     __slots__ = ()
@@ -149,8 +149,8 @@ class Node:
 def check_mutable(node: Node, what: str) -> None:
     """Raises a TraceError if the node belongs to another JAX trace than the current one."""
     if node._moduli.trace != trace_state():
-        from moduli._graph.locate import describe_owner
-        from moduli._running import describe_running
+        from moduli._base.current_transform import describe_running
+        from moduli._base.locate import describe_owner
 
         raise errors.TraceError(
             f"cannot {what} of {describe_owner(node)} here: it was made outside of the trace that "
@@ -283,7 +283,7 @@ def check_source(node: Node, items: Callable[[Any], tuple[Any, ...]], kind: str,
     if len(current) != len(snapshot) or any(
         new is not old for new, old in zip(current, snapshot, strict=True)
     ):
-        from moduli._graph.locate import describe_owner
+        from moduli._base.locate import describe_owner
 
         raise errors.StructureError(
             f"the plain {kind} that was assigned to {describe_owner(node)} has been changed "

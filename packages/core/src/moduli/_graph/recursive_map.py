@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._compat import trace_state
+from moduli._base.compat import trace_state
 from moduli._graph.nodes import Annotated, Node, adopt, is_array, is_graph_leaf, plain_key
-from moduli._variable import Variable
+from moduli._variable.box import Variable
 
 __all__ = ["recursive_map"]
 

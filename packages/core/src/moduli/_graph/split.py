@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
-from moduli._compat import trace_state
-from moduli._dropped import mark_seen
-from moduli._filters import partition
+from moduli._base.compat import trace_state
+from moduli._base.lost_writes import mark_seen
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Fixed, Flat, flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
 from moduli._graph.nodes import Node, check_mutable, child_of, is_graph_leaf, iter_pytree
-from moduli._graph.unflatten import build, decode
-from moduli._graph.walk import node_children
-from moduli._state import (
+from moduli._graph.state import (
     FlatState,
     State,
     _flat_items,
@@ -27,7 +24,10 @@ from moduli._state import (
     from_flat_state,
     map_state,
 )
-from moduli._variable import Variable
+from moduli._graph.unflatten import build, decode
+from moduli._graph.walk import node_children
+from moduli._variable.box import Variable
+from moduli._variable.filters import partition
 
 __all__ = [
     "clone",

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from moduli._compat import trace_state
+from moduli._base.compat import trace_state
+from moduli._base.static_keys import static_value
 from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, VARIABLE, GraphDef
-from moduli._static import static_value
-from moduli._variable import _EMPTY
+from moduli._variable.box import _EMPTY
 
 __all__ = ["build", "decode", "fill"]
 

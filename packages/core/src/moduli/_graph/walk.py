@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moduli._filters import to_predicate
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import flatten_tree
 from moduli._graph.nodes import Node, is_data, is_graph_leaf, iter_pytree
-from moduli._variable import Variable
+from moduli._variable.box import Variable
+from moduli._variable.filters import to_predicate
 
 __all__ = ["find_duplicates", "iter_graph", "iter_nodes", "node_children", "set_metadata"]
 

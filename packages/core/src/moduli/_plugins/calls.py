@@ -13,7 +13,7 @@ from moduli._plugins.records import PluginRecord
 from moduli._plugins.replace import Replace
 
 if TYPE_CHECKING:
-    from moduli._recordings import Recording
+    from moduli._recording.recording import Recording
 
 __all__ = ["call_method", "call_module"]
 
@@ -41,7 +41,7 @@ def call_module(
     running = _here.__dict__.setdefault("modules", [])
     if running and running[-1] is module and function is not _own_function(module):
         return function(module, *args, **kwargs)  # super().__call__ is part of the call around it
-    from moduli._recordings import around, inside, recordings
+    from moduli._recording.recording import around, inside, recordings
 
     known = recordings()
     if not known:
@@ -108,7 +108,7 @@ def call_method(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     own = getattr(type(module), name, None)
     if function is not getattr(own, "_moduli_function", own):  # super().method, or another's
         return function(*args, **kwargs)
-    from moduli._recordings import around, inside, recordings
+    from moduli._recording.recording import around, inside, recordings
 
     if not recordings():
         with inside((around(module),)):

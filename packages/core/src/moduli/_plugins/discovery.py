@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from moduli._epoch import EPOCH
+from moduli._base.epoch import EPOCH
 from moduli._plugins import specs
 from moduli._plugins.entry_points import installed, load, record_of
 from moduli._plugins.inspection import Plugin

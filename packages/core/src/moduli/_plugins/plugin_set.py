@@ -9,7 +9,7 @@ from typing import Any
 
 import pluggy
 
-from moduli._epoch import EPOCH
+from moduli._base.epoch import EPOCH
 from moduli._plugins import specs
 from moduli._plugins.inspection import Plugin, check_hooks
 from moduli._plugins.markers import PROJECT

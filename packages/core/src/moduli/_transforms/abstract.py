@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from moduli._transforms.arguments import Function, check_callable, split_static, wraps
-from moduli._transforms.plain_call import PlainCall
+from moduli._call.function import Function, check_callable, split_static, wraps
+from moduli._call.plain_call import PlainCall
 
 __all__ = ["eval_shape", "make_jaxpr"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from moduli._transforms.arguments import Function, check_callable, wraps
-from moduli._transforms.plain_call import PlainCall
+from moduli._call.function import Function, check_callable, wraps
+from moduli._call.plain_call import PlainCall
 
 __all__ = ["checkify"]
 

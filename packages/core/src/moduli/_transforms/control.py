@@ -8,12 +8,12 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._transforms.arguments import Function, check_callable
-from moduli._transforms.changes import Word, describe_changes
-from moduli._transforms.effects import ChangedEffects, only_written
-from moduli._transforms.plain_call import PlainCall
-from moduli._transforms.recorded_branches import record_alike
-from moduli._variable import Variable
+from moduli._call.change_texts import Word, describe_changes
+from moduli._call.function import Function, check_callable
+from moduli._call.plain_call import PlainCall
+from moduli._call.recorded_branches import record_alike
+from moduli._call.writeback import ChangedEffects, only_written
+from moduli._variable.box import Variable
 
 __all__ = ["cond", "switch"]
 

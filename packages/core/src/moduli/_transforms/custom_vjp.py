@@ -12,23 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
-from moduli._compat import trace_state
-from moduli._filters import to_predicate
+from moduli._base.compat import trace_state
+from moduli._base.current_transform import running
+from moduli._call.carried import is_array_like
+from moduli._call.change_texts import describe_changes, outline
+from moduli._call.function import Function, check_callable, function_name
+from moduli._call.lift import Frame, Leaf
+from moduli._call.plain_call import PlainCall
+from moduli._call.writeback import ChangedEffects, only_written
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Slot, flatten_roots
 from moduli._graph.nodes import Node, is_graph_leaf
+from moduli._graph.state import State, _flat_items, from_flat_state
 from moduli._graph.unflatten import build, decode
-from moduli._recordings import Recording
-from moduli._running import running
-from moduli._state import State, _flat_items, from_flat_state
-from moduli._transforms.arguments import Function, check_callable, function_name
-from moduli._transforms.carry import is_array_like
-from moduli._transforms.changes import describe_changes, outline
-from moduli._transforms.effects import ChangedEffects, only_written
+from moduli._recording.recording import Recording
 from moduli._transforms.grad import DiffState
-from moduli._transforms.lift import Frame, Leaf
-from moduli._transforms.plain_call import PlainCall
-from moduli._variable import _EMPTY, Variable
+from moduli._variable.box import _EMPTY, Variable
+from moduli._variable.filters import to_predicate
 
 __all__ = ["CustomVjp", "custom_vjp"]
 

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
-from moduli._compat import trace_state
-from moduli._filters import Filter, to_predicate
+from moduli._base.compat import trace_state
+from moduli._base.current_transform import running
+from moduli._base.source_lines import describe_site
+from moduli._call.function import Function, check_callable, wraps
+from moduli._call.lift import Binding, Frame, Signature, bind
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
-from moduli._running import running
-from moduli._sites import describe_site
-from moduli._state import from_flat_state
-from moduli._transforms.arguments import Function, check_callable, wraps
-from moduli._transforms.lift import Binding, Frame, Signature, bind
-from moduli._variable import Param, Variable
+from moduli._graph.state import from_flat_state
+from moduli._variable.box import Param, Variable
+from moduli._variable.filters import Filter, to_predicate
 
 __all__ = ["DiffState", "grad", "value_and_grad"]
 

@@ -12,16 +12,16 @@ from typing import Any, TypeVar, overload
 import jax
 
 from moduli import _plugins, errors
-from moduli._closed_over import ClosedOver
+from moduli._base.closed_over import ClosedOver
+from moduli._base.current_transform import running
+from moduli._base.static_keys import UnhashableStatic, static_key
+from moduli._call.function import Function, unbound
+from moduli._call.jit_shardings import Layout
+from moduli._call.lift import Binding, Frame, Signature, bind, read_value
+from moduli._call.shortcut import Shortcut
+from moduli._call.stages import Lowered, Traced
+from moduli._call.writeback import Packed
 from moduli._graph.nodes import Node
-from moduli._running import running
-from moduli._static import UnhashableStatic, static_key
-from moduli._transforms.arguments import Function, unbound
-from moduli._transforms.effects import Packed
-from moduli._transforms.layout import Layout
-from moduli._transforms.lift import Binding, Frame, Signature, bind, read_value
-from moduli._transforms.shortcut import Shortcut
-from moduli._transforms.stages import Lowered, Traced
 
 __all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]
 

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
-from moduli._running import running
-from moduli._transforms.arguments import check_callable, function_name
-from moduli._transforms.carry import is_array_like
-from moduli._transforms.effects import ChangedEffects
-from moduli._transforms.labelled import LabelledCall
-from moduli._transforms.lift import Frame
-from moduli._transforms.looped import LoopBody
-from moduli._transforms.prefixes import Carry
-from moduli._variable import Variable
+from moduli._base.current_transform import running
+from moduli._call.carried import is_array_like
+from moduli._call.function import check_callable, function_name
+from moduli._call.labelled_call import LabelledCall
+from moduli._call.lift import Frame
+from moduli._call.loop_body import LoopBody
+from moduli._call.prefixes import Carry
+from moduli._call.writeback import ChangedEffects
+from moduli._variable.box import Variable
 
 __all__ = ["fori_loop", "while_loop"]
 

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._call.function import Function, check_callable, wraps
+from moduli._call.labelled_call import LabelledCall
+from moduli._call.lift import Frame
+from moduli._call.loop_body import LoopBody
+from moduli._call.partition_names import PartitionNames
+from moduli._call.prefixes import Carry, FilterPrefix, is_axis
+from moduli._call.split_streams import SplitStreams
 from moduli._graph.nodes import is_graph_leaf
-from moduli._transforms.arguments import Function, check_callable, wraps
-from moduli._transforms.labelled import LabelledCall
-from moduli._transforms.lift import Frame
-from moduli._transforms.looped import LoopBody
-from moduli._transforms.partition_names import PartitionNames
-from moduli._transforms.prefixes import Carry, FilterPrefix, is_axis
-from moduli._transforms.streams import SplitStreams
 from moduli._transforms.vmap import check_sizes
 
 __all__ = ["scan"]

@@ -10,14 +10,14 @@ import jax
 from jax.sharding import PartitionSpec
 
 from moduli import errors
-from moduli._running import running
-from moduli._transforms.arguments import Function, check_callable, wraps
-from moduli._transforms.effects import Packed
-from moduli._transforms.labelled import LabelledCall
-from moduli._transforms.lift import Frame
-from moduli._transforms.misfits import check_inputs, check_names, shared_axes
-from moduli._transforms.prefixes import labels_in
-from moduli._transforms.programs import LabelledProgram, Programs, program_key
+from moduli._base.current_transform import running
+from moduli._call.function import Function, check_callable, wraps
+from moduli._call.labelled_call import LabelledCall
+from moduli._call.lift import Frame
+from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
+from moduli._call.prefixes import labels_in
+from moduli._call.programs import LabelledProgram, Programs, program_key
+from moduli._call.writeback import Packed
 
 __all__ = ["shard_map"]
 

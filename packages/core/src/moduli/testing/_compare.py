@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from moduli import errors
-from moduli._compat import is_key_array
+from moduli._base.compat import is_key_array
 from moduli._graph.split import clone, graphdef, state
-from moduli._state import to_flat_state
-from moduli._variable import Variable
+from moduli._graph.state import to_flat_state
+from moduli._variable.box import Variable
 
 __all__ = ["assert_equal_graphs", "assert_unchanged"]
 

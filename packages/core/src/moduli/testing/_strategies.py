@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from moduli._containers import Dict, List
-from moduli._module import Module
-from moduli._variable import BatchStat, Cache, Param, Variable
+from moduli._module.containers import Dict, List
+from moduli._module.module import Module
+from moduli._variable.box import BatchStat, Cache, Param, Variable
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy

@@ -1,0 +1,546 @@
+"""The one place where graphs of modules meet JAX.
+
+A lifted call has four steps:
+
+1. :func:`bind` finds the modules and Variables among the arguments (*roots*), takes their cached
+   flatten, and leaves the other arguments as they are. What is left of the call besides values is
+   its *signature*: hashable, equal for calls that may share a compiled program.
+2. Inside the trace a :class:`Frame` rebuilds the arguments as fresh objects around the tracers. The
+   caller's objects are out of reach, so an exception leaves them as they were.
+3. ``Frame.finish`` compares what the function left behind with what it was given and writes the
+   difference down as :class:`Effects`: which values were written, and, if the structure changed,
+   the new structure. Effects are static; the values are outputs of the pure function.
+4. ``Effects.apply`` does to the caller's own objects what the function did to the fresh ones, on
+   every call that runs the program, also with other objects of equal structure.
+
+A transform only says how the leaves are partitioned between steps 1 and 2.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from moduli._base.closed_over import ACTIVE, note_holders
+from moduli._base.compat import Tracer
+from moduli._base.source_lines import describe_place
+from moduli._call.writeback import ChangedEffects, Effects
+from moduli._graph.cache import flats_of
+from moduli._graph.flatten import Flat, Slot, flatten_roots
+from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
+from moduli._graph.nodes import Node, is_graph_leaf
+from moduli._graph.unflatten import build, decode
+from moduli._recording.recording import Recording, RecordingKey, recordings
+from moduli._variable.box import _EMPTY, Variable
+
+__all__ = [
+    "Binding",
+    "Frame",
+    "Signature",
+    "bind",
+    "is_plain",
+    "is_tape_name",
+    "plain_types",
+    "read_value",
+]
+
+_PASS, _ROOT, _TREE = range(3)
+_TAPE = "the recording"  # no name that Python would take for an argument
+_LEAF_TYPES = (
+    jax.Array,
+    Tracer,
+    np.ndarray,
+    np.generic,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+)
+plain_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
+read_value = operator.attrgetter("_value")
+
+
+def _kind(value: Any) -> int:
+    if isinstance(value, (Node, Variable)):
+        return _ROOT
+    return _PASS if is_plain(value) else _TREE
+
+
+def is_plain(value: Any) -> bool:
+    """Says of a value that it goes straight to JAX; False if that takes a closer look."""
+    cls = value.__class__
+    if cls in plain_types:
+        return True
+    if cls is dict:
+        return all(map(is_plain, value.values()))
+    if cls is tuple or cls is list:
+        return all(map(is_plain, value))
+    if isinstance(value, _LEAF_TYPES):
+        plain_types.add(cls)
+        return True
+    return False
+
+
+class Binding:
+    """The arguments of one call, taken apart.
+
+    Attributes:
+      template: for each argument how to put it together again (part of the signature).
+      names: the names of the keyword arguments, sorted.
+      roots: the modules and Variables found, in order.
+      flats: their flattened graphs: one each, or one for all of them if they share objects.
+      plain: the other arguments and parts of arguments, in order.
+      recordings: what the program has to know of the recordings that are running. Those that keep
+        values have a tape each among the roots, the last ones, as keyword arguments that the
+        function never sees.
+    """
+
+    __slots__ = ("flats", "names", "plain", "recordings", "roots", "template")
+
+    def __init__(
+        self,
+        template: tuple[Any, ...],
+        names: tuple[str, ...],
+        roots: list[Any],
+        flats: tuple[Flat, ...],
+        plain: list[Any],
+        running: tuple[RecordingKey, ...],
+    ):
+        self.template, self.names, self.roots = template, names, roots
+        self.flats, self.plain, self.recordings = flats, plain, running
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What calls must have in common to share a compiled program."""
+        graphdefs = [flat.graphdef for flat in self.flats]
+        if self.recordings:
+            return (self.template, self.names, *graphdefs, self.recordings)
+        return (self.template, self.names, *graphdefs)
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is recorded inside has to be handed out."""
+        return any(key.has_tape for key in self.recordings)
+
+    def values(self) -> list[list[Any]]:
+        """The values of all graphs, a list for each of ``flats``."""
+        return [list(map(read_value, flat.holders)) for flat in self.flats]
+
+
+def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = True) -> Binding:
+    """Takes the arguments of a call apart.
+
+    Args:
+      args: positional arguments: modules, Variables, arrays, and any pytree of these.
+      kwargs: keyword arguments, likewise.
+      recorded: whether the recordings that are running take part.
+
+    Returns:
+      The Binding.
+    """
+    template: list[Any] = []
+    roots: list[Any] = []
+    plain: list[Any] = []
+    names: tuple[str, ...] = ()
+    if kwargs:
+        names = tuple(sorted(kwargs))
+        args = (*args, *[kwargs[name] for name in names])
+    for arg in args:
+        kind = _PASS if arg.__class__ in plain_types else _kind(arg)
+        if kind == _PASS:
+            plain.append(arg)
+        elif kind == _ROOT:
+            roots.append(arg)
+        else:
+            kind = _bind_tree(arg, roots, plain)
+        template.append(kind)
+    running = recordings()
+    if not (running and recorded):
+        flats = flats_of(roots) if roots else ()
+        if ACTIVE:
+            note_holders(flats)
+        return Binding(tuple(template), names, roots, flats, plain, ())
+    for number, recording in enumerate(running):
+        tape = recording.open_tape()
+        if tape is not None:
+            roots.append(tape)
+            template.append(_ROOT)
+            names += (f"{_TAPE} {number}",)
+    flats = flats_of(roots) if roots else ()
+    if ACTIVE:
+        note_holders(flats)
+    keys = tuple([recording.key(flat.objects for flat in flats) for recording in running])
+    return Binding(tuple(template), names, roots, flats, plain, keys)
+
+
+def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
+    leaves, treedef = jax.tree.flatten(arg, is_leaf=is_graph_leaf)
+    marks = tuple([is_graph_leaf(leaf) for leaf in leaves])
+    if True not in marks:
+        plain.append(arg)
+        return _PASS
+    for leaf, is_root in zip(leaves, marks, strict=True):
+        (roots if is_root else plain).append(leaf)
+    return (treedef, marks)
+
+
+def is_tape_name(name: str) -> bool:
+    """Says whether a keyword argument is the tape of a recording."""
+    return name.startswith(_TAPE)
+
+
+Leaf = tuple[int, int]
+"""(number of the graph, number of the leaf in it)"""
+
+
+class New(NamedTuple):
+    """Where a value stands that was not there before.
+
+    Attributes:
+      root: the number of the root: an argument's, or after those a returned object's.
+      path: from there.
+      holder: its Variable or Slot.
+    """
+
+    root: int
+    path: tuple[Any, ...]
+    holder: Any
+
+
+class Signature:
+    """The part of a Binding that programs keep: how to rebuild the arguments from values.
+
+    Attributes:
+      template: from the Binding.
+      names: from the Binding.
+      graphdefs: the structure of each graph.
+      sites: for each value of each graph the line where its Variable was made, or None.
+      recordings: from the Binding.
+    """
+
+    __slots__ = ("graphdefs", "names", "recordings", "sites", "template")
+
+    def __init__(self, binding: Binding):
+        self.template, self.names = binding.template, binding.names
+        self.recordings = binding.recordings
+        self.graphdefs = tuple([flat.graphdef for flat in binding.flats])
+        self.sites = [
+            [getattr(holder, "_made", None) for holder in flat.holders] for flat in binding.flats
+        ]
+
+    def describe(self, leaf: Leaf) -> tuple[str, int, tuple[Any, ...]]:
+        """Returns what a value is (kind, file and line), and its root's number and the path."""
+        number, index = leaf
+        graphdef, site = self.graphdefs[number], self.sites[number][index]
+        kind = graphdef.leaf_types[index]
+        text = "array" if kind is None else kind.__name__
+        if site is not None:
+            text += f" (made at {describe_place(site)})"
+        root = sum(len(earlier.roots) for earlier in self.graphdefs[:number])
+        path = graphdef.leaf_paths[index]
+        if len(graphdef.roots) > 1:
+            root, path = root + path[0], path[1:]
+        return text, root, path
+
+
+class Frame:
+    """The fresh objects on which a function works while it is traced.
+
+    Args:
+      signature: from the Binding.
+      values: the (traced) values of each graph.
+      plain: the (traced) other arguments.
+
+    Attributes:
+      args: the rebuilt positional arguments.
+      kwargs: the rebuilt keyword arguments.
+      given: the values that the fresh objects started with.
+      recordings: the recordings that are running, for the function.
+    """
+
+    def __init__(self, signature: Signature, values: Sequence[Sequence[Any]], plain: Sequence[Any]):
+        self._graphdefs = signature.graphdefs
+        self._values = self.given = values
+        self._objects = [
+            build(graphdef, group)
+            for graphdef, group in zip(signature.graphdefs, values, strict=True)
+        ]
+        for (number, index), variable in self.variables():
+            object.__setattr__(variable, "_made", signature.sites[number][index])
+        self._roots = [
+            decode(code, objects, group)
+            for graphdef, objects, group in zip(
+                signature.graphdefs, self._objects, values, strict=True
+            )
+            for code in graphdef.roots
+        ]
+        roots, others = iter(self._roots), iter(plain)
+        args = [_rebuild(mark, roots, others) for mark in signature.template]
+        count = len(args) - len(signature.names)
+        self.args = args[:count]
+        self.kwargs = dict(zip(signature.names, args[count:], strict=True))
+        self.recordings: tuple[Recording, ...] = ()
+        if signature.recordings:
+            tapes = [self.kwargs.pop(name) for name in signature.names if is_tape_name(name)]
+            self.recordings = tuple(
+                key.open(self._objects, tapes.pop(0) if key.has_tape else None)
+                for key in signature.recordings
+            )
+
+    def finish(
+        self,
+        out: Any,
+        *,
+        keep: Callable[[Leaf], bool] | None = None,
+        drop: Callable[[Leaf], bool] | None = None,
+        strict: bool = False,
+    ) -> Any:
+        """Writes down what the function did.
+
+        Afterwards ``homes`` has, for each output, the leaf that it is the new value of, or None;
+        and ``new`` has, for each output without one, where it stands now.
+
+        Args:
+          out: what the function returned: any pytree, modules and Variables included.
+          keep: says of a leaf that its value must be an output, written or not.
+          drop: says of a leaf that its value is never an output: the caller keeps the old one.
+          strict: a value stays with its own leaf: one that was moved to another Variable is an
+            output there (needed where leaves are not alike, as under different axes).
+
+        Returns:
+          A pair: the Effects, and the pytree of values that the pure function has to return.
+        """
+        leaves, treedef = jax.tree.flatten(out, is_leaf=is_graph_leaf)
+        marks = tuple([is_graph_leaf(leaf) for leaf in leaves])
+        self.homes: list[Leaf | None] = []
+        self.new: dict[int, New] = {}
+        for recording in self.recordings:
+            recording.close()
+        if True in marks or not self._same_structure():
+            return self._finish_changed(leaves, treedef, marks, keep, drop, strict)
+        outputs: list[Any] = []
+        written: list[Leaf] = []
+        for number, group in enumerate(self._values):
+            for index, (holder, value) in enumerate(zip(self._holders(number), group, strict=True)):
+                leaf = (number, index)
+                new = holder._value
+                if new is value and (keep is None or not keep(leaf)):
+                    continue
+                if drop is None or not drop(leaf):
+                    written.append(leaf)
+                    outputs.append(new)
+        self.homes = list(written)
+        only_variables = all(None not in graphdef.leaf_objects for graphdef in self._graphdefs)
+        return Effects(written, only_variables), (out, outputs)
+
+    def cross(self, transform: str, size: int) -> None:
+        """Notes for the recordings that the transform adds an axis of this size around them."""
+        for recording in self.recordings:
+            recording.cross(transform, size)
+
+    def mute(self) -> None:
+        """Keeps nothing of what is recorded: the function may only read."""
+        for recording in self.recordings:
+            recording.mute()
+
+    def values_now(self) -> list[list[Any]]:
+        """The values that the fresh objects hold now, a list for each graph.
+
+        Raises LookupError if the structure has changed.
+        """
+        if not self._same_structure():
+            raise LookupError
+        return [
+            [holder._value for holder in self._holders(number)]
+            for number in range(len(self._values))
+        ]
+
+    def _same_structure(self) -> bool:
+        """Says whether no argument has changed in anything but values."""
+        for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
+            for index, item in enumerate(objects):
+                if isinstance(item, Node):
+                    if item._moduli.version:
+                        return False
+                elif item._metadata is not graphdef.metadatas.get(index, _EMPTY):
+                    return False
+        return True
+
+    def _holders(self, number: int) -> Sequence[Any]:
+        graphdef, objects = self._graphdefs[number], self._objects[number]
+        owners = graphdef.leaf_objects
+        if None not in owners:
+            return [objects[index] for index in owners if index is not None]
+        start = sum(len(earlier.roots) for earlier in self._graphdefs[:number])
+        return flatten_roots(self._roots[start : start + len(graphdef.roots)]).holders
+
+    def _finish_changed(
+        self,
+        leaves: list[Any],
+        treedef: Any,
+        marks: tuple[bool, ...],
+        keep: Callable[[Leaf], bool] | None,
+        drop: Callable[[Leaf], bool] | None,
+        strict: bool,
+    ) -> Any:
+        roots = [*self._roots, *[x for x, m in zip(leaves, marks, strict=True) if m]]
+        after = flatten_roots(roots)
+        detached = self._detached(set(map(id, after.objects)))
+        if detached:
+            after = flatten_roots([*roots, *[item for item, _, _ in detached]])
+        home = {
+            id(item): (number, index)
+            for number, objects in enumerate(self._objects)
+            for index, item in enumerate(objects)
+        }
+        given = {
+            id(value): (number, index)
+            for number, group in enumerate(self._values)
+            for index, value in enumerate(group)
+        }
+        origins = [home.get(id(item)) for item in after.objects]
+        removed: dict[Leaf, int] = {}
+        sources: list[Leaf | int] = []
+        outputs: list[Any] = []
+        many = len(after.graphdef.roots) > 1
+        for holder, path in zip(after.holders, after.graphdef.leaf_paths, strict=True):
+            value = holder._value
+            own = self._home_leaf(holder, home)
+            source = given.get(id(value))
+            if own is not None and drop is not None and drop(own):
+                source = own
+            elif (
+                source is None or (strict and source != own) or (keep is not None and keep(source))
+            ):
+                if own is None:
+                    root, path = (path[0], path[1:]) if many else (0, path)
+                    if root >= len(roots):
+                        _, root, above = detached[root - len(roots)]
+                        path = (*above, *path)
+                    self.new[len(outputs)] = New(root, path, holder)
+                self.homes.append(own)
+                sources.append(len(outputs))
+                outputs.append(value)
+                continue
+            sources.append(source)
+        still = set(map(id, after.objects))
+        for leaf, variable in self.variables():
+            if id(variable) in still or (drop is not None and drop(leaf)):
+                continue
+            number, index = leaf
+            unchanged = variable._value is self._values[number][index]
+            if unchanged and (keep is None or not keep(leaf)):
+                continue
+            removed[leaf] = len(outputs)
+            self.homes.append(leaf)
+            outputs.append(variable._value)
+        effects = ChangedEffects(
+            graphdef=after.graphdef,
+            before=self._graphdefs,
+            num_roots=len(self._roots),
+            origins=origins,
+            sources=sources,
+            sites=[item._made if isinstance(item, Variable) else None for item in after.objects],
+            changed=[isinstance(item, Node) and item._moduli.version > 0 for item in after.objects],
+            removed=removed,
+            treedef=treedef,
+            marks=marks,
+        )
+        plain = [leaf for leaf, is_object in zip(leaves, marks, strict=True) if not is_object]
+        return effects, (plain, outputs)
+
+    def _detached(self, reached: set[int]) -> list[tuple[Any, int, tuple[Any, ...]]]:
+        """Lists what was changed and then taken out of the arguments: somebody may still hold it.
+
+        Args:
+          reached: the ids of all objects below the arguments and the result.
+
+        Returns:
+          For each object that may have changed in more than the value of a Variable: the object,
+          and the root and the path where it stood.
+        """
+        found = []
+        start = 0
+        for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
+            for index, (entry, item) in enumerate(zip(graphdef.objects, objects, strict=True)):
+                if id(item) in reached:
+                    continue
+                if isinstance(item, Node):
+                    changed = item._moduli.version or any(code[0] >= LEAF for _, code in entry[2])
+                else:
+                    changed = item._metadata is not graphdef.metadatas.get(index, _EMPTY)
+                if changed:
+                    path = graphdef.object_paths[index]
+                    many = len(graphdef.roots) > 1
+                    root, path = (start + path[0], path[1:]) if many else (start, path)
+                    found.append((item, root, path))
+            start += len(graphdef.roots)
+        return found
+
+    def variables(self) -> list[tuple[Leaf, Variable[Any]]]:
+        """Lists the fresh Variables of the arguments with the leaves whose values they hold."""
+        return [
+            ((number, entry[3]), item)
+            for number, (graphdef, objects) in enumerate(
+                zip(self._graphdefs, self._objects, strict=True)
+            )
+            for entry, item in zip(graphdef.objects, objects, strict=True)
+            if isinstance(item, Variable)
+        ]
+
+    def leaves_below(self, root: Any) -> list[Leaf]:
+        """Lists which leaves of the arguments stand below an object that the function returns."""
+        home = {
+            id(item): (number, index)
+            for number, objects in enumerate(self._objects)
+            for index, item in enumerate(objects)
+        }
+        if id(root) not in home:
+            return []
+        found = [self._home_leaf(holder, home) for holder in flatten_roots((root,)).holders]
+        return [leaf for leaf in found if leaf is not None]
+
+    def _home_leaf(self, holder: Any, home: dict[int, tuple[int, int]]) -> Leaf | None:
+        """Finds which leaf of the arguments a holder is."""
+        if isinstance(holder, Slot):
+            origin = home.get(id(holder.node))
+            if origin is None:
+                return None
+            slots = _slot_leaves(self._graphdefs[origin[0]])
+            index = slots.get((origin[1], holder.key, holder.position))
+            return None if index is None else (origin[0], index)
+        origin = home.get(id(holder))
+        if origin is None:
+            return None
+        return (origin[0], self._graphdefs[origin[0]].objects[origin[1]][3])
+
+
+def _slot_leaves(graphdef: GraphDef) -> dict[tuple[int, Any, int | None], int]:
+    """The leaf of each bare array: by object, key, and position in a pytree attribute."""
+    found: dict[tuple[int, Any, int | None], int] = {}
+    for index, entry in enumerate(graphdef.objects):
+        if entry[0] != NODE:
+            continue
+        for key, code in entry[2]:
+            if code[0] == LEAF:
+                found[(index, key, None)] = code[1]
+            elif code[0] == TREE:
+                for position, child in enumerate(code[3]):
+                    if child[0] == LEAF:
+                        found[(index, key, position)] = child[1]
+    return found
+
+
+def _rebuild(mark: Any, roots: Any, plain: Any) -> Any:
+    if mark == _PASS:
+        return next(plain)
+    if mark == _ROOT:
+        return next(roots)
+    treedef, marks = mark
+    return jax.tree.unflatten(treedef, [next(roots if is_root else plain) for is_root in marks])

@@ -1,0 +1,156 @@
+"""What is installed: the reports that the command line prints, as data and as text."""
+
+from __future__ import annotations
+
+import collections
+import platform
+from typing import Any
+
+from moduli import _plugins
+from moduli._facade import resolve
+
+__all__ = ["doctor", "plugins", "text_of_doctor", "text_of_plugins"]
+
+_LOCKSTEP = ("moduli", "moduli-layers", "moduli-debug", "moduli-train", "moduli-interop")
+_NEEDED = ("jax", "jaxlib", "numpy", "pluggy")
+_OPTIONAL = (
+    "optax",
+    "tqdm",
+    "rich",
+    "matplotlib",
+    "treescope",
+    "safetensors",
+    "orbax-checkpoint",
+    "flax",
+    "equinox",
+    "torch",
+)
+
+
+def plugins() -> dict[str, Any]:
+    """Returns what ``python -m moduli plugins`` shows: plugins, and the order of each hook."""
+    found = _plugins.discover()
+    failed_specs = _plugins.declare_all()
+    return {
+        "plugins": [
+            {
+                "name": record.name,
+                "distribution": record.distribution,
+                "version": record.version,
+                "target": record.target,
+                "state": record.state,
+                "phase": record.phase,
+                "hooks": list(record.hooks),
+                "load_ms": round(record.load_ms, 3),
+                "cause": record.cause,
+            }
+            for record in (*_plugins.records(), *failed_specs)
+        ],
+        "hooks": {
+            name: [record.name for _, record in found.implementations(name)]
+            for name in _plugins.hook_names()
+        },
+    }
+
+
+def doctor() -> dict[str, Any]:
+    """Returns what ``python -m moduli doctor`` shows: versions, devices, plugins, problems."""
+    versions = {name: _version(name) for name in (*_LOCKSTEP, *_NEEDED, *_OPTIONAL)}
+    devices, problems = _devices()
+    report = plugins()
+    problems += _mixed_versions({name: versions[name] for name in _LOCKSTEP if versions[name]})
+    problems += [
+        f"the plugin {plugin['name']!r} of {plugin['distribution']} {plugin['version']} failed "
+        f"{plugin['cause']}"
+        for plugin in report["plugins"]
+        if plugin["state"] == "quarantined"
+    ]
+    problems += _same_names(report["plugins"])
+    problems += [
+        f"moduli.{name} is claimed by {' and by '.join(owners)}"
+        for name, owners in resolve.clashes().items()
+    ]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "devices": devices,
+        **report,
+        "problems": problems,
+    }
+
+
+def _devices() -> tuple[list[dict[str, Any]], list[str]]:
+    import jax
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        return [], [f"JAX finds no device: {error}"]
+    return [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in devices], []
+
+
+def _mixed_versions(versions: dict[str, str | None]) -> list[str]:
+    if len(set(versions.values())) < 2:
+        return []
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [
+        f"the moduli packages have different versions ({listed}); install them together: "
+        'pip install --upgrade "moduli[all]"'
+    ]
+
+
+def _same_names(found: list[dict[str, Any]]) -> list[str]:
+    owners = collections.defaultdict(list)
+    for plugin in found:
+        owners[plugin["name"]].append(f"{plugin['distribution']} ({plugin['target']})")
+    return [
+        f"the plugin name {name!r} is used by {' and by '.join(who)}; MODULI_PLUGINS cannot tell "
+        "them apart"
+        for name, who in owners.items()
+        if len(who) > 1
+    ]
+
+
+def _version(distribution: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def text_of_plugins(report: dict[str, Any]) -> str:
+    """Writes the report on plugins for people."""
+    lines = []
+    for plugin in report["plugins"]:
+        where = f"{plugin['distribution']} {plugin['version']}"
+        cost = "" if plugin["state"] == "blocked" else f"{plugin['load_ms']:.1f} ms"
+        lines.append(f"{plugin['name']:<12} {plugin['state']:<12} {cost:>10}  {where}")
+        if plugin["hooks"]:
+            lines.append(f"{'':<13}hooks: {', '.join(plugin['hooks'])}")
+        if plugin["phase"]:
+            lines.append(f"{'':<13}phase: {plugin['phase']}")
+        if plugin["cause"]:
+            lines.append(f"{'':<13}failed {plugin['cause']}")
+    if not lines:
+        lines.append('no plugins are installed; pip install "moduli[all]" brings moduli\'s own')
+    lines += ["", "each hook runs these plugins, in this order:"]
+    for name, order in report["hooks"].items():
+        lines.append(f"  {name:<26} {', '.join(order) or '-'}")
+    return "\n".join(lines)
+
+
+def text_of_doctor(report: dict[str, Any]) -> str:
+    """Writes the report on everything for people."""
+    lines = [f"python {report['python']} on {report['platform']}", "", "versions:"]
+    for name, version in report["versions"].items():
+        lines.append(f"  {name:<18} {version or 'not installed'}")
+    lines += ["", "devices:"]
+    lines += [f"  {d['platform']}:{d['id']} {d['kind']}" for d in report["devices"]] or ["  none"]
+    lines += ["", "plugins:"]
+    lines += [f"  {line}".rstrip() for line in text_of_plugins(report).splitlines()]
+    lines += ["", f"{len(report['problems'])} problem(s) found" + ":" * bool(report["problems"])]
+    lines += [f"  - {problem}" for problem in report["problems"]]
+    return "\n".join(lines)

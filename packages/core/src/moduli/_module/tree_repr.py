@@ -1,0 +1,150 @@
+"""How Variables, modules and States are shown: a tree with types, shapes, dtypes and counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from moduli._base.compat import Tracer, is_key_array
+from moduli._base.static_keys import UnhashableStatic
+from moduli._graph.cache import flat_of
+from moduli._graph.nodes import Node
+from moduli._variable.box import Variable
+
+__all__ = ["node_repr", "state_repr", "summarize", "variable_repr"]
+
+_SMALL = 8  # arrays with at most so many elements are shown whole
+_INDENT = "  "
+
+
+def summarize(value: Any) -> str:
+    """Writes an array as ``float32[2, 3]``, a small one with its elements, the rest as is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from moduli._module.tree_repr import summarize
+      >>> summarize(jnp.ones((20, 3))), summarize(3)
+      ('float32[20, 3]', '3')
+    """
+    if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
+        short = f"{value.dtype}{list(value.shape)}"
+        if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size > _SMALL:
+            return short
+        if is_key_array(value):
+            return f"{short} {np.asarray(jax.random.key_data(value)).tolist()}"  # type: ignore[arg-type]
+        try:
+            return f"{short} {np.array2string(np.asarray(value), separator=', ', precision=4)}"
+        except RuntimeError:  # a deleted (donated) buffer
+            return f"{short} (deleted)"
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        inner = ", ".join(map(summarize, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(summarize, value))}]"
+    if callable(value) and hasattr(value, "__name__"):
+        return value.__name__
+    return repr(value)
+
+
+def variable_repr(variable: Variable[Any]) -> str:
+    """Writes a Variable on one line."""
+    metadata = "".join(f", {k}={summarize(v)}" for k, v in variable._metadata.items())
+    return f"{type(variable).__name__}({summarize(variable._value)}{metadata})"
+
+
+def _count(values: Iterable[tuple[str, Any]]) -> str:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for kind, value in values:
+        for leaf in jax.tree.leaves(value):
+            if hasattr(leaf, "size") and hasattr(leaf, "dtype"):
+                counts[kind] += int(leaf.size)
+                sizes[kind] += int(leaf.size) * leaf.dtype.itemsize
+    return ", ".join(f"{kind}: {counts[kind]:,} ({_bytes(sizes[kind])})" for kind in counts)
+
+
+def _bytes(size: int) -> str:
+    number = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    raise AssertionError
+
+
+def _node_count(node: Node) -> str:
+    try:
+        flat = flat_of(node)
+    except (ValueError, UnhashableStatic):
+        return ""
+    kinds = ["array" if t is None else t.__name__ for t in flat.graphdef.leaf_types]
+    return _count(zip(kinds, flat.values(), strict=True))
+
+
+def node_repr(node: Node) -> str:
+    """Writes a node and all below it as a tree; an object met again is named, not repeated."""
+    return _node(node, 0, {}, ())
+
+
+def _node(node: Node, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -> str:
+    from moduli.errors import format_path
+
+    name = type(node).__name__
+    if id(node) in seen:
+        return f"{name}(shared with {seen[id(node)]})"
+    seen[id(node)] = format_path(path)
+    count = _node_count(node)
+    comment = f"  # {count}" if count else ""
+    pad = _INDENT * (depth + 1)
+    lines = []
+    for key, value in node._items_in_order():  # type: ignore[attr-defined]
+        shown = _item(value, depth + 1, seen, (*path, key))
+        if isinstance(node, list):
+            head = f"{pad}[{key}] "
+        elif isinstance(node, dict):
+            head = f"{pad}{key!r}: "
+        else:
+            head = f"{pad}{key}="
+        lines.append(head + shown)
+    if not lines:
+        return f"{name}()"
+    return f"{name}({comment}\n" + "\n".join(lines) + f"\n{_INDENT * depth})"
+
+
+def _item(value: Any, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -> str:
+    from moduli.errors import format_path
+
+    if isinstance(value, Node):
+        return _node(value, depth, seen, path)
+    if isinstance(value, Variable):
+        if id(value) in seen:
+            return f"{type(value).__name__}(shared with {seen[id(value)]})"
+        seen[id(value)] = format_path(path)
+        return variable_repr(value)
+    if isinstance(value, tuple) and any(isinstance(item, (Node, Variable)) for item in value):
+        items = [_item(item, depth, seen, (*path, i)) for i, item in enumerate(value)]
+        return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
+    return summarize(value)
+
+
+def state_repr(state: Mapping[Any, Any]) -> str:
+    """Writes a State as nested braces."""
+    return f"{type(state).__name__}({_mapping(state, 0)})"
+
+
+def _mapping(mapping: Mapping[Any, Any], depth: int) -> str:
+    if not mapping:
+        return "{}"
+    pad = _INDENT * (depth + 1)
+    lines = []
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            shown = _mapping(value, depth + 1)
+        else:
+            shown = variable_repr(value) if isinstance(value, Variable) else summarize(value)
+        lines.append(f"{pad}{key!r}: {shown},")
+    return "{\n" + "\n".join(lines) + f"\n{_INDENT * depth}}}"

@@ -1,0 +1,631 @@
+"""Variable: a box with a value and metadata, the only mutable leaf of a graph.
+
+A layer keeps an array in a Variable and writes ``variable.value = new``; functional JAX then sees
+that write as an output. The *kind* of a Variable (its class) is how filters, optimizers and
+checkpoints tell parameters from statistics, so a new kind is a new subclass. Writing the value is
+cheap and never changes the structure of the graph; writing metadata does.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moduli import _plugins, errors
+from moduli._base.closed_over import ACTIVE, note_read
+from moduli._base.compat import Tracer, is_key_array, trace_state
+from moduli._base.epoch import EPOCH
+from moduli._base.lost_writes import Borrowed, mark_seen
+from moduli._base.source_lines import Site, describe_site, find_site
+from moduli._base.static_keys import metadata_key
+from moduli._variable.metadata import VariableMetadata
+
+__all__ = [
+    "BatchStat",
+    "Cache",
+    "Intermediate",
+    "Param",
+    "Perturbation",
+    "RngCount",
+    "RngKey",
+    "RngState",
+    "Variable",
+]
+
+A = TypeVar("A")
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+_MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
+_BINARY = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "divmod",
+)
+_SLOTS = ("_value", "_metadata", "_trace", "_made")
+
+
+class Variable(Generic[A]):
+    """A mutable box for a value (an array or a pytree of arrays) with metadata.
+
+    Arithmetic, indexing and attributes such as ``shape`` act on the value. ``v.value``, ``v[...]``
+    and ``v.get_value()`` read it; ``v.value = x``, ``v[...] = x`` and ``v.set_value(x)`` write it.
+
+    Args:
+      value: an array, a Python scalar, or a pytree of these; or a :class:`VariableMetadata`.
+      **metadata: hashable facts about the value, such as ``sharding_names=("in", "out")`` or a
+        ``tag``. Three names are hooks, each one callable ``(variable, value) -> value`` or a
+        sequence of them: ``on_create_value``, ``on_get_value``, ``on_set_value``. A subclass may
+        define methods with these names instead.
+
+    Raises:
+      VariableError: if ``value`` is itself a Variable.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> count = nnx.Variable(jnp.zeros(3), tag="count")
+      >>> count.value = count + 1
+      >>> count[0] = 5.0
+      >>> count.value.tolist(), count.shape, count.tag
+      ([5.0, 1.0, 1.0], (3,), 'count')
+    """
+
+    __slots__ = (*_SLOTS, "__weakref__")
+    _value: A
+    _metadata: Mapping[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _register(cls)
+
+    def __init__(self, value: A | VariableMetadata[A], **metadata: Any):
+        if isinstance(value, VariableMetadata):
+            metadata.update(value.metadata)
+            value = value.raw_value
+        if isinstance(value, Variable):
+            raise errors.VariableError(
+                f"{type(self).__name__}(...) got a {type(value).__name__} as its value; pass "
+                "the value itself (`variable.value`), or copy the box with `variable.copy()`"
+            )
+        write = object.__setattr__
+        write(self, "_trace", trace_state())
+        write(self, "_made", find_site())
+        write(self, "_metadata", metadata or _EMPTY)
+        write(self, "_value", value)
+        name = "on_create_value"  # as _hook does it, without the call
+        create = metadata[name] if name in metadata else getattr(type(self), name, None)
+        if create is not None:
+            write(self, "_value", _run_hooks(create, self, value))
+
+    @classmethod
+    def _make(
+        cls, value: Any, metadata: Mapping[str, Any], trace: Any, made: Site | None = None
+    ) -> Variable[Any]:
+        """Builds a Variable without hooks and checks; for graph code that rebuilds objects."""
+        self = object.__new__(cls)
+        write = object.__setattr__
+        write(self, "_value", value)
+        write(self, "_metadata", metadata)
+        write(self, "_trace", trace)
+        write(self, "_made", made)
+        return self
+
+    # -- the value ---------------------------------------------------------------------------
+
+    @property
+    def value(self) -> A:
+        """The value, after the ``on_get_value`` hooks."""
+        if ACTIVE:
+            note_read(self)
+        hook = self._hook("on_get_value")
+        return self._value if hook is None else _run_hooks(hook, self, self._value)
+
+    @value.setter
+    def value(self, value: A) -> None:
+        self.set_value(value)
+
+    def get_value(self, *, index: Any = _MISSING) -> Any:
+        """Returns the value, or ``value[index]`` when an index is given."""
+        value: Any = self.value
+        if index is _MISSING or (index is Ellipsis and not _is_indexable(value)):
+            return value
+        return value if index is Ellipsis else value[index]
+
+    def set_value(self, value: Any, *, index: Any = _MISSING) -> None:
+        """Writes the value, or a part of it when an index is given.
+
+        Args:
+          value: the new value. With ``index``, whatever ``array.at[index].set`` accepts; the
+            array's shape and dtype are then kept.
+          index: any array index; ``...`` writes every element.
+
+        Raises:
+          VariableError: if ``value`` is a Variable.
+          TraceError: if the Variable belongs to another JAX trace than the current one.
+        """
+        if isinstance(value, Variable):
+            if index is _MISSING:
+                raise errors.VariableError(
+                    f"cannot write a {type(value).__name__} into a {type(self).__name__}: write "
+                    "`variable.value = other.value`, or `variable.copy_from(other)`"
+                )
+            value = value.value
+        self._check_trace()
+        if index is not _MISSING:
+            value = _set_at(self._value, index, value)
+        hook = self._hook("on_set_value")
+        if hook is not None:
+            value = _run_hooks(hook, self, value)
+        if _plugins.watches_writes():
+            _plugins.value_written(self, self._value, value)
+        object.__setattr__(self, "_value", value)
+
+    def get_raw_value(self) -> A:
+        """Returns the stored value; no hook runs."""
+        if ACTIVE:
+            note_read(self)
+        return self._value
+
+    def set_raw_value(self, value: A) -> None:
+        """Stores a value; no hook runs."""
+        self._check_trace()
+        object.__setattr__(self, "_value", value)
+
+    @property
+    def raw_value(self) -> A:
+        """The stored value; no hook runs."""
+        if ACTIVE:
+            note_read(self)
+        return self._value
+
+    def _check_trace(self) -> None:
+        if self._trace != trace_state():
+            borrowed = self._trace
+            if borrowed.__class__ is Borrowed and borrowed.trace == trace_state():
+                borrowed.site = (
+                    find_site()
+                )  # legal, but maybe dropped: see moduli._base.lost_writes
+                return
+            from moduli._base.locate import describe_owner
+
+            place, site = describe_owner(self), describe_site(self)
+            from moduli._base.current_transform import describe_running
+
+            raise errors.TraceError(
+                f"cannot write {place}{f' ({site})' if site else ''} here: it was made outside of "
+                f"the trace that is running, that of {describe_running()}, so the write would "
+                "leak a tracer or be lost. Pass the module that holds it as an argument of the "
+                "transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) "
+                "instead of JAX's own, or return the new value and write it outside."
+            )
+
+    # -- copies ------------------------------------------------------------------------------
+
+    @property
+    def type(self) -> type[Variable[Any]]:
+        """The kind of the Variable: its class."""
+        return type(self)
+
+    def copy(self, value: Any = _MISSING, **metadata: Any) -> Variable[Any]:
+        """Returns a new Variable of the same kind.
+
+        Args:
+          value: the new value; the same one by default.
+          **metadata: entries that replace or extend the metadata.
+
+        Returns:
+          A Variable which shares nothing mutable with this one.
+        """
+        merged = {**self._metadata, **metadata} if metadata else self._metadata
+        new = self._value if value is _MISSING else value
+        if isinstance(new, Variable):
+            new = new._value
+        mark_seen(self)
+        return type(self)._make(new, merged, trace_state(), self._made)
+
+    replace = copy
+
+    def copy_from(self, other: Variable[A]) -> None:
+        """Takes over the value and the metadata of another Variable of the same kind."""
+        if type(other) is not type(self):
+            raise errors.VariableError(
+                f"copy_from: a {type(self).__name__} cannot take over a {type(other).__name__}; "
+                "write `variable.value = other.value` to take the value alone"
+            )
+        self._check_trace()
+        if _plugins.watches_writes():
+            _plugins.value_written(self, self._value, other._value)
+        object.__setattr__(self, "_value", other._value)
+        self._set_all_metadata(other._metadata)
+
+    # -- metadata ----------------------------------------------------------------------------
+
+    def get_metadata(self, name: str | None = None, default: Any = _MISSING) -> Any:
+        """Returns one metadata entry, or a dict of all of them when no name is given."""
+        if name is None:
+            return dict(self._metadata)
+        if name in self._metadata:
+            return self._metadata[name]
+        if default is not _MISSING:
+            return default
+        raise errors.PathError(
+            f"{type(self).__name__} has no metadata {name!r}; it has "
+            f"{sorted(self._metadata) or 'none'}"
+        )
+
+    def has_metadata(self, name: str) -> bool:
+        """Says whether the metadata has an entry of this name."""
+        return name in self._metadata
+
+    def set_metadata(self, *args: Any, **metadata: Any) -> None:
+        """Writes metadata: ``v.set_metadata(name=value)`` or ``v.set_metadata("name", value)``.
+
+        A single mapping replaces all metadata: ``v.set_metadata({"tag": "a"})``.
+        """
+        if len(args) == 2 and isinstance(args[0], str):
+            metadata = {args[0]: args[1], **metadata}
+        elif len(args) == 1 and isinstance(args[0], Mapping):
+            self._check_trace()
+            self._set_all_metadata({**args[0], **metadata})
+            return
+        elif args:
+            raise errors.VariableError(
+                "set_metadata takes a name and a value, one mapping, or keyword arguments; got "
+                f"{len(args)} positional arguments"
+            )
+        self._check_trace()
+        self._set_all_metadata({**self._metadata, **metadata})
+
+    def del_metadata(self, name: str) -> None:
+        """Removes one metadata entry."""
+        self.get_metadata(name)
+        self._check_trace()
+        self._set_all_metadata({k: v for k, v in self._metadata.items() if k != name})
+
+    def _set_all_metadata(self, metadata: Mapping[str, Any]) -> None:
+        if metadata is not self._metadata:
+            object.__setattr__(self, "_metadata", metadata)
+            EPOCH[1] += 1
+            EPOCH[0] += 1
+
+    def _hook(self, name: str) -> Any:
+        metadata = self._metadata
+        if metadata is not _EMPTY and name in metadata:
+            return metadata[name]
+        return getattr(type(self), name, None)
+
+    # -- attributes --------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _SLOTS or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        metadata = self._metadata
+        if name in metadata:
+            return metadata[name]
+        try:
+            return getattr(self.value, name)
+        except AttributeError:
+            raise errors.ModuliAttributeError(
+                f"{type(self).__name__} has no attribute or metadata {name!r}, and neither has "
+                f"its value of type {type(self._value).__name__}"
+            ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "value":
+            self.set_value(value)
+        elif name in _SLOTS:
+            object.__setattr__(self, name, value)
+        else:
+            raise errors.ModuliAttributeError(
+                f"cannot set {name!r} on a {type(self).__name__}: write "
+                f"`variable.set_metadata({name}=...)` for metadata, or `variable.value = ...` for "
+                "the value"
+            )
+
+    # -- Python protocols --------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.get_value(index=index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.set_value(value, index=index)
+
+    def __jax_array__(self) -> jax.Array:
+        value: Any = self.value
+        return value if isinstance(value, jax.Array) else jnp.asarray(value)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        array = np.asarray(self.value, dtype=dtype)
+        return array.copy() if copy else array
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.value(*args, **kwargs)  # type: ignore[operator]
+
+    def __len__(self) -> int:
+        return len(self.value)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.value)  # type: ignore[call-overload]
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.value  # type: ignore[operator]
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)  # type: ignore[call-overload]
+
+    def __float__(self) -> float:
+        return float(self.value)  # type: ignore[arg-type]
+
+    def __complex__(self) -> complex:
+        return complex(self.value)  # type: ignore[arg-type]
+
+    def __index__(self) -> int:
+        return operator.index(self.value)  # type: ignore[arg-type]
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else repr(self)
+
+    def __hash__(self) -> int:
+        return id(self) >> 4
+
+    def __getstate__(self) -> tuple[Any, dict[str, Any]]:
+        return _pack_keys(self._value), dict(self._metadata)
+
+    def __setstate__(self, state: tuple[Any, dict[str, Any]]) -> None:
+        value, metadata = state
+        object.__setattr__(self, "_value", _unpack_keys(value))
+        object.__setattr__(self, "_metadata", metadata or _EMPTY)
+        object.__setattr__(self, "_trace", trace_state())
+        object.__setattr__(self, "_made", None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (object.__new__, (type(self),), self.__getstate__())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable[A]:
+        from copy import deepcopy
+
+        value = jax.tree.map(
+            lambda leaf: leaf if isinstance(leaf, jax.Array) else deepcopy(leaf, memo), self._value
+        )
+        mark_seen(self)
+        new = type(self)._make(value, self._metadata, trace_state(), self._made)
+        memo[id(self)] = new
+        return new
+
+    def __repr__(self) -> str:
+        from moduli._module.tree_repr import variable_repr
+
+        return variable_repr(self)
+
+
+def _is_indexable(value: Any) -> bool:
+    return isinstance(value, (jax.Array, np.ndarray))
+
+
+def _is_like(value: Any, old: Any) -> bool:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return shape == old.shape and dtype == old.dtype
+
+
+def _set_at(old: Any, index: Any, value: Any) -> Any:
+    if index is Ellipsis and (not _is_indexable(old) or _is_like(value, old)):
+        return value
+    if isinstance(old, jax.Array):
+        return old.at[index].set(value)
+    if isinstance(old, np.ndarray) and isinstance(value, Tracer):
+        return jnp.asarray(old).at[index].set(value)
+    new = old.copy() if hasattr(old, "copy") else list(old)
+    new[index] = value
+    return new
+
+
+def _run_hooks(hooks: Any, variable: Variable[Any], value: Any) -> Any:
+    for hook in hooks if isinstance(hooks, (list, tuple)) else (hooks,):
+        value = hook(variable, value)
+    return value
+
+
+class _PackedKey:
+    """Typed PRNG keys as plain data: numpy cannot pickle their dtype."""
+
+    __slots__ = ("data", "impl")
+
+    def __init__(self, data: np.ndarray, impl: str):
+        self.data, self.impl = data, impl
+
+
+def _pack_keys(value: Any) -> Any:
+    def pack(leaf: Any) -> Any:
+        if not is_key_array(leaf):
+            return leaf
+        return _PackedKey(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+
+    return jax.tree.map(pack, value)
+
+
+def _unpack_keys(value: Any) -> Any:
+    def unpack(leaf: Any) -> Any:
+        if not isinstance(leaf, _PackedKey):
+            return leaf
+        return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=leaf.impl)
+
+    return jax.tree.map(unpack, value)
+
+
+def _value_of(other: Any) -> Any:
+    return other.value if isinstance(other, Variable) else other
+
+
+def _add_operators() -> None:
+    """Arithmetic acts on the value and gives an array; augmented assignment writes the box."""
+    for name in _BINARY:
+        function: Callable[..., Any] = (
+            divmod if name == "divmod" else getattr(operator, f"__{name}__")
+        )
+
+        def forward(self: Any, other: Any, function: Callable[..., Any] = function) -> Any:
+            return function(self.value, _value_of(other))
+
+        def reflected(self: Any, other: Any, function: Callable[..., Any] = function) -> Any:
+            return function(_value_of(other), self.value)
+
+        def inplace(self: Any, other: Any, function: Callable[..., Any] = function) -> Any:
+            self.set_value(function(self.value, _value_of(other)))
+            return self
+
+        _set_method(f"__{name}__", forward)
+        _set_method(f"__r{name}__", reflected)
+        if name != "divmod":
+            _set_method(f"__i{name}__", inplace)
+    for name in ["eq", "ne", "lt", "le", "gt", "ge"]:
+        compare = getattr(operator, name)
+
+        def comparison(self: Any, other: Any, compare: Callable[..., Any] = compare) -> Any:
+            return compare(self.value, _value_of(other))
+
+        _set_method(f"__{name}__", comparison)
+    for name in ["neg", "pos", "abs", "invert"]:
+        unary = getattr(operator, f"__{name}__")
+
+        def apply(self: Any, unary: Callable[..., Any] = unary) -> Any:
+            return unary(self.value)
+
+        _set_method(f"__{name}__", apply)
+
+    def rounded(self: Any, ndigits: int = 0) -> Any:
+        return round(self.value, ndigits)
+
+    _set_method("__round__", rounded)
+
+
+def _set_method(name: str, function: Callable[..., Any]) -> None:
+    function.__name__ = name
+    function.__qualname__ = f"Variable.{name}"
+    setattr(Variable, name, function)
+
+
+_add_operators()
+
+
+class _Aux(tuple[Any, ...]):
+    """What a Variable is besides its value, when JAX takes it as a pytree.
+
+    A tuple of the class and of what is compared of the metadata: JAX hashes and compares one for
+    each Variable of a State in every call of a jitted function, and tuples do that in C. The
+    attributes are no part of it.
+
+    Attributes:
+      cls: the class.
+      metadata: the metadata.
+      made: where the Variable was made; for messages alone.
+    """
+
+    cls: type[Variable[Any]]
+    metadata: Mapping[str, Any]
+    made: Site | None
+
+    def __new__(
+        cls, kind: type[Variable[Any]], metadata: Mapping[str, Any], made: Site | None
+    ) -> _Aux:
+        key = metadata_key(dict(sorted(metadata.items()))) if metadata else ()
+        self = tuple.__new__(cls, (kind, key))
+        self.cls, self.metadata, self.made = kind, metadata, made
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Aux, (self.cls, self.metadata, None)
+
+    def __repr__(self) -> str:
+        return f"{self.cls.__name__}({', '.join(f'{k}={v!r}' for k, v in self.metadata.items())})"
+
+
+_VALUE_KEY = jax.tree_util.GetAttrKey("value")
+
+
+def _register(cls: type[Variable[Any]]) -> None:
+    def aux_of(variable: Variable[Any]) -> _Aux:
+        if ACTIVE or variable._trace.__class__ is Borrowed:
+            mark_seen(variable)
+        return _Aux(cls, variable._metadata or _EMPTY, variable._made)
+
+    def flatten(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:
+        return (variable._value,), aux_of(variable)
+
+    def flatten_with_keys(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:
+        return ((_VALUE_KEY, variable._value),), aux_of(variable)
+
+    def unflatten(aux: _Aux, children: Iterable[Any]) -> Variable[Any]:
+        (value,) = children
+        return cls._make(value, aux.metadata, trace_state(), aux.made)
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+_register(Variable)
+
+
+class Param(Variable[A]):
+    """A parameter that training changes: kernels, biases, scales."""
+
+    __slots__ = ()
+
+
+class BatchStat(Variable[A]):
+    """A running statistic of the batches seen, such as BatchNorm's mean and variance."""
+
+    __slots__ = ()
+
+
+class Cache(Variable[A]):
+    """A value kept from step to step, such as attention's keys and values when decoding."""
+
+    __slots__ = ()
+
+
+class Intermediate(Variable[A]):
+    """A value inside the model, stored by ``Module.sow`` for looking at it later."""
+
+    __slots__ = ()
+
+
+class Perturbation(Intermediate[A]):
+    """Zeros added by ``Module.perturb``, whose gradient is that of the value they are added to."""
+
+    __slots__ = ()
+
+
+class RngState(Variable[A]):
+    """State of a random stream; base of :class:`RngKey` and :class:`RngCount`."""
+
+    __slots__ = ()
+
+
+class RngKey(RngState[A]):
+    """The key from which a random stream derives its keys."""
+
+    __slots__ = ()
+
+
+class RngCount(RngState[A]):
+    """How many keys a random stream has given (uint32)."""
+
+    __slots__ = ()
