@@ -118,10 +118,16 @@ def test_graphdefs_are_interned_by_structure():
         assert back == value and type(back) is type(value)
 
 
-def test_an_unhashable_static_value_is_an_error_with_its_path():
+def test_a_static_value_that_can_neither_be_hashed_nor_copied_is_an_error_with_its_path():
+    class Opaque:
+        __hash__ = None
+
+        def __reduce_ex__(self, protocol):
+            raise TypeError("cannot be copied")
+
     model = mlp()
-    model.layers[0].options = {1, 2}
-    with pytest.raises(errors.StructureError, match=r"`layers\[0\]\.options` holds a set"):
+    model.layers[0].options = Opaque()
+    with pytest.raises(errors.StructureError, match=r"`layers\[0\]\.options` holds a Opaque"):
         nnx.split(model)
 
 

@@ -93,12 +93,12 @@ def _is_same(effects: ChangedEffects, number: int, was: Any, now: Any) -> bool:
         return False
     if was[0] == OBJECT:
         return effects.origins[now[1]] == (number, was[1])
-    return was[0] != STATIC or was[1] == now[1]
+    return was[0] > STATIC or was[1] == now[1]
 
 
 def _say(effects: ChangedEffects, code: Any, place: Place) -> str:
     """Names what stands somewhere: a static value, an object, or an array."""
-    if code[0] == STATIC:
+    if code[0] <= STATIC:
         return repr(static_value(code[1]))
     if code[0] != OBJECT:
         return "an array"

@@ -28,6 +28,7 @@ import numpy as np
 from moduli._base.closed_over import ACTIVE, note_holders
 from moduli._base.compat import Tracer
 from moduli._base.source_lines import describe_place
+from moduli._base.static_keys import has_key
 from moduli._call.writeback import ChangedEffects, Effects
 from moduli._graph.cache import flats_of
 from moduli._graph.flatten import Flat, Slot, flatten_roots
@@ -322,7 +323,7 @@ class Frame:
         self.new: dict[int, New] = {}
         for recording in self.recordings:
             recording.close()
-        if True in marks or not self._same_structure():
+        if not self._same_structure() or True in marks:
             return self._finish_changed(leaves, treedef, marks, keep, drop, strict)
         outputs: list[Any] = []
         written: list[Leaf] = []
@@ -363,6 +364,7 @@ class Frame:
 
     def _same_structure(self) -> bool:
         """Says whether no argument has changed in anything but values."""
+        self._note_static_changes()
         for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
             for index, item in enumerate(objects):
                 if isinstance(item, Node):
@@ -371,6 +373,14 @@ class Frame:
                 elif item._metadata is not graphdef.metadatas.get(index, _EMPTY):
                     return False
         return True
+
+    def _note_static_changes(self) -> None:
+        """Notes which nodes hold a static value, such as a config object, that has changed."""
+        for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
+            for index, name, key in graphdef.held:
+                node = objects[index]
+                if not node._moduli.version and not has_key(node._read(name), key):
+                    node._moduli.version += 1
 
     def _holders(self, number: int) -> Sequence[Any]:
         graphdef, objects = self._graphdefs[number], self._objects[number]

@@ -234,7 +234,7 @@ class LoopBody:
                 before
                 and after
                 and before[0] == after[0]
-                and (after[0] != STATIC or before[1] == after[1])
+                and (after[0] > STATIC or before[1] == after[1])
             ):
                 continue
             kind = effects.graphdef.objects[index][1].__name__

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 
 from moduli._base.compat import is_eager, trace_state
+from moduli._base.static_keys import has_key
 from moduli._graph.flatten import Flat, Slot
-from moduli._graph.graphdef import NODE, VARIABLE, GraphDef
+from moduli._graph.graphdef import HELD, NODE, VARIABLE, GraphDef
 from moduli._graph.nodes import check_mutable
 from moduli._graph.unflatten import build, decode, fill
 from moduli._variable.box import _EMPTY, Variable
@@ -167,6 +168,7 @@ class ChangedEffects:
         }
         objects = build(self.graphdef, new_values, existing)
         self._note_sites(objects)
+        held: dict[int, Any] = {}
         for index, target in existing.items():
             entry, origin = self.graphdef.objects[index], self.origins[index]
             assert origin is not None
@@ -178,7 +180,8 @@ class ChangedEffects:
                 if metadata is not before and entry[2] != self._entry_before(origin)[2]:
                     target._set_all_metadata(metadata)
             elif self.changed[index]:
-                fill(target, self.graphdef, index, objects, new_values)
+                held.update(self._unchanged(target, index))
+                fill(target, self.graphdef, index, objects, new_values, held)
                 target._moduli.changed()
             else:
                 self._write_arrays(target, entry, objects, new_values)
@@ -230,6 +233,15 @@ class ChangedEffects:
 
     def _leaf_before(self, origin: tuple[int, int]) -> tuple[int, int]:
         return (origin[0], self._entry_before(origin)[3])
+
+    def _unchanged(self, target: Any, index: int) -> dict[int, Any]:
+        """The static values of a node that may change and did not: they stay the same objects."""
+        now = dict(target._items())
+        return {
+            code[2]: now[name]
+            for name, code in self.graphdef.objects[index][2]
+            if code[0] == HELD and name in now and has_key(now[name], code[1])
+        }
 
     @staticmethod
     def _write_arrays(

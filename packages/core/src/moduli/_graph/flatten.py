@@ -18,8 +18,15 @@ import jax
 from moduli import errors
 from moduli._base.closed_over import ACTIVE, note_holders
 from moduli._base.epoch import EPOCH
-from moduli._base.static_keys import UnhashableStatic, metadata_key, static_key
-from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
+from moduli._base.static_keys import (
+    UnhashableStatic,
+    has_key,
+    is_held,
+    metadata_key,
+    object_key,
+    static_value,
+)
+from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.nodes import (
     Bookkeeping,
     Node,
@@ -84,6 +91,7 @@ class Flat:
         "_base",
         "_books",
         "_epoch",
+        "_held",
         "_ids",
         "_kinds",
         "_metadata_epoch",
@@ -102,8 +110,16 @@ class Flat:
         "partners",
     )
 
-    def __init__(self, graphdef: GraphDef, holders: list[Any], objects: list[Any], epoch: int):
+    def __init__(
+        self,
+        graphdef: GraphDef,
+        holders: list[Any],
+        objects: list[Any],
+        epoch: int,
+        held: Sequence[tuple[Any, Any]] = (),
+    ):
         self.graphdef, self.holders, self.objects = graphdef, holders, objects
+        self._held = held  # static values that may change, with their keys
         self._epoch = epoch
         self.partners: dict[Any, Any] = {}
         self._books: list[Bookkeeping] = [o._moduli for o in objects if isinstance(o, Node)]
@@ -138,7 +154,7 @@ class Flat:
 
     def unchanged_since(self) -> int | None:
         """The epoch up to which the structure is known to hold; None if it has to be watched."""
-        return None if self._watched else self._epoch
+        return None if self._watched or self._held else self._epoch
 
     def is_current(self) -> bool:
         """Says whether the structure is still the one that was flattened."""
@@ -146,6 +162,8 @@ class Flat:
             for node in self._watched:
                 node._check_source()
             self._watched = [node for node in self._watched if node._moduli.source is not None]
+        if self._held and not all(has_key(value, key) for value, key in self._held):
+            return False
         epoch = EPOCH[0]
         if self._epoch == epoch:
             return True
@@ -173,7 +191,7 @@ class Flat:
           Whether that was so; if not, the graph has to be flattened anew.
         """
         epoch = EPOCH[0]
-        if not self._same_metadata():
+        if self._held or not self._same_metadata():
             return False
         if self._nodes is None:
             pairs = enumerate(self.objects)
@@ -246,6 +264,8 @@ class Flat:
                     code = (STATIC, _static_key(value, (key,)))
                 except errors.StructureError:
                     return None  # flattening anew raises it with the whole path
+                if is_held(code[1]):
+                    return None
             if code[0] != LEAF:
                 raw[key] = value
             items.append((key, code))
@@ -276,8 +296,8 @@ def flatten_roots(roots: Sequence[Any]) -> Flat:
       One Flat whose GraphDef has as many roots.
 
     Raises:
-      StructureError: if a static attribute is not hashable, or a plain list or dict behind a
-        container was changed through another reference.
+      StructureError: if a static attribute can neither be hashed nor copied, or a plain list or
+        dict behind a container was changed through another reference.
     """
     epoch = EPOCH[0]
     flattener = _Flattener()
@@ -286,7 +306,7 @@ def flatten_roots(roots: Sequence[Any]) -> Flat:
         for number, root in enumerate(roots)
     )
     graphdef = GraphDef(tuple(flattener.table), codes, len(flattener.holders), flattener.metadatas)
-    return Flat(graphdef, flattener.holders, flattener.objects, epoch)
+    return Flat(graphdef, flattener.holders, flattener.objects, epoch, flattener.held)
 
 
 def flatten_tree(tree: Any) -> Flat:
@@ -307,7 +327,7 @@ def flatten_tree(tree: Any) -> Flat:
     graphdef = GraphDef(
         tuple(flattener.table), (code,), len(flattener.holders), flattener.metadatas
     )
-    return Flat(graphdef, flattener.holders, flattener.objects, epoch)
+    return Flat(graphdef, flattener.holders, flattener.objects, epoch, flattener.held)
 
 
 class _Flattener:
@@ -317,6 +337,16 @@ class _Flattener:
         self.holders: list[Any] = []
         self.metadatas: dict[int, Any] = {}
         self.index: dict[int, int] = {}
+        self.held: list[tuple[Any, Any]] = []
+        self.numbers: dict[int, int] = {}
+
+    def static(self, value: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Encodes a static value."""
+        key = _static_key(value, path)
+        if not is_held(key):
+            return (STATIC, key)
+        self.held.append((value, key))
+        return (HELD, key, self.numbers.setdefault(id(value), len(self.numbers)))
 
     def value(self, value: Any, slot: Slot | None, path: tuple[Any, ...]) -> tuple[Any, ...]:
         """Encodes one attribute value; ``slot`` is where a bare array would stand."""
@@ -329,7 +359,7 @@ class _Flattener:
             return (LEAF, len(self.holders) - 1)
         if is_data(value):
             return self.tree(value, slot, path, as_data=False)
-        return (STATIC, _static_key(value, path))
+        return self.static(value, path)
 
     def variable(self, variable: Variable[Any], path: tuple[Any, ...]) -> tuple[int, int]:
         known = self.index.get(id(variable))
@@ -340,13 +370,18 @@ class _Flattener:
         key: Any = ()
         if metadata:
             try:
-                key = metadata_key({name: metadata[name] for name in sorted(metadata)})
+                key = metadata_key(dict(sorted(metadata.items())))
             except UnhashableStatic as error:
                 raise errors.StructureError(
                     f"the metadata of the {type(variable).__name__} at "
                     f"`{errors.format_path(path)}` holds a {type(error.value).__name__}, which "
-                    "cannot be hashed; metadata is static: use a tuple, a string or a number"
+                    "can neither be hashed nor copied; metadata is static: use a tuple, a string "
+                    "or a number"
                 ) from None
+            changing = [(name, item) for name, item in key[1] if is_held(item)]
+            if changing:
+                self.held += [(metadata[name], item) for name, item in changing]
+                metadata = {**metadata, **{name: static_value(item) for name, item in changing}}
             self.metadatas[position] = metadata
         self.table.append((VARIABLE, variable.__class__, key, len(self.holders)))
         self.objects.append(variable)
@@ -373,7 +408,7 @@ class _Flattener:
             if status is None or is_graph_leaf(value):
                 code = self.value(value, slot, child)
             elif status == "static":
-                code = (STATIC, _static_key(value, child))
+                code = self.static(value, child)
             else:
                 code = self.tree(value, slot, child, as_data=True)
             items.append((key, code))
@@ -400,7 +435,7 @@ class _Flattener:
                 self.holders.append(here)
                 codes.append((LEAF, len(self.holders) - 1))
             else:
-                codes.append((STATIC, _static_key(leaf, path + name)))
+                codes.append(self.static(leaf, path + name))
         return (TREE, treedef, tuple(names), tuple(codes))
 
 
@@ -426,12 +461,13 @@ def _static_key(value: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, (types.MethodType, functools.partial)):
         _check_callable(value, path)
     try:
-        return static_key(value)
+        return object_key(value)
     except UnhashableStatic as error:
         got = type(error.value).__name__
         raise errors.StructureError(
             f"the attribute `{errors.format_path(path)}` holds a {got}, which is static (it is "
-            "neither an array, a Variable nor a module) and cannot be hashed, so JAX could not "
-            "tell when to compile again. Use a hashable value (a tuple, a frozenset, a dataclass "
-            "with frozen=True), or `moduli.data(...)` if it is a pytree of arrays."
+            "neither an array, a Variable nor a module), cannot be hashed and cannot be copied, so "
+            "JAX could not tell when to compile again. Use a value that can be hashed (a tuple, a "
+            "frozenset, a dataclass with frozen=True) or copied, or `moduli.data(...)` if it is a "
+            "pytree of arrays."
         ) from None

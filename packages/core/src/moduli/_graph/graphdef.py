@@ -5,7 +5,8 @@ entry says how to rebuild one object; references between objects are indices int
 shared references and cycles need nothing special. Everything is nested tuples: hashing and
 comparing run in C, and equal structures are one GraphDef, so comparing two is ``is``.
 
-Encodings of a value: ``(STATIC, key)``, ``(OBJECT, index)``, ``(LEAF, index)`` for a bare array,
+Encodings of a value: ``(STATIC, key)``; ``(HELD, key, number)`` for a static value that may change,
+each numbered where it is first met; ``(OBJECT, index)``, ``(LEAF, index)`` for a bare array,
 ``(TREE, treedef, names, encodings)`` for a tuple or another JAX pytree that holds data.
 
 Entries of the table: ``(VARIABLE, cls, metadata_key, leaf)`` and
@@ -25,9 +26,9 @@ import jax
 
 from moduli._base.static_keys import static_value
 
-__all__ = ["LEAF", "NODE", "OBJECT", "STATIC", "TREE", "VARIABLE", "GraphDef"]
+__all__ = ["HELD", "LEAF", "NODE", "OBJECT", "STATIC", "TREE", "VARIABLE", "GraphDef"]
 
-STATIC, OBJECT, LEAF, TREE = range(4)
+HELD, STATIC, OBJECT, LEAF, TREE = range(-1, 4)
 VARIABLE, NODE = range(2)
 
 Path = tuple[Any, ...]
@@ -129,7 +130,8 @@ class GraphDef:
     def templates(self) -> tuple[tuple[tuple[Any, int, Any], ...] | None, ...]:
         """For each node its items as (key, kind of encoding, what it says); None for Variables.
 
-        A static item says its value, an object or a value its index, a tree its encoding.
+        A static item says its value, an object or a value its index; a tree, and a static value
+        that may change, its encoding.
         """
         return tuple(
             None
@@ -141,13 +143,22 @@ class GraphDef:
                     static_value(code[1])
                     if code[0] == STATIC
                     else code
-                    if code[0] == TREE
+                    if code[0] in (HELD, TREE)
                     else code[1],
                 )
                 for key, code in entry[2]
             )
             for entry in self.objects
         )
+
+    @functools.cached_property
+    def held(self) -> tuple[tuple[int, Any, tuple[Any, ...]], ...]:
+        """(index of the node, attribute, key) of each static value that may change."""
+        found: list[tuple[int, Any, tuple[Any, ...]]] = []
+        for index, entry in enumerate(self.objects):
+            if entry[0] == NODE:
+                found += [(index, name, code[1]) for name, code in entry[2] if code[0] == HELD]
+        return tuple(found)
 
     @functools.cached_property
     def nodes_in_order(self) -> tuple[tuple[Path, int], ...]:
@@ -257,7 +268,7 @@ class GraphDef:
                 lines.append(f"{depth}{index} {name}{entry[1].__name__}")
                 continue
             static = [
-                f"{key}={static_value(code[1])!r}" for key, code in entry[2] if code[0] == STATIC
+                f"{key}={static_value(code[1])!r}" for key, code in entry[2] if code[0] <= STATIC
             ]
             refs = [
                 f"{key}=#{code[1]}"

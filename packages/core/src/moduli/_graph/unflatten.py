@@ -9,7 +9,7 @@ import jax
 
 from moduli._base.compat import trace_state
 from moduli._base.static_keys import static_value
-from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, VARIABLE, GraphDef
+from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, VARIABLE, GraphDef
 from moduli._variable.box import _EMPTY
 
 __all__ = ["build", "decode", "fill"]
@@ -30,6 +30,7 @@ def build(
     """
     trace = trace_state()
     objects: list[Any] = []
+    held: dict[int, Any] = {}
     metadatas = graphdef.metadatas
     for index, entry in enumerate(graphdef.objects):
         if existing is not None and index in existing:
@@ -41,14 +42,28 @@ def build(
             objects.append(entry[1]._make_empty(trace))
     for index, entry in enumerate(graphdef.objects):
         if entry[0] == NODE and (existing is None or index not in existing):
-            fill(objects[index], graphdef, index, objects, values)
+            fill(objects[index], graphdef, index, objects, values, held)
     return objects
 
 
 def fill(
-    node: Any, graphdef: GraphDef, index: int, objects: Sequence[Any], values: Sequence[Any]
+    node: Any,
+    graphdef: GraphDef,
+    index: int,
+    objects: Sequence[Any],
+    values: Sequence[Any],
+    held: dict[int, Any],
 ) -> None:
-    """Gives a node exactly the items that its entry in the table says."""
+    """Gives a node exactly the items that its entry in the table says.
+
+    Args:
+      node: the node.
+      graphdef: the structure.
+      index: where the node stands in the table.
+      objects: the objects of the GraphDef.
+      values: its values.
+      held: the static values that may change, by number; those that are missing are made.
+    """
     template = graphdef.templates[index]
     assert template is not None
     node._fill(
@@ -61,7 +76,7 @@ def fill(
                 if kind == OBJECT
                 else values[what]
                 if kind == LEAF
-                else decode(what, objects, values),
+                else decode(what, objects, values, held),
             )
             for key, kind, what in template
         ]
@@ -69,8 +84,13 @@ def fill(
     node._moduli.annotations = dict(graphdef.objects[index][3]) or None
 
 
-def decode(code: tuple[Any, ...], objects: Sequence[Any], values: Sequence[Any]) -> Any:
-    """Turns the encoding of a value back into the value."""
+def decode(
+    code: tuple[Any, ...],
+    objects: Sequence[Any],
+    values: Sequence[Any],
+    held: dict[int, Any] | None = None,
+) -> Any:
+    """Turns the encoding of a value back into the value; ``held`` as of :func:`fill`."""
     kind = code[0]
     if kind == OBJECT:
         return objects[code[1]]
@@ -78,5 +98,11 @@ def decode(code: tuple[Any, ...], objects: Sequence[Any], values: Sequence[Any])
         return static_value(code[1])
     if kind == LEAF:
         return values[code[1]]
-    leaves = [decode(child, objects, values) for child in code[3]]
+    if kind == HELD:
+        if held is None:
+            return static_value(code[1])
+        if code[2] not in held:
+            held[code[2]] = static_value(code[1])
+        return held[code[2]]
+    leaves = [decode(child, objects, values, held) for child in code[3]]
     return jax.tree.unflatten(code[1], leaves)

@@ -1,9 +1,9 @@
 """Pytree: an object whose attributes are nodes of a graph; the base of Module, Rngs, Optimizer.
 
 Setting an attribute decides what it is: Variables, arrays, modules and containers are *data*, the
-rest is *static* (part of the structure, so it must be hashable). Every Pytree is also a JAX pytree
-with key paths. JAX copies shared references when it takes a pytree apart, so a graph that is not a
-tree raises there instead.
+rest is *static* (part of the structure, compared by hash and ``==`` or else by content). Every
+Pytree is also a JAX pytree with key paths. JAX copies shared references when it takes a pytree
+apart, so a graph that is not a tree raises there instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moduli._base.compat import trace_state
 from moduli._base.epoch import EPOCH
 from moduli._base.lost_writes import Watch, note_trace, now_inside
 from moduli._base.source_lines import describe_site
-from moduli._base.static_keys import static_key
+from moduli._base.static_keys import has_key, is_held, object_key, static_key, static_value
 from moduli._graph.cache import flat_of
 from moduli._graph.nodes import (
     Annotated,
@@ -74,7 +74,8 @@ def static(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     """Marks an attribute value as static; assign the result to an attribute.
 
     Args:
-      value: a hashable value.
+      value: any value that can be hashed; or a config object, a set and the like, which is compared
+        by what it contains whenever the module is used.
       **kwargs: without a value: arguments of ``dataclasses.field``, for use in dataclasses.
 
     Returns:
@@ -352,8 +353,15 @@ class Structure:
         self.order, self.names, self.static = order, names, static
         self.annotations = annotations
         noted = annotations is not None and "" in annotations  # the rest shows in the names
-        self.key = (names, tuple((name, static_key(value)) for name, value in static), noted)
+        self.key = (names, tuple([(name, object_key(value)) for name, value in static]), noted)
         self.hash = hash(self.key)
+
+    def static_items(self) -> list[tuple[Any, Any]]:
+        """The static items as they were: one that has changed since is made again."""
+        return [
+            (name, static_value(key) if is_held(key) and not has_key(value, key) else value)
+            for (name, value), (_, key) in zip(self.static, self.key[1], strict=True)
+        ]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Structure) and self.key == other.key
@@ -458,7 +466,7 @@ def register_node(cls: type[Node], entry: Any) -> None:
         for name, child in items.items():
             if not (is_graph_leaf(child) or is_data(child)):
                 annotations[name] = "data"  # JAX puts any object in the place of an array
-        items.update(structure.static)
+        items.update(structure.static_items())
         node._fill((name, items[name]) for name in structure.order)
         if structure.trace != trace and now_inside(structure.trace):
             _watch(node, structure.names, items)
