@@ -52,7 +52,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from moduli._plugins.markers import hookspec
+from moduli._base.hook_markers import hookspec
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -7,11 +7,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from moduli import errors
 from moduli._base.compat import trace_state
-from moduli._recording.recording import Recording, inside, recordings
+from moduli._base.error_places import unplace
 
-__all__ = ["describe_running", "running"]
+__all__ = ["describe_running", "named"]
 
 _here = threading.local()
 
@@ -21,24 +20,19 @@ def _stack() -> list[tuple[Any, str]]:
 
 
 @contextlib.contextmanager
-def running(transform: str, function: str, opened: tuple[Recording, ...] = ()) -> Iterator[None]:
+def named(transform: str, function: str) -> Iterator[None]:
     """Notes that a transform runs a user's function in the current trace.
 
     Args:
       transform: its name.
       function: the function's name.
-      opened: the recordings of the function's frame.
     """
     stack = _stack()
     stack.append((trace_state(), f"moduli.{transform} of {function}"))
     try:
-        if opened or recordings():
-            with inside(opened):
-                yield
-        else:
-            yield
+        yield
     except Exception as error:
-        errors.unplace(error)
+        unplace(error)
         raise
     finally:
         stack.pop()

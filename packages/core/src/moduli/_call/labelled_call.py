@@ -15,9 +15,9 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._call.lift import Binding, Frame, Leaf, New, Signature, bind, is_tape_name
+from moduli._call.lift import Binding, Frame, Leaf, New, Signature, bind
 from moduli._call.prefixes import FilterPrefix, label_finder, labels_in, spread
-from moduli._call.tape import Given, Recorded
+from moduli._call.recorded_values import Given, Recorded, carries_records
 from moduli._graph.flatten import Slot
 from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._graph.state import State
@@ -46,8 +46,8 @@ class LabelledCall:
       expected: which labels there are, for messages.
       convert: the canonical form of a valid label.
       agree: says whether two labels of one value mean the same.
-      tape_label: the label of what a recording was given; what is recorded gets it, or that of an
-        Intermediate.
+      recorded_label: the label of what a recording was given; what is recorded gets it, or that of
+        an Intermediate.
       binding: the arguments, if they are bound already.
 
     Attributes:
@@ -69,7 +69,7 @@ class LabelledCall:
         expected: str,
         convert: Callable[[Any], Any] = lambda label: label,
         agree: Callable[[Any, Any], bool] = operator.eq,
-        tape_label: Any = None,
+        recorded_label: Any = None,
         binding: Binding | None = None,
     ):
         self.transform, self.prefix_name, self.function = *transform, function
@@ -96,8 +96,8 @@ class LabelledCall:
         self._finders: list[Callable[[Path, Any], Any]] = []
         self._explicit: list[bool] = []
         uniform: list[Any] = []
-        tapes = [name for name in self.binding.names if is_tape_name(name)]
-        keywords = self.binding.names[: len(self.binding.names) - len(tapes)]
+        records = [name for name in self.binding.names if carries_records(name)]
+        keywords = self.binding.names[: len(self.binding.names) - len(records)]
         places: list[Any] = [*range(len(args)), *keywords]
         items = [*args, *[kwargs[name] for name in keywords]]
         for number, (place, item) in enumerate(zip(places, items, strict=True)):
@@ -120,11 +120,11 @@ class LabelledCall:
                     self.leaf_labels.append(self.checked(found, spot))
                     self.leaf_names.append(spot)
                     self._argument_of_leaf.append(number)
-        for name in tapes:
+        for name in records:
             self.root_names.append(name)
             self._argument_of_root.append(len(items))
-            self._finders.append(lambda path, leaf: tape_label)
-            uniform.append(tape_label)
+            self._finders.append(lambda path, leaf: recorded_label)
+            uniform.append(recorded_label)
             self._explicit.append(False)
         self._label_of_root = uniform
         self.value_labels = self._label_values(uniform)

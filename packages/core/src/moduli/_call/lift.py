@@ -29,6 +29,7 @@ from moduli._base.closed_over import ACTIVE, note_holders
 from moduli._base.compat import Tracer
 from moduli._base.source_lines import describe_place
 from moduli._base.static_keys import has_key
+from moduli._call.recorded_values import RecordedValues, carries_records, name_of_records
 from moduli._call.writeback import ChangedEffects, Effects
 from moduli._graph.cache import flats_of
 from moduli._graph.flatten import Flat, Slot, flatten_roots
@@ -44,13 +45,11 @@ __all__ = [
     "Signature",
     "bind",
     "is_plain",
-    "is_tape_name",
     "plain_types",
     "read_value",
 ]
 
 _PASS, _ROOT, _TREE = range(3)
-_TAPE = "the recording"  # no name that Python would take for an argument
 _LEAF_TYPES = (
     jax.Array,
     Tracer,
@@ -98,7 +97,7 @@ class Binding:
       flats: their flattened graphs: one each, or one for all of them if they share objects.
       plain: the other arguments and parts of arguments, in order.
       recordings: what the program has to know of the recordings that are running. Those that keep
-        values have a tape each among the roots, the last ones, as keyword arguments that the
+        values have a node each among the roots, the last ones, as keyword arguments that the
         function never sees.
     """
 
@@ -127,7 +126,7 @@ class Binding:
     @property
     def keeps_records(self) -> bool:
         """Whether what is recorded inside has to be handed out."""
-        return any(key.has_tape for key in self.recordings)
+        return any(key.keeps for key in self.recordings)
 
     def values(self) -> list[list[Any]]:
         """The values of all graphs, a list for each of ``flats``."""
@@ -168,11 +167,13 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
             note_holders(flats)
         return Binding(tuple(template), names, roots, flats, plain, ())
     for number, recording in enumerate(running):
-        tape = recording.open_tape()
-        if tape is not None:
-            roots.append(tape)
+        if recording.keeps:
+            records = RecordedValues()
+            records.give(recording.given_inside())
+            recording.await_records(records)
+            roots.append(records)
             template.append(_ROOT)
-            names += (f"{_TAPE} {number}",)
+            names += (name_of_records(number),)
     flats = flats_of(roots) if roots else ()
     if ACTIVE:
         note_holders(flats)
@@ -189,11 +190,6 @@ def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
     for leaf, is_root in zip(leaves, marks, strict=True):
         (roots if is_root else plain).append(leaf)
     return (treedef, marks)
-
-
-def is_tape_name(name: str) -> bool:
-    """Says whether a keyword argument is the tape of a recording."""
-    return name.startswith(_TAPE)
 
 
 Leaf = tuple[int, int]
@@ -287,10 +283,13 @@ class Frame:
         self.args = args[:count]
         self.kwargs = dict(zip(signature.names, args[count:], strict=True))
         self.recordings: tuple[Recording, ...] = ()
+        self._records: list[RecordedValues] = []
         if signature.recordings:
-            tapes = [self.kwargs.pop(name) for name in signature.names if is_tape_name(name)]
+            carried = [n for n in signature.names if carries_records(n)]
+            self._records = [self.kwargs.pop(name) for name in carried]
+            given = [records.given() for records in self._records]
             self.recordings = tuple(
-                key.open(self._objects, tapes.pop(0) if key.has_tape else None)
+                key.open(self._objects, given.pop(0) if key.keeps else {})
                 for key in signature.recordings
             )
 
@@ -321,8 +320,10 @@ class Frame:
         marks = tuple([is_graph_leaf(leaf) for leaf in leaves])
         self.homes: list[Leaf | None] = []
         self.new: dict[int, New] = {}
-        for recording in self.recordings:
-            recording.close()
+        kept = [recording for recording in self.recordings if recording.keeps]
+        if kept:  # none while the function may only read
+            for recording, records in zip(kept, self._records, strict=True):
+                records.write(recording.entries(), recording.counts())
         if not self._same_structure() or True in marks:
             return self._finish_changed(leaves, treedef, marks, keep, drop, strict)
         outputs: list[Any] = []

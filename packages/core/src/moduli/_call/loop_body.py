@@ -8,13 +8,13 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._base.current_transform import running
 from moduli._call.carried import check_same_objects, check_same_types, is_array_like
 from moduli._call.labelled_call import LabelledCall, Outputs
 from moduli._call.lift import Frame
 from moduli._call.prefixes import Carry
+from moduli._call.recorded_values import RecordedValues
+from moduli._call.running import running
 from moduli._call.split_streams import SPLIT
-from moduli._call.tape import Tape
 from moduli._call.writeback import ChangedEffects
 from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
 from moduli._variable.box import Intermediate, RngState
@@ -209,7 +209,7 @@ class LoopBody:
         for index, origin in enumerate(effects.origins):
             if origin is None or not effects.changed[index]:
                 continue
-            if effects.graphdef.objects[index][1] is Tape:  # it takes what is recorded
+            if effects.graphdef.objects[index][1] is RecordedValues:  # it takes what is recorded
                 continue
             self._check_node(effects, index, origin)
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._base.current_transform import running
 from moduli._call.carried import is_array_like
 from moduli._call.function import Function
-from moduli._call.lift import Frame, Leaf, Signature, bind, is_tape_name
+from moduli._call.lift import Frame, Leaf, Signature, bind
+from moduli._call.recorded_values import carries_records
+from moduli._call.running import running
 from moduli._graph.nodes import is_graph_leaf
 
 __all__ = ["PlainCall"]
@@ -140,4 +141,4 @@ class PlainCall:
             for path, leaf in jax.tree_util.tree_flatten_with_path(item, is_leaf=is_graph_leaf)[0]
             if is_graph_leaf(leaf)
         ]
-        return found + [name for name in self.binding.names if is_tape_name(name)]
+        return found + [name for name in self.binding.names if carries_records(name)]

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moduli._base.current_transform import running
 from moduli._call.function import Function
 from moduli._call.lift import Frame
 from moduli._call.plain_call import PlainCall
+from moduli._call.running import running
 from moduli._recording.recording import Entry
 
 __all__ = ["record_alike"]

@@ -145,7 +145,7 @@ class State(MutableMapping[Any, Any]):
         return type(self)(self._mapping)
 
     def __repr__(self) -> str:
-        from moduli._module.tree_repr import state_repr
+        from moduli._graph.tree_repr import state_repr
 
         return state_repr(self)
 

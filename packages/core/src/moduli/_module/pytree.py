@@ -21,6 +21,7 @@ import jax
 from moduli import _plugins, errors
 from moduli._base.compat import trace_state
 from moduli._base.epoch import EPOCH
+from moduli._base.error_places import place
 from moduli._base.lost_writes import Watch, note_trace, now_inside
 from moduli._base.source_lines import describe_site
 from moduli._base.static_keys import has_key, is_held, object_key, static_key, static_value
@@ -40,6 +41,7 @@ from moduli._graph.nodes import (
     iter_pytree,
 )
 from moduli._module.copying import deepcopy_item, picklable_item
+from moduli._module.hooked_calls import call_method, call_module
 from moduli._variable.box import Variable
 
 __all__ = ["Pytree", "data", "dataclass", "static"]
@@ -264,7 +266,7 @@ class Pytree(Node, metaclass=PytreeMeta):
         return [item for item in _attributes(self).items() if item[0] != "_moduli"]
 
     def __repr__(self) -> str:
-        from moduli._module.tree_repr import node_repr
+        from moduli._graph.tree_repr import node_repr
 
         return node_repr(self)
 
@@ -293,7 +295,6 @@ def wrap_call(cls: type[Pytree]) -> None:
     if isinstance(call, (staticmethod, classmethod)):
         return
     instrumented = _plugins.instrumented
-    call_module = _plugins.call_module
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -302,7 +303,7 @@ def wrap_call(cls: type[Pytree]) -> None:
                 return call_module(self, call, args, kwargs)
             return call(self, *args, **kwargs)
         except Exception as error:
-            errors.place(error, self)
+            place(error, self)
             raise
 
     __call__._moduli_function = call  # type: ignore[attr-defined]
@@ -312,7 +313,6 @@ def wrap_call(cls: type[Pytree]) -> None:
 def wrap_methods(cls: type[Pytree]) -> None:
     """Gives plugins a door into the public methods of every class, at its definition."""
     watches_methods = _plugins.watches_methods
-    call_method = _plugins.call_method
 
     def wrapped(function: types.FunctionType) -> Any:
         @functools.wraps(function)

@@ -2,18 +2,21 @@
 
 It reads from the bottom up: ``records`` (what is known of a plugin, quarantine), ``inspection``
 (what an object implements), ``specs`` (which hooks there are), ``plugin_set`` (the plugins in
-force), ``discovery`` (the installed ones), ``dispatch`` (calling hooks), ``calls`` (modules'
-calls).
+force), ``discovery`` (the installed ones), ``dispatch`` (calling hooks).
+
+- Everything about plugins as such lives here; this room knows no Variable, module or transform.
+- A hook is called through ``dispatch``, by whoever has something to tell.
 """
 
-from moduli._plugins.calls import call_method as call_method
-from moduli._plugins.calls import call_module as call_module
+from moduli._base.hook_markers import hookimpl as hookimpl
+from moduli._base.hook_markers import hookspec as hookspec
 from moduli._plugins.discovery import discover as discover
 from moduli._plugins.discovery import records as records
 from moduli._plugins.discovery import rediscover as rediscover
 from moduli._plugins.discovery import select as select
 from moduli._plugins.dispatch import active as active
 from moduli._plugins.dispatch import call_first as call_first
+from moduli._plugins.dispatch import call_implementation as call_implementation
 from moduli._plugins.dispatch import collect as collect
 from moduli._plugins.dispatch import instrumented as instrumented
 from moduli._plugins.dispatch import module_created as module_created
@@ -24,8 +27,6 @@ from moduli._plugins.dispatch import watches_creation as watches_creation
 from moduli._plugins.dispatch import watches_methods as watches_methods
 from moduli._plugins.dispatch import watches_writes as watches_writes
 from moduli._plugins.entry_points import installed as installed
-from moduli._plugins.markers import hookimpl as hookimpl
-from moduli._plugins.markers import hookspec as hookspec
 from moduli._plugins.plugin_set import PluginSet as PluginSet
 from moduli._plugins.plugin_set import add_hookspecs as add_hookspecs
 from moduli._plugins.records import PluginRecord as PluginRecord

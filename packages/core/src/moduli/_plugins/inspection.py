@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 from moduli import errors
-from moduli._plugins.markers import PROJECT
+from moduli._base.hook_markers import PROJECT
 from moduli._plugins.records import PluginRecord, quarantine
 
 __all__ = ["Plugin", "check_hooks"]

@@ -10,9 +10,9 @@ from typing import Any
 import pluggy
 
 from moduli._base.epoch import EPOCH
+from moduli._base.hook_markers import PROJECT
 from moduli._plugins import specs
 from moduli._plugins.inspection import Plugin, check_hooks
-from moduli._plugins.markers import PROJECT
 from moduli._plugins.records import PluginRecord, quarantine, report
 
 __all__ = ["PluginSet", "add_hookspecs", "switch_off"]

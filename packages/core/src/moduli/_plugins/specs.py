@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pluggy
 
 from moduli import errors
+from moduli._base.hook_markers import PROJECT
 from moduli._plugins.entry_points import installed, load, record_of
-from moduli._plugins.markers import PROJECT
 from moduli._plugins.records import PluginRecord, quarantine
 
 __all__ = [

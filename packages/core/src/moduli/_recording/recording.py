@@ -3,9 +3,9 @@
 A :class:`Recording` knows the paths of a model's modules, counts their calls, and keeps values that
 tools record. It changes nothing in the model. Inside of a transform it is another object: one that
 knows the fresh copies of the modules by the paths of the caller's, and whose values are outputs of
-the transform, stacked by ``scan``, batched by ``vmap``, and so on. That is done by a *tape*, a node
-that every lifted call takes as one more argument while a recording is running, so that no transform
-has code of its own for it (see ``_transforms.lift``).
+the transform, stacked by ``scan``, batched by ``vmap``, and so on. Every lifted call takes one more
+argument for that while a recording is running, so that no transform has code of its own for it (see
+``_call.recorded_values``).
 
 Tools find the running recordings with :func:`recordings` and start one with :func:`recording`.
 """
@@ -16,12 +16,13 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from moduli import errors
-
-if TYPE_CHECKING:
-    from moduli._call.tape import Tape
+from moduli._base.compat import trace_state
+from moduli._base.current_transform import describe_running
+from moduli._graph.nodes import Node
+from moduli._graph.walk import iter_nodes, node_children
 
 __all__ = [
     "Crossings",
@@ -29,6 +30,7 @@ __all__ = [
     "Place",
     "Recording",
     "RecordingKey",
+    "Records",
     "around",
     "inside",
     "recording",
@@ -77,6 +79,18 @@ class Entry(NamedTuple):
     absent: float = math.nan
 
 
+class Records(Protocol):
+    """What a lifted call brings back."""
+
+    def entries(self) -> list[Entry]:
+        """Returns what was recorded, in order."""
+        ...
+
+    def calls(self) -> Iterable[tuple[Path, int]]:
+        """Returns how often modules were called, by path."""
+        ...
+
+
 class RecordingKey(NamedTuple):
     """What a compiled program has to know of a recording.
 
@@ -85,7 +99,7 @@ class RecordingKey(NamedTuple):
       paths: for each graph of the call, the path of each object, None if it has none.
       caller: the path of the module whose call is running.
       crossings: the axes around the call.
-      has_tape: whether values are kept.
+      keeps: whether values are kept.
       has_root: whether paths begin at one module.
     """
 
@@ -93,15 +107,17 @@ class RecordingKey(NamedTuple):
     paths: tuple[tuple[Path | None, ...], ...]
     caller: Path | None
     crossings: Crossings
-    has_tape: bool
+    keeps: bool
     has_root: bool
 
-    def open(self, objects: Iterable[Iterable[Any]], tape: Tape | None) -> Recording:
+    def open(
+        self, objects: Iterable[Iterable[Any]], given: Mapping[Place, tuple[Any, Crossings]]
+    ) -> Recording:
         """Makes the recording of a transformed function.
 
         Args:
           objects: the fresh objects of each graph.
-          tape: the fresh tape, if values are kept.
+          given: the values that the recording is given, with the axes around them.
         """
         known = [
             (item, path)
@@ -109,7 +125,9 @@ class RecordingKey(NamedTuple):
             for item, path in zip(group, paths, strict=True)
             if path is not None
         ]
-        opened = Recording(self.owner, known, tape, self.crossings, has_root=self.has_root)
+        opened = Recording(self.owner, known, given, self.crossings, has_root=self.has_root)
+        if not self.keeps:
+            opened.mute()
         if self.caller is not None:
             opened._calls.append((self.caller, 0))
         return opened
@@ -127,7 +145,7 @@ class Recording:
         self,
         owner: Hashable,
         known: list[tuple[Any, Path]],
-        tape: Tape | None,
+        given: Mapping[Place, tuple[Any, Crossings]],
         crossings: Crossings = (),
         *,
         has_root: bool = True,
@@ -136,11 +154,12 @@ class Recording:
         self._known = known  # keeps the objects alive, so that their ids stay theirs
         self._tops = _tops(known)
         self._paths = {id(item): path for item, path in known}
-        self._tape = tape
-        self._given = {} if tape is None else tape.given()
+        self._trace = trace_state()
+        self._entries: list[Entry] | None = []  # None: values are not kept
+        self._given = dict(given)
         self._counts: dict[Path, int] = {}
         self._calls: list[tuple[Path, int]] = []
-        self._children: list[Tape] = []
+        self._children: list[Records] = []
 
     # -- paths and calls -------------------------------------------------------------------------
 
@@ -158,8 +177,6 @@ class Recording:
 
     def path_of_variable(self, variable: Any) -> Path | None:
         """Returns the path of a Variable from the root of the recording; it looks everywhere."""
-        from moduli._graph.walk import node_children
-
         for module, path in self._known:
             for relative, child in node_children(module):
                 if child is variable:
@@ -182,9 +199,6 @@ class Recording:
         self._walk(root, base)
 
     def _walk(self, root: Any, base: Path) -> None:
-        from moduli._graph.nodes import Node
-        from moduli._graph.walk import iter_nodes
-
         for path, node in iter_nodes(root, Node):
             if id(node) not in self._paths:
                 self._known.append((node, base + path))
@@ -218,7 +232,7 @@ class Recording:
     @property
     def keeps(self) -> bool:
         """Whether values are kept."""
-        return self._tape is not None
+        return self._entries is not None
 
     def record(self, name: Hashable, value: Any, *, absent: float = math.nan) -> bool:
         """Keeps a value of the module's call that is running; for hooks around calls.
@@ -254,11 +268,17 @@ class Recording:
         Raises:
           TraceError: under a transform of JAX's own, through which nothing can be carried out.
         """
-        if self._tape is None:
+        if self._entries is None:
             return False
         self.settle()
-        self._tape.check(place)
-        self._tape.add(Entry(place, value, self.crossings, absent))
+        if self._trace != trace_state():
+            raise errors.TraceError(
+                f"cannot record {place.name!r} of `{errors.format_path(place.path)}` here: the "
+                f"value belongs to the trace of {describe_running()}, which does not hand it "
+                "out. Use moduli's transform (`moduli.jit`, `moduli.vmap`, ...) instead of JAX's "
+                "own"
+            )
+        self._entries.append(Entry(place, value, self.crossings, absent))
         return True
 
     def given(self, name: Hashable) -> Any:
@@ -284,10 +304,8 @@ class Recording:
 
     def entries(self) -> list[Entry]:
         """Returns what was recorded so far, in order."""
-        if self._tape is None:
-            return []
         self.settle()
-        return self._tape.entries()
+        return list(self._entries or ())
 
     # -- for the transforms ----------------------------------------------------------------------
 
@@ -297,29 +315,28 @@ class Recording:
         paths = tuple([tuple([self._paths.get(id(item)) for item in group]) for group in objects])
         caller = self._calls[-1][0] if self._calls else None
         return RecordingKey(
-            self.owner, paths, caller, self.crossings, self._tape is not None, self._has_root
+            self.owner, paths, caller, self.crossings, self._entries is not None, self._has_root
         )
 
-    def open_tape(self) -> Tape | None:
-        """Makes the tape for a lifted call; what it holds afterwards is recorded here."""
-        if self._tape is None:
-            return None
-        from moduli._call.tape import Tape
-
+    def given_inside(self) -> dict[Place, tuple[Any, Crossings]]:
+        """Returns what the recording inside of a lifted call is given: numbers count from there."""
         self.settle()
-        child = Tape()
+        inside = {}
         for place, (value, crossings) in self._given.items():
             if place.number is not None:
                 place = place._replace(number=place.number - self._counts.get(place.path, 0))
                 if place.number < 0:  # type: ignore[operator]
                     continue
-            child.give(place, value, crossings)
-        self._children.append(child)
-        return child
+            inside[place] = (value, crossings)
+        return inside
+
+    def await_records(self, records: Records) -> None:
+        """Notes a lifted call: what its records hold when it has ended is recorded here."""
+        self._children.append(records)
 
     def settle(self) -> None:
         """Takes over what the lifted calls that have ended recorded."""
-        if self._tape is None or not self._children:
+        if self._entries is None or not self._children:
             return
         children, self._children = self._children, []
         for child in children:
@@ -328,7 +345,7 @@ class Recording:
                 if place.number is not None:
                     number = place.number + self._counts.get(place.path, 0)
                     entry = entry._replace(place=place._replace(number=number))
-                self._tape.add(entry)
+                self._entries.append(entry)
             for path, calls in child.calls():
                 self._counts[path] = self._counts.get(path, 0) + calls
 
@@ -344,7 +361,7 @@ class Recording:
 
     def mute(self) -> None:
         """Keeps nothing from here on."""
-        self._tape, self._children = None, []
+        self._entries, self._children = None, []
 
     def counts(self) -> dict[Path, int]:
         """How often modules were called, by path."""
@@ -353,16 +370,8 @@ class Recording:
 
     def replace(self, entries: Iterable[Entry], counts: Mapping[Path, int]) -> None:
         """Records these instead of what was recorded."""
-        assert self._tape is not None
         self.settle()
-        self._tape.replace(entries)
-        self._counts = dict(counts)
-
-    def close(self) -> None:
-        """Writes down what the caller's recording has to know, before a function's trace ends."""
-        if self._tape is not None:
-            self.settle()
-            self._tape.note_calls(self._counts)
+        self._entries, self._counts = list(entries), dict(counts)
 
 
 def _tops(known: list[tuple[Any, Path]]) -> list[tuple[Any, Path]]:
@@ -423,15 +432,13 @@ def recording(
       >>> [(e.place.path, e.place.name, e.value.shape) for e in recording.entries()]
       [((), 'norm', (3,))]
     """
-    from moduli._call.tape import Tape
-
     _check_owner(owner)
-    tape = Tape()
-    entries = given.items() if isinstance(given, Mapping) else given
-    for item in entries:
-        place, value, crossings = item[:3] if isinstance(item, Entry) else (*item, ())
-        tape.give(place, value, crossings)
-    started = Recording(owner, [], tape, has_root=root is not None)
+    known: dict[Place, tuple[Any, Crossings]]
+    if isinstance(given, Mapping):
+        known = {place: (value, ()) for place, value in given.items()}  # type: ignore[misc]
+    else:
+        known = {entry.place: (entry.value, entry.crossings) for entry in given}
+    started = Recording(owner, [], known, has_root=root is not None)
     if root is not None:
         started._learn(root, ())
     with inside((*_here.get(), started)):
@@ -440,7 +447,8 @@ def recording(
 
 def around(module: Any) -> Recording:
     """A recording that keeps nothing: of a call that no other recording knows."""
-    opened = Recording(None, [], None)
+    opened = Recording(None, [], {})
+    opened.mute()
     opened._learn(module, ())
     return opened
 

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import trace_state
-from moduli._base.current_transform import running
 from moduli._call.carried import is_array_like
 from moduli._call.change_texts import describe_changes, outline
 from moduli._call.function import Function, check_callable, function_name
 from moduli._call.lift import Frame, Leaf
 from moduli._call.plain_call import PlainCall
+from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects, only_written
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Slot, flatten_roots

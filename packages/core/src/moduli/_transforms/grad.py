@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import trace_state
-from moduli._base.current_transform import running
 from moduli._base.source_lines import describe_site
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.lift import Binding, Frame, Signature, bind
+from moduli._call.running import running
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
 from moduli._graph.state import from_flat_state

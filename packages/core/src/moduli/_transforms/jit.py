@@ -13,11 +13,11 @@ import jax
 
 from moduli import _plugins, errors
 from moduli._base.closed_over import ClosedOver
-from moduli._base.current_transform import running
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.function import Function, unbound
 from moduli._call.jit_shardings import Layout
 from moduli._call.lift import Binding, Frame, Signature, bind, read_value
+from moduli._call.running import running
 from moduli._call.shortcut import Shortcut
 from moduli._call.stages import Lowered, Traced
 from moduli._call.writeback import Packed

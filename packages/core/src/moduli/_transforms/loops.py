@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
-from moduli._base.current_transform import running
 from moduli._call.carried import is_array_like
 from moduli._call.function import check_callable, function_name
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
 from moduli._call.prefixes import Carry
+from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects
 from moduli._variable.box import Variable
 
@@ -166,7 +166,7 @@ def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
         keyword_label=None,
         valid=lambda label: label is Carry,
         expected="moduli.Carry",
-        tape_label=Carry,
+        recorded_label=Carry,
     )
     # the first argument of the body's own, and the last of the loop: neither number says which
     call.root_names = [name.replace("argument 0", "carry", 1) for name in call.root_names]

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._base.current_transform import running
 from moduli._call.function import Function, check_callable, split_static, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis
 from moduli._call.programs import LabelledProgram, Programs, program_key
+from moduli._call.running import running
 from moduli._call.split_streams import SPLIT, SplitStreams
 from moduli._transforms.vmap import all_axes, check_sizes, find_batched
 

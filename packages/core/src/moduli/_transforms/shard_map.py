@@ -10,13 +10,13 @@ import jax
 from jax.sharding import PartitionSpec
 
 from moduli import errors
-from moduli._base.current_transform import running
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.prefixes import labels_in
 from moduli._call.programs import LabelledProgram, Programs, program_key
+from moduli._call.running import running
 from moduli._call.writeback import Packed
 
 __all__ = ["shard_map"]
@@ -137,7 +137,7 @@ def shard_map(
             valid=lambda label: label is None or isinstance(label, PartitionSpec),
             expected="a jax.sharding.PartitionSpec or None",
             convert=_spec,
-            tape_label=PartitionSpec(),
+            recorded_label=PartitionSpec(),
         )
         key = program_key(call)
         found = programs.get(key)

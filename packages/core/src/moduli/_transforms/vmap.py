@@ -10,11 +10,11 @@ import jax
 
 from moduli import errors
 from moduli._base.compat import is_key_array
-from moduli._base.current_transform import running
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall, Outputs
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis, labels_in
+from moduli._call.running import running
 from moduli._call.split_streams import SPLIT, SplitStreams
 
 __all__ = ["all_axes", "check_sizes", "find_batched", "vmap"]

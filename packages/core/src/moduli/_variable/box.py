@@ -412,7 +412,7 @@ class Variable(Generic[A]):
         return new
 
     def __repr__(self) -> str:
-        from moduli._module.tree_repr import variable_repr
+        from moduli._variable.one_line import variable_repr
 
         return variable_repr(self)
 

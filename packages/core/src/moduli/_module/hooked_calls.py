@@ -5,15 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moduli import errors
-from moduli._plugins.dispatch import active, call_implementation
-from moduli._plugins.records import PluginRecord
-from moduli._plugins.replace import Replace
-
-if TYPE_CHECKING:
-    from moduli._recording.recording import Recording
+from moduli._plugins import PluginRecord, Replace, active, call_implementation
+from moduli._recording.recording import Recording, around, inside, recordings
 
 __all__ = ["call_method", "call_module"]
 
@@ -41,8 +37,6 @@ def call_module(
     running = _here.__dict__.setdefault("modules", [])
     if running and running[-1] is module and function is not _own_function(module):
         return function(module, *args, **kwargs)  # super().__call__ is part of the call around it
-    from moduli._recording.recording import around, inside, recordings
-
     known = recordings()
     if not known:
         with inside((around(module),)):
@@ -108,8 +102,6 @@ def call_method(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     own = getattr(type(module), name, None)
     if function is not getattr(own, "_moduli_function", own):  # super().method, or another's
         return function(*args, **kwargs)
-    from moduli._recording.recording import around, inside, recordings
-
     if not recordings():
         with inside((around(module),)):
             return call_method(function, args, kwargs)

@@ -1,4 +1,4 @@
-"""How Variables, modules and States are shown: a tree with types, shapes, dtypes and counts."""
+"""How modules and States are shown: a tree with types, shapes, dtypes and counts."""
 
 from __future__ import annotations
 
@@ -7,53 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from moduli._base.compat import Tracer, is_key_array
 from moduli._base.static_keys import UnhashableStatic
 from moduli._graph.cache import flat_of
 from moduli._graph.nodes import Node
 from moduli._variable.box import Variable
+from moduli._variable.one_line import summarize, variable_repr
+from moduli.errors import format_path
 
-__all__ = ["node_repr", "state_repr", "summarize", "variable_repr"]
+__all__ = ["node_repr", "state_repr"]
 
-_SMALL = 8  # arrays with at most so many elements are shown whole
 _INDENT = "  "
-
-
-def summarize(value: Any) -> str:
-    """Writes an array as ``float32[2, 3]``, a small one with its elements, the rest as is.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from moduli._module.tree_repr import summarize
-      >>> summarize(jnp.ones((20, 3))), summarize(3)
-      ('float32[20, 3]', '3')
-    """
-    if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
-        short = f"{value.dtype}{list(value.shape)}"
-        if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size > _SMALL:
-            return short
-        if is_key_array(value):
-            return f"{short} {np.asarray(jax.random.key_data(value)).tolist()}"  # type: ignore[arg-type]
-        try:
-            return f"{short} {np.array2string(np.asarray(value), separator=', ', precision=4)}"
-        except RuntimeError:  # a deleted (donated) buffer
-            return f"{short} (deleted)"
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        inner = ", ".join(map(summarize, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if isinstance(value, list):
-        return f"[{', '.join(map(summarize, value))}]"
-    if callable(value) and hasattr(value, "__name__"):
-        return value.__name__
-    return repr(value)
-
-
-def variable_repr(variable: Variable[Any]) -> str:
-    """Writes a Variable on one line."""
-    metadata = "".join(f", {k}={summarize(v)}" for k, v in variable._metadata.items())
-    return f"{type(variable).__name__}({summarize(variable._value)}{metadata})"
 
 
 def _count(values: Iterable[tuple[str, Any]]) -> str:
@@ -91,8 +55,6 @@ def node_repr(node: Node) -> str:
 
 
 def _node(node: Node, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -> str:
-    from moduli.errors import format_path
-
     name = type(node).__name__
     if id(node) in seen:
         return f"{name}(shared with {seen[id(node)]})"
@@ -116,8 +78,6 @@ def _node(node: Node, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -
 
 
 def _item(value: Any, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -> str:
-    from moduli.errors import format_path
-
     if isinstance(value, Node):
         return _node(value, depth, seen, path)
     if isinstance(value, Variable):
