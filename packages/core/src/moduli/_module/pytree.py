@@ -8,7 +8,6 @@ apart, so a graph that is not a tree raises there instead.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import operator
@@ -40,6 +39,7 @@ from moduli._graph.nodes import (
     is_graph_leaf,
     iter_pytree,
 )
+from moduli._graph.split import clone
 from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.hooked_calls import call_method, call_module
 from moduli._variable.box import Variable
@@ -93,6 +93,10 @@ def dataclass(cls: Any = None, /, **options: Any) -> Any:
       cls: the class; without it a decorator is returned.
       **options: arguments of ``dataclasses.dataclass``.
 
+    Raises:
+      StructureError: (a ValueError) if a default is a Variable or a module, or holds one: all
+        instances would share it.
+
     Example:
       >>> import moduli as nnx, jax.numpy as jnp
       >>> @nnx.dataclass
@@ -105,7 +109,9 @@ def dataclass(cls: Any = None, /, **options: Any) -> Any:
     options = {"eq": False, "repr": False, **options}
     if cls is None:
         return functools.partial(dataclass, **options)
-    return dataclasses.dataclass(**options)(cls)
+    made = dataclasses.dataclass(**options)(cls)
+    _check_defaults(made)
+    return made
 
 
 def _annotated(status: str, value: Any, kwargs: dict[str, Any]) -> Any:
@@ -115,17 +121,7 @@ def _annotated(status: str, value: Any, kwargs: dict[str, Any]) -> Any:
     return dataclasses.field(metadata=metadata, **kwargs)
 
 
-class PytreeMeta(abc.ABCMeta):
-    """Tells plugins that watch it of every object that has been built."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        self = super().__call__(*args, **kwargs)
-        if _plugins.watches_creation():
-            _plugins.module_created(self)
-        return self
-
-
-class Pytree(Node, metaclass=PytreeMeta):
+class Pytree(Node):
     """Base of objects that are nodes of a graph without being Modules.
 
     JAX sees every such object as a pytree. ``class Opaque(moduli.Pytree, pytree=False)`` is one
@@ -143,6 +139,20 @@ class Pytree(Node, metaclass=PytreeMeta):
     _descriptors: frozenset[str] = frozenset()
     _is_jax_pytree: bool = True
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        init = cls.__init__
+        if not hasattr(init, "_moduli_function"):  # dataclasses write one after the class is made
+            if _is_frozen(cls):  # its fields are not set by __setattr__
+                _check_defaults(cls)
+            wrap_init(cls, init)
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        following = super().__init__  # of another base class, or object's
+        if (args or kwargs) and getattr(following, "__objclass__", None) is object:
+            raise TypeError(f"{type(self).__name__}() takes no arguments")
+        following(*args, **kwargs)
+
     def __init_subclass__(cls, *, pytree: bool | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if pytree is not None:
@@ -154,6 +164,9 @@ class Pytree(Node, metaclass=PytreeMeta):
             for name, item in vars(base).items()
             if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
         )
+        _note_abstract_methods(cls)
+        if "__init__" in vars(cls):
+            wrap_init(cls, cls.__init__)
         if cls._is_jax_pytree:
             _register(cls)
 
@@ -272,8 +285,13 @@ class Pytree(Node, metaclass=PytreeMeta):
 
 
 def _as_field_says(cls: type, name: str, value: Any) -> Any:
-    """Applies ``moduli.data()``, ``moduli.static()`` or ``metadata={"static": ...}`` of a field."""
+    """Applies ``moduli.data()``, ``moduli.static()`` or ``metadata={"static": ...}`` of a field.
+
+    A default that is a Variable or holds one is copied: each instance has its own.
+    """
     field = cls.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
+    if field is not None and field.default is value and _shared(value) is not None:
+        value = clone(value)
     metadata: Any = {} if field is None else field.metadata
     status = metadata.get("moduli")
     if status is None and isinstance(metadata.get("static"), bool):  # JAX's own way to say it
@@ -285,6 +303,62 @@ def _as_field_says(cls: type, name: str, value: Any) -> Any:
 
 def _new(cls: type[Node]) -> Any:
     return cls._make_empty(trace_state())
+
+
+def _note_abstract_methods(cls: type) -> None:
+    """Lets ``abc.abstractmethod`` hold without a metaclass, which could conflict with others."""
+    names = {name for base in cls.__bases__ for name in getattr(base, "__abstractmethods__", ())}
+    names.update(vars(cls))
+    abstract = [n for n in names if getattr(getattr(cls, n, None), "__isabstractmethod__", False)]
+    cls.__abstractmethods__ = frozenset(abstract)  # type: ignore[attr-defined]
+
+
+def _is_frozen(cls: type) -> bool:
+    parameters = getattr(cls, "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen
+
+
+def _shared(default: Any) -> Any:
+    """The first Variable or node in the default of a field; None without one."""
+    if default is dataclasses.MISSING or default.__class__ in _SIMPLE:
+        return None
+    leaves = jax.tree.leaves(default, is_leaf=is_graph_leaf)
+    return next((leaf for leaf in leaves if is_graph_leaf(leaf)), None)
+
+
+def _check_defaults(cls: type) -> None:
+    """Raises if all instances of a dataclass would share a Variable or a module by default."""
+    for name, field in getattr(cls, "__dataclass_fields__", {}).items():
+        shared = _shared(field.default)
+        if shared is not None:
+            what = type(shared).__name__
+            raise errors.StructureError(
+                f"the default of the field {name!r} of the dataclass {cls.__name__} holds a {what} "
+                f"that all its instances would share. Write `{name}: ... = "
+                f"dataclasses.field(default_factory=lambda: {what}(...))` (or "
+                "`moduli.data(default_factory=...)`), which makes one for each instance"
+            )
+
+
+def wrap_init(cls: type, init: Any) -> None:
+    """Tells plugins that watch it of every object that has been built, after the last line.
+
+    Args:
+      cls: the class that gets the wrapped function.
+      init: its ``__init__``.
+    """
+    if hasattr(init, "_moduli_function") or not callable(init):
+        return
+    watches_creation = _plugins.watches_creation
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if watches_creation() and type(self).__init__ is __init__:  # not one that super() called
+            _plugins.module_created(self)
+
+    __init__._moduli_function = init  # type: ignore[attr-defined]
+    cls.__init__ = __init__  # type: ignore[misc]
 
 
 def wrap_call(cls: type[Pytree]) -> None:
@@ -485,4 +559,5 @@ def _register(cls: type[Node]) -> None:
         register_node(cls, jax.tree_util.GetAttrKey)
 
 
+wrap_init(Pytree, Pytree.__init__)
 _register(Pytree)
