@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["bind_arguments", "scan_sizes"]
+__all__ = ["bind_arguments", "is_literal", "jaxpr_core", "scan_sizes"]
 
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -28,6 +28,18 @@ def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int] | None:
         return len(constants.vals), len(carry.vals)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def jaxpr_core() -> Any:
+    """Returns ``jax.extend.core``, imported at the first need: it brings Pallas along."""
+    from jax.extend import core
+
+    return core
+
+
+def is_literal(atom: Any) -> bool:
+    """Returns whether an input of an operation is a constant written into the program."""
+    return isinstance(atom, jaxpr_core().Literal)
 
 
 def bind_arguments(equation: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

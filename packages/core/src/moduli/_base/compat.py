@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.core import Tracer
 
@@ -22,14 +24,16 @@ def trace_state() -> Any:
 
 
 def _find_trace_state() -> Callable[[], Any]:
-    """Imports it at the first need: ``jax.extend`` brings Pallas, which ``import jax`` does not."""
+    """Finds it at the first need: ``jax.extend`` brings Pallas, which ``import jax`` does not."""
     global _get_trace_state
-    try:  # jax >= 0.10
-        from jax.extend.core import get_opaque_trace_state  # type: ignore
-    except ImportError:  # jax 0.9
-        from jax.core import get_opaque_trace_state  # type: ignore
-    _get_trace_state = get_opaque_trace_state
-    return get_opaque_trace_state
+    with warnings.catch_warnings():  # jax 0.10 warns of the name that costs no import
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _get_trace_state = getattr(jax.core, "get_opaque_trace_state", None)
+    if _get_trace_state is None:  # jax >= 0.11
+        from jax.extend.core import get_opaque_trace_state
+
+        _get_trace_state = get_opaque_trace_state
+    return _get_trace_state
 
 
 def eager_trace_state() -> Any:

@@ -14,16 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from moduli_debug._compat import bind_arguments, scan_sizes
+from moduli_debug._compat import bind_arguments, is_literal, jaxpr_core, scan_sizes
 from moduli_debug._finite.marks import Mark, call_of, is_backward, mark_of
 from moduli_debug._finite.statistics import ArrayStatistics, is_finite, is_inexact, statistics_of
+
+if TYPE_CHECKING:
+    from jax.extend import core
 
 __all__ = ["Fault", "Kept", "Run", "UnendingError"]
 
@@ -65,7 +67,7 @@ class Kept:
         """Runs a part of the program as a whole."""
         compiled = self._compiled.get(id(body))
         if compiled is None:
-            compiled = self._compiled[id(body)] = jax.jit(core.jaxpr_as_fun(body))
+            compiled = self._compiled[id(body)] = jax.jit(jaxpr_core().jaxpr_as_fun(body))
         return list(compiled(*arrays))
 
     def size(self, jaxpr: Any) -> int:
@@ -481,7 +483,9 @@ def _parts(params: Mapping[str, Any]) -> list[Any]:
         for value in params.values()
         for item in (value if isinstance(value, (tuple, list)) else (value,))
     ]
-    return [item for item in values if isinstance(item, (core.Jaxpr, core.ClosedJaxpr))]
+    return [
+        item for item in values if isinstance(item, (jaxpr_core().Jaxpr, jaxpr_core().ClosedJaxpr))
+    ]
 
 
 def _open(jaxpr: Any) -> Any:
@@ -489,7 +493,7 @@ def _open(jaxpr: Any) -> Any:
 
 
 def _read(known: Mapping[Any, Value], atom: Any) -> Value:
-    return Value(atom.val) if isinstance(atom, core.Literal) else known[atom]
+    return Value(atom.val) if is_literal(atom) else known[atom]
 
 
 def _united(values: Sequence[Value]) -> tuple[int, int]:
@@ -542,13 +546,13 @@ def _stacked(arrays: list[Any]) -> Any:
 
 def _last_uses(jaxpr: Any) -> dict[int, list[Any]]:
     """Returns, for each operation, the values that nothing after it needs."""
-    needed = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    needed = {atom for atom in jaxpr.outvars if not is_literal(atom)}
     seen: set[Any] = set(needed)
     found: dict[int, list[Any]] = {}
     for number in range(len(jaxpr.eqns) - 1, -1, -1):
         eqn = jaxpr.eqns[number]
         for atom in (*eqn.invars, *eqn.outvars):
-            if not isinstance(atom, core.Literal) and atom not in seen:
+            if not is_literal(atom) and atom not in seen:
                 seen.add(atom)
                 found.setdefault(number, []).append(atom)
     return found
