@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moduli import errors
 from moduli._base.compat import is_key_array
@@ -80,28 +81,39 @@ _Shapes = Mapping[Any, int | tuple[int, ...] | None] | int | tuple[int, ...] | N
 
 
 def _as_key(seed: Any, name: str) -> jax.Array:
+    """Returns the key that a seed stands for: that of ``jax.random.key``, or the key itself.
+
+    Args:
+      seed: a key, the data of keys (as of ``jax.random.PRNGKey``), or any integer that
+        ``jax.random.key`` takes, handed to it as it is: how wide it may be is for JAX to say.
+      name: the stream's name, for messages.
+
+    Raises:
+      RngError: if it is none of these.
+    """
     if isinstance(seed, Variable):
         seed = seed.value
-    if isinstance(seed, (bool, str, float, bytes)):
-        raise errors.RngError(
-            f"the stream {name!r} got {seed!r} of type {type(seed).__name__}; a seed is an int or "
-            "a key from jax.random.key(...)"
-        )
-    try:
-        array = jnp.asarray(seed)
-        if is_key_array(array):
-            return array
-        if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
-            return jax.random.key(seed)
-        if array.dtype == jnp.uint32:  # raw key data, as of jax.random.PRNGKey
-            return jax.random.wrap_key_data(array)
-    except (TypeError, ValueError):
-        pass
+    if is_key_array(seed):
+        return seed
+    cause: Exception | None = None
+    if not isinstance(seed, (bool, np.bool_, str, bytes, float)):
+        try:
+            dtype: Any = getattr(seed, "dtype", None)
+            ndim = getattr(seed, "ndim", None)
+            # JAX checks the dtype as well, but not inside of a trace.
+            if isinstance(seed, int) or (ndim == 0 and jnp.issubdtype(dtype, jnp.integer)):
+                return jax.random.key(seed)
+            if ndim and dtype == jnp.uint32:
+                return jax.random.wrap_key_data(jnp.asarray(seed))
+        except (TypeError, ValueError, OverflowError) as error:
+            cause = error
+    dtype, shape = getattr(seed, "dtype", None), list(getattr(seed, "shape", ()))
+    got = repr(seed) if dtype is None else f"{dtype}{shape}"
     raise errors.RngError(
-        f"the stream {name!r} got a {type(seed).__name__} "
-        f"({getattr(seed, 'dtype', '')}{list(getattr(seed, 'shape', ()))}); a seed is an int or a "
-        "key from jax.random.key(...)"
-    )
+        f"the stream {name!r} got {got if len(got) < 80 else got[:80] + '...'} of type "
+        f"{type(seed).__name__}; a seed is an int or a key from jax.random.key(...)"
+        + (f". JAX says: {str(cause).splitlines()[0]}" if isinstance(cause, OverflowError) else "")
+    ) from cause
 
 
 @functools.partial(jax.jit, inline=True)
@@ -114,7 +126,7 @@ class RngStream(Pytree):
     """One stream of random keys; call it to draw the next key.
 
     Args:
-      key: an int seed, or a key from ``jax.random.key``.
+      key: an integer that ``jax.random.key`` takes, or a key from there.
       tag: the name of the stream, kept as the ``tag`` of its Variables.
 
     Example:
@@ -170,7 +182,7 @@ class Rngs(Pytree):
       **streams: seed or key of each named stream.
 
     Raises:
-      RngError: if a seed is neither an int nor a key.
+      RngError: if a seed is neither an integer that ``jax.random.key`` takes nor a key.
 
     Example:
       >>> import moduli as nnx
