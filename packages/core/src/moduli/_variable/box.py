@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +87,16 @@ class Variable(Generic[A]):
     """
 
     __slots__ = (*_SLOTS, "__weakref__")
+    __array_priority__ = 100  # a jax.Array's: NumPy leaves `array + variable` to `__radd__`
     _value: A
     _metadata: Mapping[str, Any]
+    _own_get_value: ClassVar[bool] = False  # of the class, so that reading a value looks up one
+    _own_property: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._own_get_value = cls.get_value is not Variable.get_value
+        cls._own_property = cls.value is not Variable.value
         _register(cls)
 
     def __init__(self, value: A | VariableMetadata[A], **metadata: Any):
@@ -130,10 +135,17 @@ class Variable(Generic[A]):
 
     @property
     def value(self) -> A:
-        """The value, after the ``on_get_value`` hooks."""
+        """The value as the kind shows it: what :meth:`get_value` returns.
+
+        Whatever else shows the value (operators, indexing, attributes, JAX and NumPy) reads it
+        here, so a kind overrides ``get_value`` alone.
+        """
         if ACTIVE:
             note_read(self)
-        hook = self._hook("on_get_value")
+        if self._own_get_value:
+            return self.get_value()
+        metadata, name = self._metadata, "on_get_value"  # as _hook does it, without the call
+        hook = metadata[name] if name in metadata else getattr(type(self), name, None)
         return self._value if hook is None else _run_hooks(hook, self, self._value)
 
     @value.setter
@@ -141,11 +153,36 @@ class Variable(Generic[A]):
         self.set_value(value)
 
     def get_value(self, *, index: Any = _MISSING) -> Any:
-        """Returns the value, or ``value[index]`` when an index is given."""
-        value: Any = self.value
-        if index is _MISSING or (index is Ellipsis and not _is_indexable(value)):
+        """Returns the value, or ``value[index]`` when an index is given.
+
+        A kind may override it; all that shows the value then shows what it returns.
+
+        Args:
+          index: any array index; ``...`` is the whole value, of whatever type.
+
+        Returns:
+          The stored value after the ``on_get_value`` hooks, or a part of it.
+
+        Example:
+          >>> import moduli as nnx, jax.numpy as jnp
+          >>> class Positive(nnx.Param):
+          ...     def get_value(self, **index):
+          ...         return jnp.exp(super().get_value(**index))
+          >>> scale = Positive(jnp.zeros(2))
+          >>> scale.value.tolist(), (3 * scale).tolist(), float(scale[0]), scale.raw_value.tolist()
+          ([1.0, 1.0], [3.0, 3.0], 1.0, [0.0, 0.0])
+        """
+        value: Any
+        if self._own_property and not self._own_get_value:
+            value = self.value
+        else:
+            if ACTIVE:
+                note_read(self)
+            hook = self._hook("on_get_value")
+            value = self._value if hook is None else _run_hooks(hook, self, self._value)
+        if index is _MISSING or index is Ellipsis:
             return value
-        return value if index is Ellipsis else value[index]
+        return value[_plain_index(index)]
 
     def set_value(self, value: Any, *, index: Any = _MISSING) -> None:
         """Writes the value, or a part of it when an index is given.
@@ -153,7 +190,8 @@ class Variable(Generic[A]):
         Args:
           value: the new value. With ``index``, whatever ``array.at[index].set`` accepts; the
             array's shape and dtype are then kept.
-          index: any array index; ``...`` writes every element.
+          index: any array index; ``...`` writes every element. ``on_set_value`` hooks then get
+            what is written, not the elements that stay.
 
         Raises:
           VariableError: if ``value`` is a Variable.
@@ -167,11 +205,13 @@ class Variable(Generic[A]):
                 )
             value = value.value
         self._check_trace()
-        if index is not _MISSING:
-            value = _set_at(self._value, index, value)
-        hook = self._hook("on_set_value")
+        hook, stored = self._hook("on_set_value"), self._value
         if hook is not None:
+            if index is Ellipsis and isinstance(stored, (jax.Array, np.ndarray)):
+                value = jnp.broadcast_to(jnp.asarray(value), stored.shape)  # hooks see all of it
             value = _run_hooks(hook, self, value)
+        if index is not _MISSING:
+            value = _set_at(self._value, _plain_index(index), value)
         if _plugins.watches_writes():
             _plugins.value_written(self, self._value, value)
         object.__setattr__(self, "_value", value)
@@ -315,6 +355,8 @@ class Variable(Generic[A]):
     def __getattr__(self, name: str) -> Any:
         if name in _SLOTS or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
+        if name == "value":  # the property raised an AttributeError of its own: raise that again
+            return type(self).value.__get__(self)
         metadata = self._metadata
         if name in metadata:
             return metadata[name]
@@ -327,9 +369,9 @@ class Variable(Generic[A]):
             ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "value":
+        if name == "value" and not self._own_property:
             self.set_value(value)
-        elif name in _SLOTS:
+        elif name in _SLOTS or name == "value":
             object.__setattr__(self, name, value)
         else:
             raise errors.ModuliAttributeError(
@@ -348,11 +390,57 @@ class Variable(Generic[A]):
 
     def __jax_array__(self) -> jax.Array:
         value: Any = self.value
-        return value if isinstance(value, jax.Array) else jnp.asarray(value)
+        if isinstance(value, jax.Array):
+            return value
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise self._no_array(value, "a JAX array") from error
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        array = np.asarray(self.value, dtype=dtype)
-        return array.copy() if copy else array
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        value: Any = self.value
+        if isinstance(value, jax.Array) and not is_key_array(value):
+            return np.asarray(value, dtype=dtype, copy=copy)
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise self._no_array(value, "a NumPy array") from error
+        if array.dtype == object and not isinstance(value, np.ndarray):
+            raise self._no_array(value, "a NumPy array")
+        return np.asarray(value, dtype=dtype, copy=copy)
+
+    def __array_namespace__(self, **options: Any) -> Any:
+        return self._protocol("__array_namespace__", "an array namespace")(**options)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._protocol("__dlpack__", "DLPack")(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        return self._protocol("__dlpack_device__", "DLPack")()
+
+    def _protocol(self, name: str, what: str) -> Callable[..., Any]:
+        """The method of the value behind a protocol of arrays."""
+        value: Any = self.value
+        method = None if is_key_array(value) else getattr(value, name, None)
+        if method is None:
+            raise self._no_array(value, what)
+        return method
+
+    def _no_array(self, value: Any, what: str) -> errors.VariableError:
+        from moduli._base.locate import describe_owner
+
+        if is_key_array(value):
+            hint = "take its numbers with `jax.random.key_data(variable.value)`"
+        elif isinstance(value, jax.ShapeDtypeStruct):
+            hint = "it has a shape and a dtype but no elements yet: give it a value first"
+        elif isinstance(value, Tracer):
+            hint = "it is traced here: do this outside of the transformed function"
+        else:
+            hint = "take an array out of `variable.value`, or map over it with `jax.tree.map`"
+        kind = str(value.dtype) if is_key_array(value) else type(value).__name__
+        return errors.VariableError(
+            f"{describe_owner(self)} cannot be read as {what}: its value is a {kind}; {hint}"
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.value(*args, **kwargs)  # type: ignore[operator]
@@ -419,6 +507,13 @@ class Variable(Generic[A]):
 
 def _is_indexable(value: Any) -> bool:
     return isinstance(value, (jax.Array, np.ndarray))
+
+
+def _plain_index(index: Any) -> Any:
+    """An index without Variables, which arrays do not take in every place."""
+    if isinstance(index, tuple):
+        return tuple([_value_of(item) for item in index])
+    return _value_of(index)
 
 
 def _is_like(value: Any, old: Any) -> bool:
@@ -511,8 +606,8 @@ def _add_operators() -> None:
 
         _set_method(f"__{name}__", apply)
 
-    def rounded(self: Any, ndigits: int = 0) -> Any:
-        return round(self.value, ndigits)
+    def rounded(self: Any, ndigits: Any = None) -> Any:
+        return round(self.value) if ndigits is None else round(self.value, ndigits)
 
     _set_method("__round__", rounded)
 
