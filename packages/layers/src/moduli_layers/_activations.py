@@ -1,31 +1,39 @@
-"""Activation functions: JAX's own, from :mod:`jax.nn`, under the names of flax.nnx."""
+"""Activation functions: JAX's own, from :mod:`jax.nn`, under the names of flax.nnx.
+
+Each takes a Variable where it takes an array.
+"""
 
 from __future__ import annotations
 
-from jax.nn import celu as celu
-from jax.nn import elu as elu
-from jax.nn import gelu as gelu
-from jax.nn import glu as glu
-from jax.nn import hard_sigmoid as hard_sigmoid
-from jax.nn import hard_silu as hard_silu
-from jax.nn import hard_swish as hard_swish
-from jax.nn import hard_tanh as hard_tanh
-from jax.nn import identity as identity
-from jax.nn import leaky_relu as leaky_relu
-from jax.nn import log_sigmoid as log_sigmoid
-from jax.nn import log_softmax as log_softmax
-from jax.nn import logsumexp as logsumexp
-from jax.nn import mish as mish
-from jax.nn import one_hot as one_hot
-from jax.nn import relu as relu
-from jax.nn import relu6 as relu6
-from jax.nn import selu as selu
-from jax.nn import sigmoid as sigmoid
-from jax.nn import silu as silu
-from jax.nn import soft_sign as soft_sign
-from jax.nn import softmax as softmax
-from jax.nn import softplus as softplus
-from jax.nn import squareplus as squareplus
-from jax.nn import standardize as standardize
-from jax.nn import swish as swish
-from jax.numpy import tanh as tanh
+import jax
+import jax.numpy as jnp
+
+from moduli_layers import _variables
+
+celu = _variables.takes_variables(jax.nn.celu)
+elu = _variables.takes_variables(jax.nn.elu)
+gelu = _variables.takes_variables(jax.nn.gelu)
+glu = _variables.takes_variables(jax.nn.glu)
+hard_sigmoid = _variables.takes_variables(jax.nn.hard_sigmoid)
+hard_silu = _variables.takes_variables(jax.nn.hard_silu)
+hard_tanh = _variables.takes_variables(jax.nn.hard_tanh)
+identity = _variables.takes_variables(jax.nn.identity)
+leaky_relu = _variables.takes_variables(jax.nn.leaky_relu)
+log_sigmoid = _variables.takes_variables(jax.nn.log_sigmoid)
+log_softmax = _variables.takes_variables(jax.nn.log_softmax)
+logsumexp = _variables.takes_variables(jax.nn.logsumexp)
+mish = _variables.takes_variables(jax.nn.mish)
+one_hot = _variables.takes_variables(jax.nn.one_hot)
+relu = _variables.takes_variables(jax.nn.relu)
+relu6 = _variables.takes_variables(jax.nn.relu6)
+selu = _variables.takes_variables(jax.nn.selu)
+sigmoid = _variables.takes_variables(jax.nn.sigmoid)
+silu = _variables.takes_variables(jax.nn.silu)
+soft_sign = _variables.takes_variables(jax.nn.soft_sign)
+softmax = _variables.takes_variables(jax.nn.softmax)
+softplus = _variables.takes_variables(jax.nn.softplus)
+squareplus = _variables.takes_variables(jax.nn.squareplus)
+standardize = _variables.takes_variables(jax.nn.standardize)
+tanh = _variables.takes_variables(jnp.tanh)
+hard_swish = hard_silu
+swish = silu
