@@ -7,17 +7,18 @@ each Variable's kind and metadata into whatever optax builds in its place; these
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import moduli
 from moduli.errors import StructureError, format_path
 from moduli_train._gradients import is_variable, raw_value
 from moduli_train._variables import OptArray, OptVariable
 
-__all__ = ["check_same_parameters", "new_values", "to_opt_state", "unwrap", "write"]
+__all__ = ["box_replaced", "check_same_parameters", "new_values", "to_opt_state", "unwrap", "write"]
 
 _HOOKS = ("on_get_value", "on_set_value", "on_create_value")
 
@@ -35,6 +36,39 @@ def _to_opt_state(leaf: Any) -> Any:
     if "optimizer_sharding" in metadata:
         metadata["out_sharding"] = metadata.pop("optimizer_sharding")
     return OptVariable(leaf.get_raw_value(), **metadata)
+
+
+def box_replaced(tree: Any, params: Any = None) -> Any:
+    """Puts into Variables what the user wrote in their place, in the same containers.
+
+    ``optimizer.opt_state.hyperparams["learning_rate"] = 0.1`` leaves a plain number behind.
+
+    Args:
+      tree: the state of an optimizer, or a part of it.
+      params: the parameters to which the part belongs, a State or a Variable; None if unknown.
+
+    Returns:
+      The tree; another one where a tuple had to be made again.
+    """
+    if isinstance(tree, (moduli.Variable, moduli.Pytree)):
+        return tree
+    if isinstance(tree, MutableMapping):
+        for key, old in list(tree.items()):
+            inner = params if isinstance(tree, moduli.State) else None
+            new = box_replaced(old, inner.get(key) if isinstance(inner, moduli.State) else None)
+            if new is not old:
+                tree[key] = new
+        return tree
+    children, treedef = jax.tree.flatten(tree, is_leaf=lambda part: part is not tree)
+    if len(children) == 1 and children[0] is tree:
+        value = jnp.asarray(tree, jnp.result_type(tree))  # not of a weak type
+        if isinstance(params, moduli.Variable):
+            return _to_opt_state(params.replace(value))
+        return OptArray(value)
+    boxed = [box_replaced(child, params) for child in children]
+    if all(new is old for new, old in zip(boxed, children, strict=True)):
+        return tree
+    return treedef.unflatten(boxed)
 
 
 def unwrap(tree: Any) -> Any:

@@ -11,6 +11,7 @@ import moduli
 from moduli.errors import StructureError
 from moduli_train._gradients import is_variable, match_gradients, raw_value
 from moduli_train._opt_state import (
+    box_replaced,
     check_same_parameters,
     new_values,
     to_opt_state,
@@ -95,6 +96,8 @@ class Optimizer(moduli.Pytree, Generic[M]):
         import optax
 
         params = moduli.state(model, self.wrt)
+        if not all(map(is_variable, jax.tree.leaves(self.opt_state, is_leaf=is_variable))):
+            self.opt_state = moduli.data(box_replaced(self.opt_state, params))
         gradients = match_gradients(params, grads, model, self.wrt)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_variable)
         values = treedef.unflatten(map(raw_value, leaves))

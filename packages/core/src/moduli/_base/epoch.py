@@ -11,7 +11,7 @@ from __future__ import annotations
 
 __all__ = ["EPOCH"]
 
-EPOCH: list[int] = [0, 0]
-"""The epoch, and how often metadata of Variables changed, which moves the epoch too.
+EPOCH: list[int] = [0, 0, 0]
+"""The epoch, and how often metadata of Variables and how often States changed, which move it too.
 
 A list (not module globals) so that readers may bind it once and index it."""

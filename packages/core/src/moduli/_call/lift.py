@@ -32,7 +32,7 @@ from moduli._base.static_keys import has_key
 from moduli._call.recorded_values import RecordedValues, carries_records, name_of_records
 from moduli._call.writeback import ChangedEffects, Effects
 from moduli._graph.cache import flats_of
-from moduli._graph.flatten import Flat, Slot, flatten_roots
+from moduli._graph.flatten import Flat, Slot, flatten_roots, watch_containers
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
 from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.unflatten import build, decode
@@ -277,6 +277,11 @@ class Frame:
             )
             for code in graphdef.roots
         ]
+        self._watches = [
+            watch
+            for graphdef, objects in zip(signature.graphdefs, self._objects, strict=True)
+            for watch in watch_containers(graphdef, objects)
+        ]
         roots, others = iter(self._roots), iter(plain)
         args = [_rebuild(mark, roots, others) for mark in signature.template]
         count = len(args) - len(signature.names)
@@ -366,6 +371,9 @@ class Frame:
     def _same_structure(self) -> bool:
         """Says whether no argument has changed in anything but values."""
         self._note_static_changes()
+        for book, watches in self._watches:
+            if any(watch.changed() for watch in watches):
+                book.changed()
         for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
             for index, item in enumerate(objects):
                 if isinstance(item, Node):

@@ -35,6 +35,7 @@ class Shortcut:
         "_epoch",
         "_fixed",
         "_graphdefs",
+        "_looks",
         "_names",
         "_plain",
         "_program",
@@ -71,6 +72,9 @@ class Shortcut:
             return None
         self = object.__new__(cls)
         self._program, self._token, self._epoch = program, active().token, epochs.pop()
+        self._looks = any(flat.has_containers for flat in flats)
+        if self._looks:
+            self._epoch = -1
         self._count = len(template) + len(fixed) + len(fixed_names)
         self._names = (*binding.names, *fixed_names)
         start = self._count - len(fixed_names)  # of the static keyword arguments, the last ones
@@ -96,7 +100,8 @@ class Shortcut:
             flat = ref()  # (another call may have revised it)
             if flat is None or not flat.is_current() or flat.graphdef is not graphdef:
                 return False
-        self._epoch = epoch
+        if not self._looks:
+            self._epoch = epoch
         return True
 
     def take(
@@ -128,7 +133,7 @@ class Shortcut:
         flats = []
         for index, ref in self._roots:
             flat = ref()
-            if flat is None or flat.objects[0] is not args[index]:
+            if flat is None or flat.root() is not args[index]:
                 return None
             flats.append(flat)
         plain = []

@@ -13,9 +13,10 @@ import jax
 from moduli._base.compat import is_eager, trace_state
 from moduli._base.static_keys import has_key
 from moduli._graph.flatten import Flat, Slot
-from moduli._graph.graphdef import HELD, NODE, VARIABLE, GraphDef
+from moduli._graph.graphdef import HELD, LEAF, NODE, TREE, VARIABLE, GraphDef
 from moduli._graph.nodes import check_mutable
-from moduli._graph.unflatten import build, decode, fill
+from moduli._graph.opened import pour
+from moduli._graph.unflatten import build, decode, refill
 from moduli._variable.box import _EMPTY, Variable
 
 __all__ = ["ChangedEffects", "Effects", "Packed", "only_written"]
@@ -181,7 +182,7 @@ class ChangedEffects:
                     target._set_all_metadata(metadata)
             elif self.changed[index]:
                 held.update(self._unchanged(target, index))
-                fill(target, self.graphdef, index, objects, new_values, held)
+                refill(target, self.graphdef, index, objects, new_values, held)
                 target._moduli.changed()
             else:
                 self._write_arrays(target, entry, objects, new_values)
@@ -250,8 +251,10 @@ class ChangedEffects:
         """Writes bare arrays of a node whose structure is the same."""
         assert entry[0] == NODE
         for key, code in entry[2]:
-            if code[0] >= 2:  # LEAF or TREE
-                node._write(key, decode(code, objects, values))
+            if code[0] == LEAF:
+                node._write(key, values[code[1]])
+            elif code[0] == TREE:
+                node._write(key, pour(node._read(key), decode(code, objects, values)))
 
 
 def only_written(

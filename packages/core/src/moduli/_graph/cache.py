@@ -35,7 +35,7 @@ def flat_of(root: Any) -> Flat:
         flat = book.flat
         if flat is not None and (flat.is_current() or flat.revise()):
             return flat
-        book.flat = flat = flatten_roots((root,))
+        book.flat = flat = flatten_roots((root,)).let_go_of_root()
         return flat
     return flatten_roots((root,))
 

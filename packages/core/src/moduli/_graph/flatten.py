@@ -10,10 +10,9 @@ from __future__ import annotations
 import functools
 import operator
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import jax
 
 from moduli import errors
 from moduli._base.closed_over import ACTIVE, note_holders
@@ -26,6 +25,7 @@ from moduli._base.static_keys import (
     object_key,
     static_value,
 )
+from moduli._graph import opened
 from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.nodes import (
     Bookkeeping,
@@ -33,11 +33,17 @@ from moduli._graph.nodes import (
     is_array,
     is_data,
     is_graph_leaf,
-    plain_key,
 )
 from moduli._variable.box import Variable
 
-__all__ = ["Fixed", "Flat", "Slot", "flatten_roots", "flatten_tree"]
+__all__ = [
+    "Fixed",
+    "Flat",
+    "Slot",
+    "flatten_roots",
+    "flatten_tree",
+    "watch_containers",
+]
 
 _version: Callable[[Bookkeeping], int] = operator.attrgetter("version")
 _metadata: Callable[[Variable[Any]], Any] = operator.attrgetter("_metadata")
@@ -46,25 +52,42 @@ _metadata: Callable[[Variable[Any]], Any] = operator.attrgetter("_metadata")
 class Slot:
     """A bare array in an attribute, read and written in place like a Variable's value."""
 
-    __slots__ = ("key", "node", "position")
+    __slots__ = ("key", "node", "position", "trail")
 
-    def __init__(self, node: Node, key: Any, position: int | None):
-        self.node, self.key, self.position = node, key, position
+    def __init__(
+        self, node: Node, key: Any, position: int | None = None, trail: tuple[int, ...] = ()
+    ):
+        self.node, self.key, self.position, self.trail = node, key, position, trail
 
     @property
     def _value(self) -> Any:
         value = self.node._read(self.key)
-        if self.position is None:
-            return value
-        return jax.tree.leaves(value, is_leaf=is_graph_leaf)[self.position]
+        return opened.read(value, self.trail) if self.trail else value
 
     @_value.setter
     def _value(self, new: Any) -> None:
-        if self.position is not None:
-            leaves, treedef = jax.tree.flatten(self.node._read(self.key), is_leaf=is_graph_leaf)
-            leaves[self.position] = new
-            new = jax.tree.unflatten(treedef, leaves)
+        if self.trail:
+            old = self.node._read(self.key)
+            new = opened.put(old, self.trail, new)
+            if new is old:
+                return
         self.node._write(self.key, new)
+
+
+class RootSlot(Slot):
+    """A Slot of the root of a cached Flat: the root holds the Flat, not the other way round."""
+
+    __slots__ = ("_root",)
+
+    def __init__(
+        self, node: Node, key: Any, position: int | None = None, trail: tuple[int, ...] = ()
+    ):
+        self._root = weakref.ref(node)
+        self.key, self.position, self.trail = key, position, trail
+
+    @property
+    def node(self) -> Any:  # type: ignore[override]
+        return self._root()
 
 
 class Fixed:
@@ -82,8 +105,10 @@ class Flat:
     Attributes:
       graphdef: the interned structure.
       holders: Variables and Slots, in the order of the leaves.
-      objects: nodes and Variables, in the order of the GraphDef's table.
+      root: gives the first object, or None if it is dead.
       partners: with which other graphs this one is known to share objects, or not.
+      has_containers: whether containers of the user's are part of it that tell nobody of their
+        changes, so that each call has to look at them.
     """
 
     __slots__ = (
@@ -99,27 +124,27 @@ class Flat:
         "_nodes",
         "_overlay",
         "_raw",
+        "_rest",
         "_snapshots",
+        "_state_epoch",
         "_variables",
         "_variants",
         "_versions",
         "_watched",
+        "_watches",
         "graphdef",
+        "has_containers",
         "holders",
-        "objects",
         "partners",
+        "root",
     )
 
-    def __init__(
-        self,
-        graphdef: GraphDef,
-        holders: list[Any],
-        objects: list[Any],
-        epoch: int,
-        held: Sequence[tuple[Any, Any]] = (),
-    ):
-        self.graphdef, self.holders, self.objects = graphdef, holders, objects
-        self._held = held  # static values that may change, with their keys
+    def __init__(self, graphdef: GraphDef, flattener: _Flattener, epoch: int):
+        objects = flattener.objects
+        self.graphdef, self.holders = graphdef, flattener.holders
+        self._held = flattener.held  # static values that may change, with their keys
+        self.root: Any = weakref.ref(objects[0]) if objects else None
+        self._rest = objects  # without the root, once it has been let go
         self._epoch = epoch
         self.partners: dict[Any, Any] = {}
         self._books: list[Bookkeeping] = [o._moduli for o in objects if isinstance(o, Node)]
@@ -127,16 +152,47 @@ class Flat:
         self._variables = [o for o in objects if not isinstance(o, Node)]
         self._metadatas = [variable._metadata for variable in self._variables]
         self._metadata_epoch = -1  # not compared yet
-        self._watched = [o for o in objects if isinstance(o, Node) and o._moduli.source is not None]
+        self._watched = [
+            index
+            for index, item in enumerate(objects)
+            if isinstance(item, Node) and item._moduli.source is not None
+        ]
+        self._watches = flattener.watches
+        self._state_epoch = -1
+        self.has_containers = not all(w.is_state for _, all_ in self._watches for w in all_)
         self._base = graphdef
         self._overlay: dict[int, Any] = {}
-        self._nodes: list[tuple[int, Node]] | None = None
+        self._nodes: list[int] | None = None
         self._raw: dict[int, dict[Any, Any]] = {}  # what revised nodes held, by index
         # how a node was seen before, by index: its snapshot, its entry, what it held
         self._snapshots: dict[int, list[tuple[Any, tuple[Any, ...], dict[Any, Any]]]] = {}
         self._variants: dict[Any, GraphDef] = {}
         self._ids: frozenset[int] | None = None
         self._kinds: dict[type, list[Any]] = {}
+
+    def let_go_of_root(self) -> Flat:
+        """Refers to the root weakly from now on: a Flat that its root keeps would be a cycle.
+
+        Returns:
+          The Flat itself.
+        """
+        root = self._rest[0]
+        self._rest = self._rest[1:]
+        self.holders = [
+            RootSlot(root, slot.key, slot.position, slot.trail)
+            if isinstance(slot, Slot) and slot.node is root
+            else slot
+            for slot in self.holders
+        ]
+        return self
+
+    @property
+    def objects(self) -> list[Any]:
+        """Nodes and Variables, in the order of the GraphDef's table."""
+        if len(self._rest) == len(self.graphdef.objects):
+            return self._rest
+        assert self.root is not None
+        return [self.root(), *self._rest]
 
     @property
     def ids(self) -> frozenset[int]:
@@ -149,7 +205,9 @@ class Flat:
         """The objects that are instances of a class; not to be changed."""
         found = self._kinds.get(kind)
         if found is None:
-            found = self._kinds[kind] = [item for item in self.objects if isinstance(item, kind)]
+            found = self._kinds[kind] = [item for item in self._rest if isinstance(item, kind)]
+        if len(self._rest) < len(self.graphdef.objects) and isinstance(self.root(), kind):
+            return [self.root(), *found]
         return found
 
     def unchanged_since(self) -> int | None:
@@ -159,18 +217,39 @@ class Flat:
     def is_current(self) -> bool:
         """Says whether the structure is still the one that was flattened."""
         if self._watched:
-            for node in self._watched:
-                node._check_source()
-            self._watched = [node for node in self._watched if node._moduli.source is not None]
+            objects = self.objects
+            for index in self._watched:
+                objects[index]._check_source()
+            self._watched = [i for i in self._watched if objects[i]._moduli.source is not None]
         if self._held and not all(has_key(value, key) for value, key in self._held):
             return False
         epoch = EPOCH[0]
         if self._epoch == epoch:
-            return True
+            return not (self.has_containers and self._containers_changed(every=False))
         if list(map(_version, self._books)) != self._versions or not self._same_metadata():
             return False
+        if self._watches:
+            states = EPOCH[2]
+            if self._containers_changed(every=states != self._state_epoch):
+                return False
+            self._state_epoch = states
         self._epoch = epoch
         return True
+
+    def _containers_changed(self, every: bool) -> bool:
+        """Looks at the user's containers, and moves the versions of nodes that hold another one.
+
+        Args:
+          every: look at States too; their changes move the epoch.
+        """
+        changed = False
+        for book, watches in self._watches:
+            for watch in watches:
+                if (every or not watch.is_state) and watch.changed():
+                    book.changed()
+                    changed = True
+                    break
+        return changed
 
     def _same_metadata(self) -> bool:
         epoch = EPOCH[1]
@@ -193,15 +272,15 @@ class Flat:
         epoch = EPOCH[0]
         if self._held or not self._same_metadata():
             return False
+        objects = self.objects
         if self._nodes is None:
-            pairs = enumerate(self.objects)
-            self._nodes = [(index, item) for index, item in pairs if isinstance(item, Node)]
+            self._nodes = [i for i, item in enumerate(objects) if isinstance(item, Node)]
         overlay = dict(self._overlay)
         versions = list(map(_version, self._books))
-        for (index, node), now, before in zip(self._nodes, versions, self._versions, strict=True):
+        for index, now, before in zip(self._nodes, versions, self._versions, strict=True):
             if now == before:
                 continue
-            entry = self._revised_entry(node, index)
+            entry = self._revised_entry(objects[index], index)
             if entry is None:
                 return False
             overlay[index] = entry
@@ -243,16 +322,17 @@ class Flat:
         old = dict(self.graphdef.objects[index][2])
         seen = self._raw.get(index, {}) if annotations is None else {}
         raw: dict[Any, Any] = {}  # no arrays: they would stay alive
+        objects = self.objects
         items = []
         for key, value in node._items():
             code = old.pop(key, None)
-            if code is not None and key in seen and seen[key] is value:
+            if code is not None and code[0] < LEAF and key in seen and seen[key] is value:
                 raw[key] = value
                 items.append((key, code))
                 continue
             status = annotations.get(key) if annotations else None
             if code is not None and code[0] != STATIC:
-                same = (code[0] == OBJECT and self.objects[code[1]] is value) or (
+                same = (code[0] == OBJECT and objects[code[1]] is value) or (
                     code[0] == LEAF and status is None and is_array(value)
                 )
                 if not same:
@@ -306,7 +386,7 @@ def flatten_roots(roots: Sequence[Any]) -> Flat:
         for number, root in enumerate(roots)
     )
     graphdef = GraphDef(tuple(flattener.table), codes, len(flattener.holders), flattener.metadatas)
-    return Flat(graphdef, flattener.holders, flattener.objects, epoch, flattener.held)
+    return Flat(graphdef, flattener, epoch)
 
 
 def flatten_tree(tree: Any) -> Flat:
@@ -327,11 +407,35 @@ def flatten_tree(tree: Any) -> Flat:
     graphdef = GraphDef(
         tuple(flattener.table), (code,), len(flattener.holders), flattener.metadatas
     )
-    return Flat(graphdef, flattener.holders, flattener.objects, epoch, flattener.held)
+    return Flat(graphdef, flattener, epoch)
+
+
+def watch_containers(
+    graphdef: GraphDef, objects: Sequence[Any]
+) -> list[tuple[Bookkeeping, list[opened.Watch]]]:
+    """Watches the containers in the nodes of a graph, after it was built.
+
+    Args:
+      graphdef: the structure.
+      objects: its objects.
+
+    Returns:
+      For each node that holds containers its bookkeeping and their watches.
+    """
+    found = []
+    for index, key in graphdef.trees:
+        node = objects[index]
+        watched = opened.open_tree(node._read(key)).watched
+        if watched:
+            found.append((node._moduli, [opened.Watch(item, level) for item, level in watched]))
+    return found
 
 
 class _Flattener:
+    """One pass over a graph."""
+
     def __init__(self) -> None:
+        self.watches: list[tuple[Bookkeeping, list[opened.Watch]]] = []
         self.table: list[Any] = []
         self.objects: list[Any] = []
         self.holders: list[Any] = []
@@ -404,7 +508,7 @@ class _Flattener:
         for key, value in node._items():
             status = annotations.get(key) if annotations else None
             child = (*path, key)
-            slot = Slot(node, key, None)
+            slot = Slot(node, key)
             if status is None or is_graph_leaf(value):
                 code = self.value(value, slot, child)
             elif status == "static":
@@ -423,20 +527,23 @@ class _Flattener:
 
         ``slot`` is the attribute that holds it; None for one that is a root itself.
         """
-        pairs, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_graph_leaf)
-        codes, names = [], []
-        for position, (key_path, leaf) in enumerate(pairs):
-            name = tuple(map(plain_key, key_path))
-            names.append(name)
+        tree = opened.open_tree(value, sort=slot is None)
+        codes = []
+        for position, (name, leaf) in enumerate(zip(tree.names, tree.leaves, strict=True)):
             if is_graph_leaf(leaf):
                 codes.append(self.value(leaf, None, path + name))
             elif as_data or is_data(leaf):
-                here = Fixed(leaf) if slot is None else Slot(slot.node, slot.key, position)
-                self.holders.append(here)
+                trail = tree.trails[position]
+                self.holders.append(
+                    Fixed(leaf) if slot is None else Slot(slot.node, slot.key, position, trail)
+                )
                 codes.append((LEAF, len(self.holders) - 1))
             else:
                 codes.append(self.static(leaf, path + name))
-        return (TREE, treedef, tuple(names), tuple(codes))
+        if slot is not None and tree.watched:
+            watches = [opened.Watch(container, level) for container, level in tree.watched]
+            self.watches.append((slot.node._moduli, watches))
+        return (TREE, tree.recipe, tuple(tree.names), tuple(codes))
 
 
 def _check_callable(value: Any, path: tuple[Any, ...]) -> None:

@@ -185,6 +185,17 @@ class GraphDef:
         return tuple(found)
 
     @functools.cached_property
+    def trees(self) -> tuple[tuple[int, Any], ...]:
+        """(index of the node, key) of each attribute that holds a tree of containers."""
+        return tuple(
+            (index, key)
+            for index, entry in enumerate(self.objects)
+            if entry[0] == NODE
+            for key, code in entry[2]
+            if code[0] == TREE
+        )
+
+    @functools.cached_property
     def leaf_objects(self) -> tuple[int | None, ...]:
         """For each value the index of its Variable, or None for a bare array."""
         owners: list[int | None] = [None] * self.num_leaves

@@ -7,7 +7,9 @@ change, and the cached flatten of the graph below it.
 
 from __future__ import annotations
 
+import functools
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.epoch import EPOCH
 from moduli._base.lost_writes import Watch
+from moduli._graph import opened
 from moduli._variable.box import Variable
 
 __all__ = [
@@ -105,6 +108,7 @@ class Node:
     """Base of all graph nodes. Subclasses say how their items are read and written."""
 
     _moduli: Bookkeeping
+    _is_moduli_node = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
@@ -197,18 +201,32 @@ def register_data_type(type_: type[T], /) -> type[T]:
     global _data_types
     if type_ not in _data_types:
         _data_types = (*_data_types, type_)
+        opened.data_types.append(type_)
     return type_
 
 
-def contains_data(value: Any) -> bool:
-    """Says whether a tuple or another JAX pytree holds data somewhere inside."""
+def contains_data(value: Any, _inside: frozenset[int] = frozenset()) -> bool:
+    """Returns whether a tuple or another container holds data somewhere inside."""
     for leaf in jax.tree.leaves(value, is_leaf=is_graph_leaf):
         if is_graph_leaf(leaf) or is_array(leaf) or isinstance(leaf, _data_types):
+            return True
+        if leaf.__class__ in _PLAIN or not opened.is_container(leaf) or id(leaf) in _inside:
+            continue
+        level = opened.open_level(leaf)
+        inside = _inside | {id(leaf)}
+        if level is not None and any(contains_data(child, inside) for child in level.children):
             return True
     return False
 
 
 _PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None), type))
+_FUNCTIONS = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+)
 
 
 def is_data(value: Any, /) -> bool:
@@ -219,7 +237,7 @@ def is_data(value: Any, /) -> bool:
 
     Returns:
       True for Variables, arrays, Modules and other nodes, lists and dicts, registered data types,
-      and tuples or mappings that contain one of these.
+      and tuples, other mappings and sequences, dataclasses and JAX pytrees that hold one of these.
 
     Example:
       >>> import moduli as nnx, jax.numpy as jnp
@@ -232,7 +250,13 @@ def is_data(value: Any, /) -> bool:
         return True
     if isinstance(value, Annotated):
         return value.status == "data"
-    return (isinstance(value, tuple) or is_mapping_pytree(value)) and contains_data(value)
+    if isinstance(value, tuple) or is_mapping_pytree(value):
+        return contains_data(value)
+    if isinstance(value, _FUNCTIONS):
+        return False
+    if opened.is_container(value) or not jax.tree_util.all_leaves([value]):
+        return contains_data(value)
+    return False
 
 
 def is_mapping_pytree(value: Any) -> bool:
@@ -313,6 +337,29 @@ def iter_pytree(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_graph_leaf)
     for path, leaf in pairs:
         yield tuple(map(plain_key, path)), leaf
+
+
+def iter_held(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields (path, leaf) of the value of an attribute, stopping at nodes and Variables."""
+    tree = opened.open_tree(value)
+    return zip(tree.names, tree.leaves, strict=True)
+
+
+def part_of(value: Any, key: Any) -> Any:
+    """Returns what stands at one part of a path, in a node or another container.
+
+    Raises:
+      KeyError: if nothing does.
+    """
+    if isinstance(value, Node):
+        return child_of(value, key)
+    try:
+        return value[key]
+    except (KeyError, IndexError, TypeError):
+        found = getattr(value, key, _MISSING) if isinstance(key, str) else _MISSING
+        if found is _MISSING:
+            raise KeyError(key) from None
+        return found
 
 
 def plain_key(entry: Any) -> Any:

@@ -15,7 +15,7 @@ from moduli._base.lost_writes import mark_seen
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Fixed, Flat, flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
-from moduli._graph.nodes import Node, check_mutable, child_of, is_graph_leaf, iter_pytree
+from moduli._graph.nodes import Node, check_mutable, is_graph_leaf, iter_pytree, part_of
 from moduli._graph.state import (
     FlatState,
     State,
@@ -311,8 +311,8 @@ def _parent(node: Any, path: Path) -> Node | None:
     target = node
     for part in path[:-1]:
         try:
-            target = child_of(target, part) if isinstance(target, Node) else target[part]
-        except (KeyError, IndexError, TypeError):
+            target = part_of(target, part)
+        except KeyError:
             return None
     return target if isinstance(target, Node) else None
 

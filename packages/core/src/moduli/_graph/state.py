@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._base.epoch import EPOCH
 from moduli._variable.box import Variable
 from moduli._variable.filters import check_order, partition
 
@@ -32,6 +33,12 @@ __all__ = [
 ]
 
 Path = tuple[Any, ...]
+
+
+def _state_changed() -> None:
+    """Moves the epoch: the State may be an attribute of something whose flatten is cached."""
+    EPOCH[0] += 1
+    EPOCH[2] += 1
 
 
 class State(MutableMapping[Any, Any]):
@@ -83,9 +90,11 @@ class State(MutableMapping[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._mapping[key] = value
+        _state_changed()
 
     def __delitem__(self, key: Any) -> None:
         del self._mapping[key]
+        _state_changed()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._mapping)
@@ -106,11 +115,13 @@ class State(MutableMapping[Any, Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._mapping[name] = value
+        _state_changed()
 
     def __delattr__(self, name: str) -> None:
         if name not in self._mapping:
             raise AttributeError(_missing(name, self._mapping))
         del self._mapping[name]
+        _state_changed()
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(key for key in self._mapping if isinstance(key, str))]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from moduli._base.compat import trace_state
 from moduli._base.static_keys import static_value
-from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, VARIABLE, GraphDef
+from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
+from moduli._graph.opened import pour
 from moduli._variable.box import _EMPTY
 
-__all__ = ["build", "decode", "fill"]
+__all__ = ["build", "decode", "fill", "refill"]
 
 
 def build(
@@ -44,6 +44,25 @@ def build(
         if entry[0] == NODE and (existing is None or index not in existing):
             fill(objects[index], graphdef, index, objects, values, held)
     return objects
+
+
+def refill(
+    node: Any,
+    graphdef: GraphDef,
+    index: int,
+    objects: Sequence[Any],
+    values: Sequence[Any],
+    held: dict[int, Any],
+) -> None:
+    """Like :func:`fill`, and keeps the containers in which a user's node holds its items."""
+    kept = {}
+    for key, code in graphdef.objects[index][2]:
+        if code[0] == TREE:
+            with contextlib.suppress(KeyError, IndexError, TypeError):
+                kept[key] = node._read(key)
+    fill(node, graphdef, index, objects, values, held)
+    for key, old in kept.items():
+        node._write(key, pour(old, node._read(key)))
 
 
 def fill(
@@ -105,4 +124,4 @@ def decode(
             held[code[2]] = static_value(code[1])
         return held[code[2]]
     leaves = [decode(child, objects, values, held) for child in code[3]]
-    return jax.tree.unflatten(code[1], leaves)
+    return code[1].unflatten(leaves)

@@ -7,7 +7,7 @@ from typing import Any
 
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import flatten_tree
-from moduli._graph.nodes import Node, is_data, is_graph_leaf, iter_pytree
+from moduli._graph.nodes import Node, is_data, is_graph_leaf, iter_held, iter_pytree
 from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
 
@@ -24,7 +24,7 @@ def node_children(node: Node) -> Iterator[tuple[Path, Any]]:
         if is_graph_leaf(value) or status == "static" or not (status or is_data(value)):
             yield (key,), value
         else:
-            for inner, leaf in iter_pytree(value):
+            for inner, leaf in iter_held(value):
                 yield (key, *inner), leaf
 
 

@@ -32,13 +32,14 @@ from moduli._graph.nodes import (
     Node,
     adopt,
     check_mutable,
-    child_of,
     containers,
     is_array,
     is_data,
     is_graph_leaf,
-    iter_pytree,
+    iter_held,
+    part_of,
 )
+from moduli._graph.opened import for_jax
 from moduli._graph.split import clone
 from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.hooked_calls import call_method, call_module
@@ -456,6 +457,8 @@ def check_tree(node: Node) -> None:
     if not flat.graphdef.is_tree or len(flat.graphdef.roots) != 1:
         _raise_shared(node)
     epoch = EPOCH[0]
+    if flat.has_containers:
+        return
     for item in flat.objects:
         if isinstance(item, Node):
             item._moduli.tree_epoch = epoch
@@ -468,7 +471,7 @@ def _raise_shared(node: Node) -> None:
     first, second = errors.format_path(paths[0]), errors.format_path(paths[1])
     shared: Any = node
     for part in paths[0]:
-        shared = child_of(shared, part) if isinstance(shared, Node) else shared[part]
+        shared = part_of(shared, part)
     site = describe_site(shared)
     raise errors.StructureError(
         f"{type(node).__name__} cannot be taken as a plain JAX pytree: `{first}` and `{second}` "
@@ -495,7 +498,7 @@ def node_structure(node: Node) -> tuple[list[Any], list[Any], Structure]:
             and (is_graph_leaf(value) or is_array(value) or is_data(value))
         ):
             keys.append(key)
-            children.append(value)
+            children.append(value if is_graph_leaf(value) else for_jax(value))
         else:
             rest.append((key, value))
     order = tuple(key for key, _ in items)
@@ -507,7 +510,7 @@ def _watch(node: Node, names: Iterable[Any], items: dict[Any, Any]) -> None:
     variables: list[tuple[tuple[Any, ...], Variable[Any]]] = []
     parts: list[tuple[tuple[Any, ...], Bookkeeping]] = []
     for name in names:
-        for path, leaf in iter_pytree(items[name]):
+        for path, leaf in iter_held(items[name]):
             if isinstance(leaf, Variable):
                 variables.append(((name, *path), leaf))
             elif isinstance(leaf, Node):
