@@ -86,7 +86,7 @@ class WithLengths(moduli.Module):
     def __call__(self, x: Any, lengths: Any) -> Any:
         """Runs the network; the carry's arrays stand behind the last step."""
         carry, y = self.rnn(x, seq_lengths=lengths, return_carry=True)
-        counts = jnp.arange(x.shape[1]) < lengths[:, None]
+        counts = jnp.arange(x.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
         y = jnp.where(counts[..., None], y, 0)
         last = jnp.stack(carry if isinstance(carry, tuple) else [carry], 1)
         return jnp.concatenate([y, last.astype(y.dtype)], 1)

@@ -508,9 +508,9 @@ class MultiHeadAttention(moduli.Module):
         """Combines the caller's mask with the layer's: the past alone, and the window."""
         own = None
         if causal:
-            own = queries[:, None] >= keys
+            own = queries[:, None] >= keys[None]
         if self.window is not None:
-            near = in_window(queries[:, None], keys, window=self.window, causal=causal)
+            near = in_window(queries[:, None], keys[None], window=self.window, causal=causal)
             own = near if own is None else own & near
         if own is None or mask is None:
             return own if mask is None else mask

@@ -16,6 +16,7 @@ import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
+from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
@@ -273,7 +274,7 @@ class Conv(Summing):
         detail = f"kernel_size={self.kernel_size} and padding={self.padding!r}"
         check_not_empty(name, x, outputs, slice(1, -1), detail)
         if bias is not None:
-            outputs = outputs + bias.astype(outputs.dtype)
+            outputs = outputs + at_end(bias.astype(outputs.dtype), outputs.ndim)
         outputs = self._summed(outputs, x.dtype)
         # (N, *new spatial, features) -> (*batch, *new spatial, features)
         return outputs.reshape((*batch, *outputs.shape[1:]))

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 import moduli
 from moduli.errors import RngError, ShapeError
+from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
 from moduli_layers._rotary import RoPE
@@ -72,16 +73,17 @@ def dot_product_attention_weights(
     q = q / jnp.asarray(math.sqrt(q.shape[-1]), q.dtype)
     scores = jnp.einsum("...qhd,...khd->...hqk", q, k, precision=precision)
     if bias is not None:
-        scores = scores + _broadcastable("bias", bias, scores.shape).astype(scores.dtype)
+        bias = _broadcastable("bias", bias, scores.shape).astype(scores.dtype)
+        scores = scores + at_end(bias, scores.ndim)
     hidden = None if mask is None else ~_broadcastable("mask", mask, scores.shape).astype(bool)
     if is_causal:
         queries, keys = scores.shape[-2:]
-        later = jnp.arange(queries)[:, None] < jnp.arange(keys)
-        hidden = later if hidden is None else hidden | later
+        later = jnp.arange(queries)[:, None] < jnp.arange(keys)[None]
+        hidden = later if hidden is None else hidden | at_end(later, hidden.ndim)
     wide = scores.astype(wider(scores.dtype, jnp.float32))
     if hidden is not None:
         least = jnp.asarray(jnp.finfo(scores.dtype).min, wide.dtype)
-        wide = jnp.where(hidden, least, wide)
+        wide = jnp.where(at_end(hidden, wide.ndim), least, wide)
     weights = jax.nn.softmax(wide).astype(scores.dtype)
     if module is not None:
         module.sow(moduli.Intermediate, "attention_weights", weights)

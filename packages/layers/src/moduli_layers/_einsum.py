@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.errors import ShapeError
 from moduli_layers import initializers
+from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
@@ -159,7 +160,7 @@ class Einsum(Summing):
                     f"{kind}({equation!r}) has a bias of shape {bias.shape}, but the output's axes "
                     f"that the kernel brings have the sizes {brought}; write bias_shape={brought}"
                 )
-            outputs = outputs + bias.reshape(spread).astype(outputs.dtype)
+            outputs = outputs + at_end(bias.reshape(spread).astype(outputs.dtype), outputs.ndim)
         return self._summed(outputs, x.dtype)
 
     def _parts(self, equation: str) -> tuple[str, str, str]:

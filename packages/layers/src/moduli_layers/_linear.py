@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
+from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
@@ -138,5 +139,5 @@ class Linear(Summing):
             **sharding,
         )
         if bias is not None:
-            outputs = outputs + bias.astype(outputs.dtype)
+            outputs = outputs + at_end(bias.astype(outputs.dtype), outputs.ndim)
         return self._summed(outputs, x.dtype)

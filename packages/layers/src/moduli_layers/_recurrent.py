@@ -230,7 +230,9 @@ class RNN(moduli.Module):
             run = moduli.split_rngs(splits=1, only=only, squeeze=True)(run)
         if lengths is None:
             return run(self.cell, carry, xs)
-        (_, last), outputs = run(self.cell, (carry, carry), (jnp.arange(steps.shape[0]), xs))
+        times = jnp.arange(steps.shape[0])
+        lengths = lengths.astype(times.dtype)  # they differ with 64 bits enabled
+        (_, last), outputs = run(self.cell, (carry, carry), (times, xs))
         return last, outputs
 
     def _projected(self, steps: jax.Array) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._activations import relu, sigmoid, tanh
+from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
 from moduli_layers._linear import Linear
@@ -268,7 +269,7 @@ class CheckedCell(RNNCellBase):
                     f"{type(self).__name__} expects a carry of floating-point numbers, got {name} "
                     f"of dtype {array.dtype.name}; write {name}.astype(jnp.float32)"
                 )
-        return arrays
+        return tuple(at_end(array, len(batch) + 1) for array in arrays)
 
     def wrong_carry_shape(self, name: str, array: Any, batch: tuple[int, ...]) -> ShapeError:
         """Makes the error that tells which shape a carry should have."""

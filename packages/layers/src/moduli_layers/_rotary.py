@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import ShapeError
+from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import shape_text
 from moduli_layers._dtypes import wider
 from moduli_layers.errors import ArgumentError
@@ -85,7 +86,7 @@ def rotary_embedding(
         first, second = part[..., 0::2], part[..., 1::2]
     else:
         first, second = jnp.split(part, 2, axis=-1)
-    both = _turned(first, second, cos, sin)
+    both = _turned(first, second, at_end(cos, x.ndim), at_end(sin, x.ndim))
     if interleaved:
         result = jnp.stack(both, axis=-1).reshape(part.shape)
     else:
@@ -97,7 +98,7 @@ def rotary_embedding(
 def _rotation(places: jax.Array, features: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the angles, of the shape of the places and (features / 2,)."""
     frequencies = base ** -(jnp.arange(0, features, 2, dtype=places.dtype) / features)
-    angles = places[..., None] * frequencies
+    angles = places[..., None] * at_end(frequencies, places.ndim + 1)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -129,7 +129,9 @@ def vmap(
                 intermediate_label=0,
                 drop=streams.__contains__ if streams else None,
             )
-            return outputs.grouped(axes)
+            groups = outputs.grouped(axes)
+            outputs.values = []  # tracers
+            return groups
 
         values = [v for v, axis in zip(every, in_labels, strict=True) if axis is not None]
         arguments: Any = ([axis for axis in in_labels if axis is not None],)
