@@ -20,6 +20,7 @@ __all__ = [
     "NameClashError",
     "PathError",
     "PluginError",
+    "RecompilationWarning",
     "RngError",
     "ShapeError",
     "StructureError",
@@ -89,6 +90,10 @@ class MissingPluginError(ModuliError, AttributeError):
 
 class ClosedOverWarning(UserWarning):
     """A compiled function read a Variable through a closure, and the Variable was written since."""
+
+
+class RecompilationWarning(UserWarning):
+    """A function is made anew, and so compiled anew, at each step of a loop."""
 
 
 class DroppedWriteWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -16,12 +17,16 @@ from moduli._graph.nodes import Node, is_graph_leaf
 __all__ = [
     "Function",
     "Static",
+    "UNBOUND",
     "check_callable",
     "function_name",
     "split_static",
     "unbound",
     "wraps",
 ]
+
+UNBOUND = "_moduli_unbound"
+"""The attribute of a transformed method: who has it, the module, and a function that takes it."""
 
 
 def function_name(f: Any) -> str:
@@ -39,11 +44,14 @@ def check_callable(f: Any, transform: str, example: str) -> None:
 
 
 def unbound(f: Any) -> tuple[Any, Any]:
-    """Splits a method of a module, jitted or not, into module and function; a module likewise."""
+    """Splits a method of a module, transformed or not, into module and function; a module too."""
     if isinstance(f, Node):
         return f, type(f).__call__
     module, function = getattr(f, "__self__", None), getattr(f, "__func__", None)
-    return (module, function) if function is not None and isinstance(module, Node) else (None, f)
+    if function is not None and isinstance(module, Node):
+        return module, function
+    owner, module, function = getattr(f, "__dict__", {}).get(UNBOUND, (None, None, None))
+    return (module, function) if owner is not None and owner() is f else (None, f)
 
 
 class Function:
@@ -60,20 +68,20 @@ class Function:
       call: takes all arguments.
       bound: the module that comes first, or an empty tuple.
       name: for messages.
+      signature: of ``call``; None if it is not known.
     """
 
     def __init__(self, f: Callable[..., Any]):
         self.name = function_name(f)
         module, self.call = unbound(f)
         self.bound: tuple[Any, ...] = () if module is None else (module,)
-        try:
-            self._signature = inspect.signature(self.call)
-        except (TypeError, ValueError):
-            self._signature = None
+        self.signature: inspect.Signature | None = None
+        with contextlib.suppress(TypeError, ValueError):
+            self.signature = inspect.signature(self.call)
         self._defaults = self._module_defaults()
 
     def _module_defaults(self) -> dict[str, Any]:
-        parameters = self._signature.parameters if self._signature else {}
+        parameters = self.signature.parameters if self.signature else {}
         return {
             name: parameter.default
             for name, parameter in parameters.items()
@@ -86,8 +94,8 @@ class Function:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Adds the bound module, and the defaults that hold modules, to the arguments."""
         args, kwargs = (*self.bound, *args), dict(kwargs)
-        if self._defaults and self._signature is not None:
-            given = self._signature.bind_partial(*args, **kwargs).arguments
+        if self._defaults and self.signature is not None:
+            given = self.signature.bind_partial(*args, **kwargs).arguments
             kwargs.update({n: v for n, v in self._defaults.items() if n not in given})
         return args, kwargs
 
@@ -95,10 +103,10 @@ class Function:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Turns keyword arguments into positional ones where the signature allows it."""
-        if not kwargs or self._signature is None:
+        if not kwargs or self.signature is None:
             return args, dict(kwargs)
         try:
-            given = self._signature.bind(*args, **kwargs)
+            given = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}") from None
         return given.args, given.kwargs
@@ -130,15 +138,22 @@ class Static:
         if not self.values:
             return function
         inner = copy.copy(function)
-        shift = len(function.bound)
+        shift, outer = len(function.bound), function.call  # (programs keep it, but no module)
 
+        @wraps(outer)
         def call(*args: Any, **kwargs: Any) -> Any:
             merged = list(args)
             for position, value in sorted(self.values.items()):
                 merged.insert(position + shift, value)
-            return function.call(*merged, **kwargs)
+            return outer(*merged, **kwargs)
 
         inner.call = call
+        if function.signature is not None:
+            gone = {position + shift for position in self.values}
+            kept = [
+                p for n, p in enumerate(function.signature.parameters.values()) if n not in gone
+            ]
+            inner.signature = function.signature.replace(parameters=kept)
         return inner
 
 

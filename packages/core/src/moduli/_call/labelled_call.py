@@ -8,6 +8,7 @@ one short prefix however many values there are.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 
 from moduli import errors
 from moduli._call.lift import Binding, Frame, Leaf, New, Signature, bind
+from moduli._call.naming import Names
 from moduli._call.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._call.recorded_values import Given, Recorded, carries_records
 from moduli._graph.flatten import Slot
@@ -296,6 +298,17 @@ class LabelledCall:
             for index in range(len(group))
         ]
         return marks + [owner < len(gone) and gone[owner] for owner in self._argument_of_leaf]
+
+    def value_names(
+        self, parameters: inspect.Signature | None, positions: Sequence[int] | None = None
+    ) -> list[str]:
+        """Returns the name of each value in the user's function, as in :meth:`all_values`.
+
+        Args:
+          parameters: the function's signature.
+          positions: the function's parameter for each positional argument; in order by default.
+        """
+        return Names(parameters, self.signature, positions).flat(self.treedef)
 
     def frame(self, values: Sequence[Any]) -> Frame:
         """Rebuilds the arguments.

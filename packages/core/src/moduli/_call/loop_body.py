@@ -39,6 +39,7 @@ class LoopBody:
         none: a pair of functions.
       out_labels: the prefix of the result.
       out_name: what that prefix is, for messages.
+      fun: the user's function, for messages.
 
     Attributes:
       init: the carry to start with.
@@ -53,7 +54,9 @@ class LoopBody:
         carry_of: tuple[Callable[[Frame], Any], Callable[[Any], Any]] | None,
         out_labels: Any,
         out_name: str,
+        fun: Any = None,
     ):
+        self._fun = fun
         self._call, self._run, self._carry_of = call, run, carry_of
         self._out_labels, self._out_name = out_labels, out_name
         self._every, labels = call.all_values(), call.all_labels()
@@ -103,6 +106,12 @@ class LoopBody:
         kind = self._call.binding.flats[leaf[0]].graphdef.leaf_types[leaf[1]]
         return kind is not None and issubclass(kind, RngState)
 
+    def split_names(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Returns, of the names of all values, those of the carry and those of the slices."""
+        pairs = list(zip(names, self._kinds, strict=True))
+        carried = [name for name, kind in pairs if kind in (_CARRIED, _FIXED)]
+        return carried, [name for name, kind in pairs if kind == _SLICED]
+
     @property
     def has_run(self) -> bool:
         """Whether a step has run: not if a loop without steps runs under jax.disable_jit."""
@@ -128,7 +137,7 @@ class LoopBody:
         call = self._call
         frame = self.frame(carry, sliced)
         given = self._carry_of[0](frame) if self._carry_of else None
-        with running(call.transform, call.function, frame.recordings):
+        with running(call.transform, call.function, frame.recordings, self._fun):
             out = self._run(frame)
         if self._carry_of:
             check_same_objects(call.transform, call.function, given, self._carry_of[1](out))

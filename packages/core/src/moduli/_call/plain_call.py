@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -11,11 +11,14 @@ from moduli import errors
 from moduli._call.carried import is_array_like
 from moduli._call.function import Function
 from moduli._call.lift import Frame, Leaf, Signature, bind
+from moduli._call.naming import Names, named
 from moduli._call.recorded_values import carries_records
 from moduli._call.running import running
 from moduli._graph.nodes import is_graph_leaf
 
 __all__ = ["PlainCall"]
+
+P = TypeVar("P", bound=Callable[..., Any])
 
 
 class PlainCall:
@@ -82,6 +85,21 @@ class PlainCall:
             start += len(group)
         return Frame(self.signature, groups, jax.tree.unflatten(self._treedef, every[start:]))
 
+    def named(self, pure: P, function: Function, positions: Sequence[int] | None = None) -> P:
+        """Gives a pure function of the dynamic values the names of the user's function.
+
+        Args:
+          pure: takes the dynamic values.
+          function: the user's function.
+          positions: the function's parameter for each positional argument; in order by default.
+        """
+        names = Names(function.signature, self.signature, positions)
+
+        def pairs(values: Any) -> Any:
+            return zip(self.pick(names.flat(self._treedef)), values, strict=True)
+
+        return named(pure, function.call, pairs)
+
     def run(
         self,
         function: Function,
@@ -99,7 +117,7 @@ class PlainCall:
           **finish: arguments of ``Frame.finish``.
         """
         frame = self.make_frame(dynamic)
-        with running(self.transform, function.name, frame.recordings):
+        with running(self.transform, function.name, frame.recordings, function.call):
             out = function.call(*frame.args, **frame.kwargs)
         if after is not None:
             after(frame)

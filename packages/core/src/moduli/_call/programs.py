@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,6 +120,12 @@ class LabelledProgram:
         outputs.values = []  # tracers
         self.outputs = outputs
         return groups
+
+    def pairs(
+        self, values: Sequence[Any], parameters: inspect.Signature | None
+    ) -> list[tuple[str, Any]]:
+        """The names of the traced values in the user's function, each with the value."""
+        return [*zip(self.pick(self.call.value_names(parameters)), values, strict=True)]
 
     def apply(self, call: LabelledCall, outputs: Outputs, groups: Any) -> Any:
         """Does to the caller's objects what the function did; returns its result."""

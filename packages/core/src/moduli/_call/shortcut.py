@@ -9,7 +9,7 @@ another program is being traced.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moduli._base.closed_over import ACTIVE
@@ -33,6 +33,7 @@ class Shortcut:
     __slots__ = (
         "_count",
         "_epoch",
+        "_first",
         "_fixed",
         "_graphdefs",
         "_looks",
@@ -42,6 +43,8 @@ class Shortcut:
         "_roots",
         "_token",
     )
+
+    _first: Callable[[], None] | None
 
     @classmethod
     def after(
@@ -71,6 +74,7 @@ class Shortcut:
         if len(epochs) > 1 or None in epochs:
             return None
         self = object.__new__(cls)
+        self._first = None
         self._program, self._token, self._epoch = program, active().token, epochs.pop()
         self._looks = any(flat.has_containers for flat in flats)
         if self._looks:
@@ -143,3 +147,26 @@ class Shortcut:
                 return None
             plain.append(arg)
         return self._program, flats, plain
+
+    def tell_second_call(self, tell: Callable[[], None]) -> None:
+        """Has ``tell`` called when the shortcut is first taken; later calls do not pay for it."""
+        self._first = tell
+        self.__class__ = _First  # type: ignore[assignment]
+
+
+class _First(Shortcut):
+    """A shortcut that was not taken yet."""
+
+    __slots__ = ()
+
+    def take(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, list[Flat], list[Any]] | None:
+        """See :meth:`Shortcut.take`."""
+        found = super().take(args, kwargs)
+        if found is not None:
+            tell, self._first = self._first, None
+            self.__class__ = Shortcut  # type: ignore[assignment]
+            if tell is not None:
+                tell()
+        return found

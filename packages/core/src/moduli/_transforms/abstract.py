@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from moduli._call.function import Function, check_callable, split_static, wraps
+from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 
 __all__ = ["eval_shape", "make_jaxpr"]
@@ -39,9 +40,9 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     check_callable(f, "eval_shape", "f, *args")
     function = Function(f)
     call = PlainCall("eval_shape", *function.complete(args, kwargs))
-    outputs = jax.eval_shape(
-        lambda values: call.run(function, values, keep=call.is_dynamic), call.dynamic
-    )
+    pure = call.named(lambda values: call.run(function, values, keep=call.is_dynamic), function)
+    with naming("eval_shape", function.call):
+        outputs = jax.eval_shape(pure, call.dynamic)
     return call.effects.result(call.values, *outputs)
 
 
@@ -82,8 +83,8 @@ def make_jaxpr(
         fixed, args = split_static(args, static_argnums, "make_jaxpr", function.name)
         inner = fixed.around(function)
         call = PlainCall("make_jaxpr", *inner.complete(args, kwargs))
-        return jax.make_jaxpr(lambda values: call.run(inner, values), return_shape=return_shape)(
-            call.dynamic
-        )
+        pure = call.named(lambda values: call.run(inner, values), inner)
+        with naming("make_jaxpr", function.call):
+            return jax.make_jaxpr(pure, return_shape=return_shape)(call.dynamic)
 
     return traced

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from moduli._call.again import remember
 from moduli._call.function import Function, check_callable, wraps
+from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 
 __all__ = ["checkify"]
@@ -41,8 +43,9 @@ def checkify(f: Callable[..., Any], errors: Any = None) -> Callable[..., Any]:
     @wraps(f)
     def checked(*args: Any, **kwargs: Any) -> Any:
         call = PlainCall("checkify", *function.complete(args, kwargs))
-        transformed = jax_checkify.checkify(lambda values: call.run(function, values), checks)
-        error, outputs = transformed(call.dynamic)
+        pure = call.named(lambda values: call.run(function, values), function)
+        with naming("checkify", function.call):
+            error, outputs = jax_checkify.checkify(pure, checks)(call.dynamic)
         return error, call.apply(outputs)
 
-    return checked
+    return remember(checked, f, checkify, {"errors": errors})

@@ -9,7 +9,8 @@ import jax
 
 from moduli import errors
 from moduli._call.change_texts import Word, describe_changes
-from moduli._call.function import Function, check_callable
+from moduli._call.function import Function, check_callable, wraps
+from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 from moduli._call.recorded_branches import record_alike
 from moduli._call.writeback import ChangedEffects, only_written
@@ -145,7 +146,7 @@ def _branch(
         def pick(*args: Any) -> Any:
             return function.call(*args[own : own + len(function.bound)], *args[len(bound) :])
 
-        inner = Function(pick)
+        inner = Function(wraps(function.call)(pick))
         inner.name = names[number]
 
         inners.append(inner)
@@ -157,11 +158,14 @@ def _branch(
                 _check_alike(transform, call, names[0], names[number], results[0], results[number])
             return outputs
 
-        return pure
+        positions = [0] * len(bound)  # a module of another function, or its own as the first
+        positions += [len(function.bound) + operand for operand in range(len(operands))]
+        return call.named(pure, function, positions)
 
     pures = [pure_of(number, function) for number, function in enumerate(functions)]
     alike = record_alike(call, inners) if call.binding.keeps_records else None
-    out, values = choose(pures, call.dynamic)
+    with naming(transform, functions[0].call):
+        out, values = choose(pures, call.dynamic)
     written = set().union(*[result.written for result in results.values()])
     one = next(iter(results.values()))  # all are alike; under jax.disable_jit only one has run
     effects, values = only_written(one.effects, one.homes, values, written)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from moduli._call.carried import is_array_like
 from moduli._call.change_texts import describe_changes, outline
 from moduli._call.function import Function, check_callable, function_name
 from moduli._call.lift import Frame, Leaf
+from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects, only_written
@@ -215,9 +216,17 @@ class _Call:
         )
 
     def run(self) -> Any:
-        transformed = jax.custom_vjp(self.primal)
-        transformed.defvjp(self.forward, self.backward)
-        out, outputs = transformed(self.call.dynamic)
+        function = self.rule._function
+        primal = self.call.named(lambda values: self.primal(values), function, self.numbers)
+        forward = self.call.named(
+            lambda values: self.forward(values),
+            Function(cast(Any, self.rule._fwd)),
+            self.numbers,
+        )
+        transformed = jax.custom_vjp(primal)
+        transformed.defvjp(forward, self.backward)
+        with naming("custom_vjp", function.call):
+            out, outputs = transformed(self.call.dynamic)
         effects, outputs = only_written(self.effects, self.homes, outputs, self.written)
         return effects.apply(self.call.binding.flats, self.call.values, out, outputs)
 
@@ -242,7 +251,7 @@ class _Call:
 
     def primal(self, values: Any) -> Any:
         frame = self.call.make_frame(values)
-        with running("custom_vjp", self.name, frame.recordings):
+        with running("custom_vjp", self.name, frame.recordings, self.rule._function.call):
             out = self.rule._function.call(*self._all_arguments(frame))
         return self._finish(frame, out)
 
@@ -295,7 +304,7 @@ class _Call:
                     f"custom_vjp: the {which} rule {name} of {self.name} is called with {takes}, "
                     f"but its signature is {signature} ({error})"
                 ) from None
-        with running("custom_vjp", f"{name}, the {which} rule of {self.name}", opened):
+        with running("custom_vjp", f"{name}, the {which} rule of {self.name}", opened, rule):
             return rule(*args, **kwargs)
 
     def _rebuild_residuals(self, stored: Any) -> Any:

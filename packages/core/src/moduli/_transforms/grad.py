@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.source_lines import describe_site
+from moduli._call.again import remember
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.lift import Binding, Frame, Signature, bind
+from moduli._call.naming import Names, named, naming
 from moduli._call.running import running
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
@@ -254,7 +256,8 @@ def value_and_grad(
     }
     if f is None:
         return functools.partial(value_and_grad, **options)
-    return _differentiate(f, "value_and_grad", **options)
+    both = _differentiate(f, "value_and_grad", **options)
+    return remember(both, f, value_and_grad, options)
 
 
 def grad(
@@ -317,7 +320,7 @@ def grad(
         value, grads = both(*args, **kwargs)
         return (grads, value[1]) if has_aux else grads
 
-    return gradient
+    return remember(gradient, f, grad, options)
 
 
 def _differentiate(
@@ -362,7 +365,7 @@ def _differentiate(
                 for index, value in zip(target.plain, others, strict=True):
                     plain[index] = value
             frame = Frame(signature, inner, plain)
-            with running(transform, name, frame.recordings):
+            with running(transform, name, frame.recordings, function.call):
                 out = function.call(*frame.args, **frame.kwargs)
             value, aux = _unpack(out, has_aux, transform, name)
             effects, outputs = frame.finish(aux)
@@ -375,9 +378,19 @@ def _differentiate(
             )
             for target in targets
         ]
-        (value, (aux, outputs)), grads = jax.value_and_grad(
-            pure, has_aux=True, holomorphic=holomorphic, allow_int=allow_int
-        )(wanted)
+
+        def pairs(wanted: Any) -> Any:
+            names = Names(function.signature, signature)
+            for target, (leaves, others) in zip(targets, wanted, strict=True):
+                spots = [spot for root in target.leaves for _, _, spot in root]
+                yield from zip([names.groups[n][i] for n, i in spots], leaves, strict=True)
+                yield from zip([names.plain[n] for n in target.plain], others, strict=True)
+
+        named(pure, function.call, pairs)
+        with naming(transform, function.call):
+            (value, (aux, outputs)), grads = jax.value_and_grad(
+                pure, has_aux=True, holomorphic=holomorphic, allow_int=allow_int
+            )(wanted)
         aux = effects.apply(binding.flats, values, aux, outputs)
         gradients = tuple(
             _gradient(target, *part) for target, part in zip(targets, grads, strict=True)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 import jax
@@ -14,9 +14,12 @@ import jax
 from moduli import _plugins, errors
 from moduli._base.closed_over import ClosedOver
 from moduli._base.static_keys import UnhashableStatic, static_key
+from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.function import Function, unbound
 from moduli._call.jit_shardings import Layout
 from moduli._call.lift import Binding, Frame, Signature, bind, read_value
+from moduli._call.naming import Names, explain, explain_deleted, named
+from moduli._call.recompiled import Compiled, note_compiled
 from moduli._call.running import running
 from moduli._call.shortcut import Shortcut
 from moduli._call.stages import Lowered, Traced
@@ -44,6 +47,7 @@ class JitWrapped:
         donate_argnums: frozenset[int] = frozenset(),
         donate_argnames: frozenset[str] = frozenset(),
         shardings: tuple[Any, Any] = (None, None),
+        key: Any = None,
         **options: Any,
     ):
         functools.update_wrapper(self, fun)
@@ -56,8 +60,9 @@ class JitWrapped:
         self._donate_argnames = donate_argnames
         self._plain = not (static_argnums or static_argnames or self._function.has_module_defaults)
         self._options = options
-        self._programs: dict[Any, Any] = {}
+        self._programs, self._source = shared(fun, key, _Programs)
         self._shortcut: Shortcut | None = None
+        self._compiled: Compiled | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the compiled function; compiles it first for a new structure."""
@@ -66,7 +71,11 @@ class JitWrapped:
         program, flats, plain = taken or self._find(args, kwargs)
         if program.simple:
             values = [list(map(read_value, flat.holders)) for flat in flats]
-            packed = program.jitted(values, plain)
+            try:
+                packed = program.jitted(values, plain)
+            except Exception as error:
+                program.explain(error, values, plain)
+                raise
             return packed.effects.apply(flats, values, *packed.parts)
         if taken and program.closed_over:  # the shortcut does not look at what was read there
             program, flats, plain = self._find(args, kwargs)
@@ -85,8 +94,25 @@ class JitWrapped:
         program = self._program(key)
         if program is None:
             program = self._programs[key] = self._compile(binding, args, kwargs, len(args), (), {})
-        self._shortcut = Shortcut.after(binding, program)
+            self._note_compiled(key, binding)
+        else:
+            self._note_called_again()
+        self._keep_shortcut(Shortcut.after(binding, program))
         return program, binding.flats, binding.plain
+
+    def _keep_shortcut(self, shortcut: Shortcut | None) -> None:
+        self._shortcut = shortcut
+        if shortcut is not None and self._compiled is not None:
+            shortcut.tell_second_call(self._compiled.called_again)
+
+    def _note_compiled(self, key: Any, binding: Binding) -> None:
+        values = (binding.values(), binding.plain)
+        self._compiled = note_compiled(self, self._fun, key, binding.roots, values)
+
+    def _note_called_again(self) -> None:
+        if self._compiled is not None:
+            self._compiled.called_again()
+            self._compiled = None
 
     def _program(self, key: Any) -> Any:
         """Returns the program of a key; None if there is none, or it holds outdated constants."""
@@ -127,8 +153,12 @@ class JitWrapped:
             pairs = tuple(sorted(fixed.items()))
             program = self._compile(binding, args, kwargs, count, pairs, fixed_names)
             self._programs[key] = program
+            if recorded:
+                self._note_compiled(key, binding)
+        else:
+            self._note_called_again()
         if recorded and not self._function.has_module_defaults:
-            self._shortcut = Shortcut.after(binding, program, fixed, fixed_names)
+            self._keep_shortcut(Shortcut.after(binding, program, fixed, fixed_names))
         return program, binding
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
@@ -162,15 +192,13 @@ class JitWrapped:
         return effects.result(shapes, out, outputs)
 
     def clear_cache(self) -> None:
-        """Forgets all compiled programs."""
+        """Forgets all compiled programs: of this function with these options."""
         self._shortcut = None
         self._programs.clear()
 
     def forget(self, token: Any) -> None:
-        """Forgets the programs of plugins that exist no more."""
+        """Forgets the program of plugins that exist no more."""
         self._shortcut = None
-        for key in [key for key in list(self._programs) if key[1] is token]:
-            self._programs.pop(key, None)
 
     def _compile(
         self,
@@ -195,8 +223,12 @@ class JitWrapped:
                 self._function, args, kwargs, count, positions, *self._shardings, binding
             )
         signature = Signature(binding)
-        _plugins.active().token.used_by(self)
-        return _Program(self._fun, signature, fixed, fixed_names, marks, layout, self._options)
+        for keeper in (self, self._programs):
+            _plugins.active().token.used_by(keeper)
+        names = Names(self._function.signature, signature, positions)
+        return _Program(
+            self._source, signature, names, fixed, fixed_names, marks, layout, self._options
+        )
 
     @overload
     def __get__(self, instance: None, owner: type) -> JitWrapped: ...
@@ -259,6 +291,18 @@ class BoundJit(functools.partial):  # type: ignore[type-arg]
         return f"<moduli.jit of {name!r}, bound to a {type(self.args[0]).__name__}>"
 
 
+class _Programs(dict[Any, Any]):
+    """The programs of one function with one set of options, for all wrappers of these."""
+
+    __slots__ = ("__weakref__",)
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def forget(self, token: Any) -> None:
+        """Forgets the programs of plugins that exist no more."""
+        for key in [key for key in list(self) if key[1] is token]:
+            self.pop(key, None)
+
+
 class _Program:
     """One jitted pure function: for one structure, set of static arguments and plugins.
 
@@ -271,8 +315,10 @@ class _Program:
 
     __slots__ = (
         "__weakref__",
+        "_fun",
         "_groups",
         "_layout",
+        "_names",
         "_plain",
         "closed_over",
         "jitted",
@@ -283,6 +329,7 @@ class _Program:
         self,
         fun: Callable[..., Any],
         signature: Signature,
+        names: Names,
         fixed: tuple[tuple[int, Any], ...],
         fixed_names: dict[str, Any],
         donated: tuple[frozenset[int], frozenset[int]],
@@ -290,7 +337,7 @@ class _Program:
         options: dict[str, Any],
     ):
         self._groups, self._plain = donated
-        self._layout = layout
+        self._layout, self._fun, self._names = layout, fun, names
         kept = self._groups
         keep = (lambda leaf: leaf[0] in kept) if kept else None
         name = getattr(fun, "__name__", type(fun).__name__)
@@ -302,7 +349,7 @@ class _Program:
             args = list(frame.args)
             for position, value in fixed:
                 args.insert(position, value)
-            with closed_over.noting(), running("jit", name, frame.recordings):
+            with closed_over.noting(), running("jit", name, frame.recordings, fun):
                 out = fun(*args, **frame.kwargs, **fixed_names)
             program = this()
             if closed_over and program is not None:
@@ -312,7 +359,15 @@ class _Program:
             effects, outputs = frame.finish(out, keep=keep)
             return Packed(effects, outputs)
 
+        def pairs(values: Any, plain: Any) -> Iterator[tuple[str, Any]]:
+            for group_names, group in zip(names.groups, values, strict=True):
+                yield from zip(group_names, group or (), strict=group is not None)
+            for name, value in zip(names.plain, plain, strict=True):
+                if value is not None:
+                    yield name, value
+
         run.__name__ = run.__qualname__ = name
+        named(run, fun, pairs)
         self.simple = layout is None and not (self._groups or self._plain)
         if not (self._groups or self._plain):
             if layout is not None:
@@ -325,7 +380,14 @@ class _Program:
             plain = [v if w is None else w[0] for v, w in zip(plain, gone_plain, strict=True)]
             return run(values, plain)
 
+        def split_pairs(
+            values: Any, plain: Any, gone_values: Any, gone_plain: Any
+        ) -> Iterator[tuple[str, Any]]:
+            yield from pairs(values, plain)
+            yield from pairs(gone_values, [v if v is None else v[0] for v in gone_plain])
+
         split_run.__name__ = split_run.__qualname__ = name
+        named(split_run, fun, split_pairs)
         if layout is not None:
             options = {**options, **layout.options(self._split(*layout.inputs))}
         self.jitted = jax.jit(split_run, donate_argnums=(2, 3), **options)
@@ -345,10 +407,17 @@ class _Program:
         """
         try:
             return stage(*self.arguments(values, plain))
-        except ValueError as error:
-            if self._layout is not None and not isinstance(error, errors.ModuliError):
+        except Exception as error:
+            misfit = isinstance(error, ValueError) and not isinstance(error, errors.ModuliError)
+            if self._layout is not None and misfit:
                 self._layout.check(values, plain)
+            self.explain(error, values, plain)
             raise
+
+    def explain(self, error: Exception, values: list[Any], plain: list[Any]) -> None:
+        """Adds to an error of JAX's own the function that it is about, and what was deleted."""
+        explain(error, "jit", self._fun)
+        explain_deleted(error, self._names, values, plain)
 
     def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
         """Returns (effects, out, outputs) from what ``jitted`` returned."""
@@ -451,6 +520,15 @@ def _match(
     return tuple(sorted({*numbers, *more_numbers})), frozenset(names | more_names)
 
 
+_OF_ARGUMENTS = (
+    "in_shardings",
+    "static_argnums",
+    "static_argnames",
+    "donate_argnums",
+    "donate_argnames",
+)  # the options that count arguments, after the one of a bound method
+
+
 def jit(
     fun: Callable[..., Any] | None = None,
     *,
@@ -472,7 +550,9 @@ def jit(
     compiled program. An exception leaves them as they were.
 
     The function is compiled once for each structure of its modules and shapes of their values. A
-    call on a known structure costs what ``jax.jit`` costs.
+    call on a known structure costs what ``jax.jit`` costs. ``jit(f)`` written again, as in a loop,
+    finds what was compiled for ``f`` with the same options; a function that is itself made anew in
+    the loop does not, and a :class:`moduli.errors.RecompilationWarning` says so.
 
     Args:
       fun: a function, a method, or a module. Without it a decorator is returned.
@@ -510,20 +590,20 @@ def jit(
       >>> int(step(counter, 2)), int(counter.count)
       (20, 2)
     """
+    options: dict[str, Any] = {
+        "in_shardings": in_shardings,
+        "out_shardings": out_shardings,
+        "static_argnums": static_argnums,
+        "static_argnames": static_argnames,
+        "donate_argnums": donate_argnums,
+        "donate_argnames": donate_argnames,
+        "keep_unused": keep_unused,
+        "device": device,
+        "backend": backend,
+        "inline": inline,
+    }
     if fun is None:
-        return functools.partial(
-            jit,
-            in_shardings=in_shardings,
-            out_shardings=out_shardings,
-            device=device,
-            backend=backend,
-            static_argnums=static_argnums,
-            static_argnames=static_argnames,
-            donate_argnums=donate_argnums,
-            donate_argnames=donate_argnames,
-            keep_unused=keep_unused,
-            inline=inline,
-        )
+        return functools.partial(jit, **options)
     if not callable(fun):
         raise errors.StructureError(
             f"jit needs a callable; got a {type(fun).__name__}. As a decorator with options write "
@@ -548,7 +628,10 @@ def jit(
         donate_argnames=donated[1],
         keep_unused=keep_unused,
         inline=inline,
+        key=options_key_or_none("jit", options, shift),
     )
+    if not shift or all(options[name] is None for name in _OF_ARGUMENTS):
+        remember(wrapped, call, jit, options)
     return wrapped if bound is None else BoundJit(wrapped, bound)
 
 

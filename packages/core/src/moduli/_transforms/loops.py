@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._call.carried import is_array_like
-from moduli._call.function import check_callable, function_name
+from moduli._call.function import Function, check_callable, function_name
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
+from moduli._call.naming import named, naming, parameter_name
 from moduli._call.prefixes import Carry
 from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects
@@ -60,12 +61,13 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
         (lambda frame: frame.args[0], lambda out: out),
         Carry,
         "while_loop: the result",
+        body_fun,
     )
 
     def goes_on(carry: Any) -> Any:
         frame = body.frame(carry, [])
         frame.mute()
-        with running("while_loop", function_name(cond_fun), frame.recordings):
+        with running("while_loop", function_name(cond_fun), frame.recordings, cond_fun):
             out = cond_fun(*frame.args)
         out = _value_of(out)
         _check_reads_only(call, frame, out, function_name(cond_fun))
@@ -74,7 +76,10 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
     def step(carry: Any) -> Any:
         return _only_carry(call, body, carry)
 
-    carry = jax.lax.while_loop(goes_on, step, body.init)
+    _named(goes_on, call, body, cond_fun)
+    _named(step, call, body, body_fun)
+    with naming("while_loop", cond_fun):
+        carry = jax.lax.while_loop(goes_on, step, body.init)
     return body.finish(carry, []) if body.has_run else init_val
 
 
@@ -115,7 +120,7 @@ def fori_loop(
             return body_fun(index.pop(), *frame.args)
 
         carry_of = (lambda frame: frame.args[0], lambda out: out)
-        return LoopBody(call, run, carry_of, Carry, "fori_loop: the result")
+        return LoopBody(call, run, carry_of, Carry, "fori_loop: the result", body_fun)
 
     def step(i: Any, carry: Any) -> Any:
         index.append(i)
@@ -125,7 +130,9 @@ def fori_loop(
     if call.binding.keeps_records and isinstance(lower, int) and isinstance(upper, int):
         return _stacked(make_body, call, index, lower, upper, unroll)
     body = make_body(lambda frame: None)
-    carry = jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll)
+    _named(step, call, body, body_fun, ahead=1)
+    with naming("fori_loop", body_fun):
+        carry = jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll)
     return body.finish(carry, []) if body.has_run else init_val
 
 
@@ -154,6 +161,29 @@ def _stacked(
         unroll=1 if unroll is None else unroll,
     )
     return body.finish(carry, stacked)
+
+
+def _named(
+    pure: Callable[..., Any], call: LabelledCall, body: LoopBody, fun: Any, ahead: int = 0
+) -> None:
+    """Gives a step, or the condition, of a loop the names of the user's function.
+
+    Args:
+      pure: takes the carry, after ``ahead`` other arguments.
+      call: the loop's call.
+      body: its body.
+      fun: the user's function.
+      ahead: how many arguments of both come before the carry.
+    """
+    signature = Function(fun).signature
+    shift = len(Function(fun).bound)
+
+    def pairs(*args: Any) -> Any:
+        names = [parameter_name(signature, shift + n) for n in range(ahead)]
+        carried, _ = body.split_names(call.value_names(signature, [shift + ahead]))
+        return [*zip(names, args[:ahead], strict=True), *zip(carried, args[-1], strict=True)]
+
+    named(pure, fun, pairs)
 
 
 def _call(transform: str, name: str, init_val: Any) -> LabelledCall:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from moduli import errors
+from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.function import Function, check_callable, split_static, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
+from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis
 from moduli._call.programs import LabelledProgram, Programs, program_key
@@ -81,16 +84,18 @@ def pmap(
     function = Function(f)
     names = PartitionNames(transform_metadata, "pmap")
     donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    programs = Programs()
+    key_of_options = options_key_or_none("pmap", options, len(function.bound))
+    programs, function.call = shared(function.call, key_of_options, Programs)
+    name, parameters = function.name, function.signature
 
-    def compile(call: LabelledCall, inner: Function, gone: list[bool], size: int) -> Any:
+    def compile(call: LabelledCall, inner: Callable[..., Any], gone: list[bool], size: int) -> Any:
         inside = names.inside(call.detached())
 
         def run(frame: Frame) -> Any:
             frame.cross("pmap", size)
             inside.enter(frame)
-            with running("pmap", function.name, frame.recordings):
-                out = inner.call(*frame.args, **frame.kwargs)
+            with running("pmap", name, frame.recordings, inner):
+                out = inner(*frame.args, **frame.kwargs)
             inside.leave(frame, out, out_axes)
             return out
 
@@ -99,7 +104,7 @@ def pmap(
         donated_leaves = call.donated_leaves(gone)
         program = LabelledProgram(
             call,
-            function.call,
+            inner,
             run,
             out_axes,
             "pmap: out_axes",
@@ -120,6 +125,12 @@ def pmap(
                 _check_unmapped(program, labels, axes, axis_name, avals)
             return groups
 
+        def pairs(kept: list[Any], given: list[Any]) -> Any:
+            every = split(program.pick(program.call.value_names(parameters)))
+            return zip([*every[0], *every[1]], [*kept, *given], strict=True)
+
+        named(pure, inner, pairs)
+
         def split(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             pairs = list(zip(items, marks, strict=True))
             return [v for v, mark in pairs if not mark], [v for v, mark in pairs if mark]
@@ -134,7 +145,7 @@ def pmap(
             axis_size=axis_size,
             donate_argnums=(1,) if any(marks) else (),
         )
-        return program, lambda values: jitted(*split(values))
+        return program, lambda values: jitted(*split(values)), lambda values: pairs(*split(values))
 
     @wraps(f)
     def mapped(*args: Any, **kwargs: Any) -> Any:
@@ -188,16 +199,40 @@ def pmap(
             )
         found = programs.get(key)
         if found is None:
-            found = compile(call, inner, gone, size)
+            found = compile(call, inner.call, gone, size)
             programs.keep(key, found)
-        program, jitted = found
-        groups = jitted(program.dynamic(call))
+        program, jitted, pairs = found
+        try:
+            with naming("pmap", function.call):
+                groups = jitted(program.dynamic(call))
+        except Exception as error:
+            _name_values(error, pairs(program.dynamic(call)), function.call)
+            raise
         result = program.apply(call, program.outputs, groups)
         if streams:
             streams.count_up()
         return result
 
-    return mapped
+    return remember(mapped, f, pmap, options)
+
+
+def _name_values(error: Exception, pairs: Iterable[tuple[str, Any]], fun: Any) -> None:
+    """Writes the user's names into an error in which ``jax.pmap`` numbers the values."""
+    code = code_of(fun)
+    if code is None or "flat_args" not in str(error):
+        return
+    names = [
+        name + jax.tree_util.keystr(path)
+        for name, value in pairs
+        for path, _ in jax.tree_util.tree_flatten_with_path(value)[0]
+    ]
+    source = f"{code.co_name} at {code.co_filename}:{code.co_firstlineno} for pmap"
+    replace_text(error, _PURE, lambda _: source)
+    replace_text(error, _NUMBERED, lambda found: names[int(found[1])])
+
+
+_PURE = re.compile(r"_fun at \S+:\d+ for shard_map")
+_NUMBERED = re.compile(r"flat_args\[(\d+)\]")
 
 
 def _check_unmapped(

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 
+from moduli._call.again import remember
 from moduli._call.function import Function, check_callable, split_static, wraps
+from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 
 __all__ = ["remat"]
@@ -45,10 +47,9 @@ def remat(
       >>> float(grads["w"].value)
       0.0
     """
+    options = {"prevent_cse": prevent_cse, "static_argnums": static_argnums, "policy": policy}
     if f is None:
-        return functools.partial(
-            remat, prevent_cse=prevent_cse, static_argnums=static_argnums, policy=policy
-        )
+        return functools.partial(remat, **options)
     check_callable(f, "remat", "policy=...")
     function = Function(f)
 
@@ -57,9 +58,10 @@ def remat(
         fixed, args = split_static(args, static_argnums, "remat", function.name)
         inner = fixed.around(function)
         call = PlainCall("remat", *inner.complete(args, kwargs))
-        transformed = jax.checkpoint(
-            lambda values: call.run(inner, values), prevent_cse=prevent_cse, policy=policy
-        )
-        return call.apply(transformed(call.dynamic))
+        pure = call.named(lambda values: call.run(inner, values), inner)
+        transformed = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy)
+        with naming("remat", function.call):
+            outputs = transformed(call.dynamic)
+        return call.apply(outputs)
 
-    return rematerialized
+    return remember(rematerialized, f, remat, options)

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._call.again import remember
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
+from moduli._call.naming import named, naming
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import Carry, FilterPrefix, is_axis
 from moduli._call.split_streams import SplitStreams
@@ -144,21 +146,27 @@ def scan(
                 return out if place_out == _WHOLE else out[place_out]
 
             carry_of = (lambda frame: frame.args[first], carry_out)
-        body = LoopBody(call, run, carry_of, out_axes, "scan: out_axes")
-        carry, stacked = jax.lax.scan(
-            lambda carry, xs: body.step(carry, xs),
-            body.init,
-            body.sliced,
-            length=steps,
-            reverse=reverse,
-            unroll=unroll,
-        )
+        body = LoopBody(call, run, carry_of, out_axes, "scan: out_axes", function.call)
+
+        def pairs(carry: Any, xs: Any) -> Any:
+            carried, sliced = body.split_names(call.value_names(function.signature))
+            return [*zip(carried, carry, strict=True), *zip(sliced, xs, strict=True)]
+
+        with naming("scan", function.call):
+            carry, stacked = jax.lax.scan(
+                named(lambda carry, xs: body.step(carry, xs), function.call, pairs),
+                body.init,
+                body.sliced,
+                length=steps,
+                reverse=reverse,
+                unroll=unroll,
+            )
         result = body.finish(carry, stacked)
         if streams:
             streams.count_up()
         return result
 
-    return looped
+    return remember(looped, f, scan, options)
 
 
 _WHOLE = -1

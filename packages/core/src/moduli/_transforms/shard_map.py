@@ -10,10 +10,12 @@ import jax
 from jax.sharding import PartitionSpec
 
 from moduli import errors
+from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
+from moduli._call.naming import explain, named
 from moduli._call.prefixes import labels_in
 from moduli._call.programs import LabelledProgram, Programs, program_key
 from moduli._call.running import running
@@ -62,22 +64,28 @@ def shard_map(
       >>> forward(model, jnp.ones((4, 3))).shape
       (4, 2)
     """
+    options = {
+        "mesh": mesh,
+        "in_specs": in_specs,
+        "out_specs": out_specs,
+        "axis_names": axis_names,
+        "check_vma": check_vma,
+    }
     if f is None:
-        return functools.partial(
-            shard_map,
-            mesh=mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=axis_names,
-            check_vma=check_vma,
-        )
+        return functools.partial(shard_map, **options)
     check_callable(f, "shard_map", "mesh=..., in_specs=..., out_specs=...")
     function = Function(f)
-    programs = Programs()
+    key_of_options = options_key_or_none("shard_map", options, len(function.bound))
+    programs, function.call = shared(function.call, key_of_options, Programs)
+    inner, name, parameters = (
+        function.call,
+        function.name,
+        function.signature,
+    )  # (programs keep these, but no module)
 
     def run(frame: Frame) -> Any:
-        with running("shard_map", function.name, frame.recordings):
-            return function.call(*frame.args, **frame.kwargs)
+        with running("shard_map", name, frame.recordings, inner):
+            return inner(*frame.args, **frame.kwargs)
 
     def over_mesh(pure: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         return jax.shard_map(
@@ -105,7 +113,7 @@ def shard_map(
         labels = list(dict.fromkeys(map(_spec, every)))
         program = LabelledProgram(
             call,
-            function.call,
+            inner,
             run,
             out_specs,
             "shard_map: out_specs",
@@ -113,12 +121,17 @@ def shard_map(
             keep=lambda leaf: any(program.call.label_of(leaf)),
         )
 
+        def pairs(values: list[Any]) -> Any:
+            return program.pairs(values, parameters)
+
+        pure = named(lambda values: program.pure(values), inner, pairs)
+
         def whole(values: list[Any]) -> Packed:
-            groups = over_mesh(program.pure, (program.in_labels,), labels)(values)
+            groups = over_mesh(pure, (program.in_labels,), labels)(values)
             return Packed(program.outputs, groups)
 
-        whole.__name__ = whole.__qualname__ = function.name
-        return program, jax.jit(whole)
+        whole.__name__ = whole.__qualname__ = name
+        return program, jax.jit(named(whole, inner, pairs))
 
     @wraps(f)
     def mapped(*args: Any, **kwargs: Any) -> Any:
@@ -150,10 +163,14 @@ def shard_map(
         except ValueError as error:
             if not isinstance(error, errors.ModuliError):
                 check(program, call)
+            explain(error, "shard_map", function.call)
+            raise
+        except Exception as error:
+            explain(error, "shard_map", function.call)
             raise
         return program.apply(call, packed.effects, packed.parts)
 
-    return mapped
+    return remember(mapped, f, shard_map, options)
 
 
 def _check_outputs(

@@ -13,6 +13,7 @@ import numpy as np
 from moduli import errors
 from moduli._call.change_texts import outline
 from moduli._call.function import Function, check_callable, wraps
+from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 from moduli._call.running import running
 from moduli._graph.cache import flat_of
@@ -68,9 +69,9 @@ def vjp(
     function = Function(f)
     args, kwargs = function.complete(primals, {})
     call = PlainCall("vjp", args, kwargs)
-    result, pullback, outputs = jax.vjp(
-        lambda values: _run(call, function, values, has_aux), call.dynamic, has_aux=True
-    )
+    pure = call.named(lambda values: _run(call, function, values, has_aux), function)
+    with naming("vjp", function.call):
+        result, pullback, outputs = jax.vjp(pure, call.dynamic, has_aux=True)
     aux = call.apply(outputs)
 
     structure = jax.tree.structure(result)
@@ -81,7 +82,8 @@ def vjp(
                 f"vjp: the cotangent is {outline(cotangent)}, but {function.name} returned "
                 f"{outline(result)}; give a cotangent of the same structure"
             )
-        (cotangents,) = pullback(cotangent)
+        with naming("vjp", function.call):
+            (cotangents,) = pullback(cotangent)
         frame = call.make_frame(cotangents, static=False)
         return tuple(frame.args[len(function.bound) :])
 
@@ -149,12 +151,9 @@ def jvp(
             *[f"the tangent of {name!r}" for name in behind],
         ),
     )
-    result, tangent, outputs = jax.jvp(
-        lambda values: _run(call, function, values, has_aux),
-        (call.dynamic,),
-        (directions,),
-        has_aux=True,
-    )
+    pure = call.named(lambda values: _run(call, function, values, has_aux), function)
+    with naming("jvp", function.call):
+        result, tangent, outputs = jax.jvp(pure, (call.dynamic,), (directions,), has_aux=True)
     aux = call.apply(outputs)
     return (result, tangent, aux) if has_aux else (result, tangent)
 
@@ -162,7 +161,7 @@ def jvp(
 def _run(call: PlainCall, function: Function, values: Any, has_aux: bool) -> Any:
     """The pure function: ``values -> (result, outputs)`` with aux in the place of the result."""
     frame = call.make_frame(values)
-    with running(call.transform, function.name, frame.recordings):
+    with running(call.transform, function.name, frame.recordings, function.call):
         out = function.call(*frame.args, **frame.kwargs)
     aux = None
     if has_aux:

@@ -10,8 +10,10 @@ import jax
 
 from moduli import errors
 from moduli._base.compat import is_key_array
+from moduli._call.again import remember
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall, Outputs
+from moduli._call.naming import named, naming
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis, labels_in
 from moduli._call.running import running
@@ -117,7 +119,7 @@ def vmap(
             frame = call.frame(merged)
             frame.cross("vmap", size)
             names_in.enter(frame)
-            with running("vmap", function.name, frame.recordings):
+            with running("vmap", function.name, frame.recordings, function.call):
                 out = function.call(*frame.args, **frame.kwargs)
             names_in.leave(frame, out, out_axes)
             outputs = Outputs(
@@ -134,6 +136,12 @@ def vmap(
             return groups
 
         values = [v for v, axis in zip(every, in_labels, strict=True) if axis is not None]
+
+        def pairs(values: list[Any]) -> Any:
+            given_names = zip(call.value_names(function.signature), in_labels, strict=True)
+            return zip([n for n, axis in given_names if axis is not None], values, strict=True)
+
+        named(pure, function.call, pairs)
         arguments: Any = ([axis for axis in in_labels if axis is not None],)
         transformed = functools.partial(
             jax.vmap,
@@ -143,7 +151,8 @@ def vmap(
             spmd_axis_name=spmd_axis_name,
         )
         try:
-            groups = transformed(pure, out_axes=list(axes))(values)
+            with naming("vmap", function.call):
+                groups = transformed(pure, out_axes=list(axes))(values)
         except ValueError as error:
             culprit = find_batched("vmap", transformed, pure, values, axes, lambda: outputs)
             if culprit is None or isinstance(error, errors.ModuliError):
@@ -155,7 +164,7 @@ def vmap(
             streams.count_up()
         return result
 
-    return mapped
+    return remember(mapped, f, vmap, options)
 
 
 def _with_bound(in_axes: Any, function: Function) -> Any:
