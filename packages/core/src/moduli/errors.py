@@ -13,6 +13,7 @@ from typing import ClassVar
 __all__ = [
     "ClosedOverWarning",
     "DroppedWriteWarning",
+    "DtypeChangeWarning",
     "ModuliAttributeError",
     "ModuliError",
     "MissingPluginError",
@@ -94,6 +95,10 @@ class ClosedOverWarning(UserWarning):
 
 class RecompilationWarning(UserWarning):
     """A function is made anew, and so compiled anew, at each step of a loop."""
+
+
+class DtypeChangeWarning(UserWarning):
+    """Values of another precision than the model's were written into it."""
 
 
 class DroppedWriteWarning(UserWarning):

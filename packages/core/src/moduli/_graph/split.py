@@ -15,6 +15,7 @@ from moduli._base.lost_writes import mark_seen
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Fixed, Flat, flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
+from moduli._graph.loading import fitted, int_keys, placed
 from moduli._graph.nodes import Node, check_mutable, is_graph_leaf, iter_pytree, part_of
 from moduli._graph.state import (
     FlatState,
@@ -191,6 +192,8 @@ def merge(graphdef: GraphDef, state: Any, /, *states: Any, copy: bool = False) -
     for one in (state, *states):
         flat.update(_pairs(one))
     paths = graphdef.leaf_paths
+    if len(flat) != len(paths) or not all(path in flat for path in paths):
+        flat = dict(placed(flat.items(), set(paths), "merge"))
     values = []
     for path in paths:
         if path not in flat:
@@ -232,19 +235,28 @@ def _near(path: Path, known: Iterable[Path]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def update(node: Any, state: Any, /, *states: Any) -> None:
+def update(node: Any, state: Any, /, *states: Any, resize: bool = False) -> None:
     """Writes values into a graph, in place.
 
     Args:
       node: a Module or another node, or a tuple, list, dict or State of these.
       state: a State, or any nested mapping of Variables or plain values.
       *states: more of them, written in order.
+      resize: take values of another shape or dtype than those that stand there.
 
     Values at known paths are written into the existing Variables. A Variable at a new path is
-    added (as a new Variable) if its parent exists.
+    added (as a new Variable) if its parent exists. In the paths, ``"0"`` stands for 0 where a file
+    has turned numbers into text; a list of numbers stands for an array.
+
+    Values have the shape of those that they replace, and numbers of the same kind. Leading axes
+    that all values of one kind of Variable have gained or lost (those of a mapped or replicated
+    model) are allowed, and so is another shape of what a run sizes: ``Cache``, ``Intermediate``,
+    ``Perturbation``, ``RngState``. Another precision is taken with a ``DtypeChangeWarning``.
 
     Raises:
       PathError: if a path does not exist in the graph. Nothing is changed then.
+      StructureError: if a value has another shape or numbers of another kind. Nothing is changed
+        then.
 
     Example:
       >>> import moduli as nnx
@@ -261,13 +273,23 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
         state = _groups(_flat(state, "update"), (), "state")[0]
     if isinstance(node, Variable) and not isinstance(state, (Variable, State)):
         state = node.replace(state)
-    pairs = [pair for one in (state, *states) for pair in _pairs(one)]
+    given = [placed(_pairs(one), known, "update") for one in (state, *states)]
+    pairs = [pair for one in given for pair in one]
+    checked = [(path, flat.holders[known[path]], value) for path, value in pairs if path in known]
+    places = [
+        (path, holder if isinstance(holder, Variable) else holder._value, value)
+        for path, holder, value in checked
+    ]
+    fitting = iter(fitted(places, "update", resize=resize))
     for path, value in pairs:
         index = known.get(path)
         if index is not None:
-            writes.append((flat.holders[index], value))
+            writes.append((flat.holders[index], next(fitting)))
             continue
         parent = _parent(node, path) if path else None
+        if parent is None and path and _parent(node, int_keys(path)) is not None:
+            path = int_keys(path)
+            parent = _parent(node, path)
         if parent is None or not isinstance(value, Variable):
             raise errors.PathError(
                 f"update: {type(node).__name__} has no value at `{errors.format_path(path)}`"

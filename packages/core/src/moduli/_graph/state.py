@@ -14,6 +14,7 @@ import jax
 
 from moduli import errors
 from moduli._base.epoch import EPOCH
+from moduli._graph.loading import fitted, is_number, placed
 from moduli._variable.box import Variable
 from moduli._variable.filters import check_order, partition
 
@@ -195,10 +196,14 @@ class State(MutableMapping[Any, Any]):
         return to_pure_dict(self, extract_fn)
 
     def replace_by_pure_dict(
-        self, pure_dict: Mapping[Any, Any], replace_fn: Callable[[Any, Any], Any] | None = None
+        self,
+        pure_dict: Mapping[Any, Any],
+        replace_fn: Callable[[Any, Any], Any] | None = None,
+        *,
+        resize: bool = False,
     ) -> None:
         """Like :func:`replace_by_pure_dict` on this State."""
-        replace_by_pure_dict(self, pure_dict, replace_fn)
+        replace_by_pure_dict(self, pure_dict, replace_fn, resize=resize)
 
 
 class FlatState(Mapping[Path, Any]):
@@ -433,16 +438,23 @@ def replace_by_pure_dict(
     state: State,
     pure_dict: Mapping[Any, Any],
     replace_fn: Callable[[Any, Any], Any] | None = None,
+    *,
+    resize: bool = False,
 ) -> None:
     """Writes the values of nested dicts into a State, in place.
 
     Args:
       state: the State to change; its Variables keep their kind and metadata.
-      pure_dict: nested dicts as :func:`to_pure_dict` gives them.
+      pure_dict: nested dicts as :func:`to_pure_dict` gives them. Where a file has turned numbers
+        into text, ``"0"`` stands for the key 0; a list of numbers stands for an array.
       replace_fn: takes the old leaf and the new value and returns the new leaf.
+      resize: take values of another shape or dtype, as in :func:`moduli.update`. Nothing is checked
+        with a ``replace_fn``.
 
     Raises:
       PathError: if ``pure_dict`` has a path that the State has not. Nothing is changed then.
+      StructureError: if a value has another shape or numbers of another kind, or two keys mean the
+        same place. Nothing is changed then.
     """
 
     def default(old: Any, new: Any) -> Any:
@@ -450,18 +462,23 @@ def replace_by_pure_dict(
 
     replace = replace_fn or default
     flat = dict(_flat_items(state))
-    new_flat = dict(_flat_items(pure_dict))
+    new_flat = dict(placed(_flat_items(pure_dict), flat, "replace_by_pure_dict"))
     unknown = [path for path in new_flat if path not in flat]
     if unknown:
         raise errors.PathError(
             f"the State has no value at `{errors.format_path(unknown[0])}`; it has "
             f"{sorted(map(errors.format_path, flat))}"
         )
-    for path, new in new_flat.items():
+    if replace_fn is None:
+        items = [(path, flat[path], new) for path, new in new_flat.items()]
+        fits = fitted(items, "replace_by_pure_dict", resize=resize)
+        new_flat = dict(zip(new_flat, fits, strict=True))
+    leaves = {path: replace(flat[path], new) for path, new in new_flat.items()}
+    for path, leaf in leaves.items():
         target: Any = state
         for part in path[:-1]:
             target = target[part]
-        target[path[-1]] = replace(flat[path], new)
+        target[path[-1]] = leaf
 
 
 def restore_int_paths(pure_dict: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -471,17 +488,26 @@ def restore_int_paths(pure_dict: Mapping[Any, Any]) -> dict[Any, Any]:
       >>> import moduli as nnx
       >>> nnx.restore_int_paths({"layers": {"0": 1.0}})
       {'layers': {0: 1.0}}
+
+    Raises:
+      StructureError: if a level has a number both as text and as an int.
     """
 
-    def convert(value: Any) -> Any:
+    def convert(value: Any, path: Path) -> Any:
         if not isinstance(value, Mapping):
             return value
+        keys = [int(key) if is_number(key) else key for key in value]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise errors.StructureError(
+                f"restore_int_paths: `{errors.format_path(path)}` has several keys for {twice!r}: "
+                f"{[key for key in value if str(key) == str(twice)]}"
+            )
         return {
-            int(k) if isinstance(k, str) and k.isdigit() else k: convert(v)
-            for k, v in value.items()
+            key: convert(item, (*path, key)) for key, item in zip(keys, value.values(), strict=True)
         }
 
-    return convert(pure_dict)
+    return convert(pure_dict, ())
 
 
 def _flat_items(mapping: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
