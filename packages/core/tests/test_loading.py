@@ -247,3 +247,42 @@ def test_a_value_that_is_a_dict_comes_back_whole():
     pure["stats"]["a"] = jnp.ones(7)
     with pytest.raises(errors.StructureError, match="stats"):
         nnx.update(model, pure)
+
+
+# -- a plain value in the place of a Variable --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [jnp.zeros((2, 3)), np.zeros((2, 3)), 1, 2.0, np.float32(3), jax.ShapeDtypeStruct((2,), int)],
+)
+def test_a_plain_value_does_not_replace_a_variable(value):
+    layer = Layer(2, 3)
+    kernel = layer.kernel
+    for transform in (lambda f: f, nnx.jit):
+        with pytest.raises(errors.VariableError, match=r"`Layer\.kernel` is a Param.*value"):
+            transform(lambda layer: set_kernel(layer, value))(layer)
+    assert layer.kernel is kernel
+    for meant in (None, False, nnx.BatchStat(jnp.zeros(3)), Layer(2, 2), nnx.data(jnp.zeros(3))):
+        layer.kernel = meant
+        layer = Layer(2, 3)
+
+
+def set_kernel(layer, value):
+    layer.kernel = value
+
+
+def test_a_write_into_a_merged_module_says_copy():
+    class Counts(nnx.Module):
+        def __init__(self):
+            self.w, self.count = nnx.Param(jnp.ones(2)), nnx.Variable(jnp.zeros(()))
+
+        def __call__(self):
+            self.count += 1
+            return self.w.sum()
+
+    graphdef, params, rest = nnx.split(Counts(), nnx.Param, ...)
+    for transform in (jax.grad, jax.jit):
+        with pytest.raises(errors.TraceError, match="copy=True"):
+            transform(lambda params: nnx.merge(graphdef, params, rest)())(params)
+        transform(lambda params: nnx.merge(graphdef, params, rest, copy=True)())(params)

@@ -257,7 +257,7 @@ def _from_list(path: Path, old: Any, value: Any, caller: str) -> Any:
         )
     kinds = [kind for kind in map(_kind_of, (numbers.dtype, old.dtype)) if kind is not None]
     exact = _KINDS.index(kinds[0]) <= _KINDS.index(kinds[-1])
-    real = numbers.real if kinds[-1] is not np.complexfloating else numbers
+    real = np.real(numbers) if kinds[-1] is not np.complexfloating else numbers
     array = real.astype(_dtype(old))
     if not exact and not np.array_equal(array, numbers):
         raise errors.StructureError(

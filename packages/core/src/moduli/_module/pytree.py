@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from moduli import _plugins, errors
 from moduli._base.compat import trace_state
@@ -48,6 +49,7 @@ from moduli._variable.box import Variable
 __all__ = ["Pytree", "data", "dataclass", "static"]
 
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
+_NUMBERS = (int, float, complex, np.generic)
 _MISSING: Any = object()
 _attributes: Callable[[Any], dict[str, Any]] = operator.attrgetter("__dict__")
 
@@ -225,6 +227,8 @@ class Pytree(Node):
             value = adopt(value)
         if book.trace != trace_state():
             check_mutable(self, f"set the attribute `{name}`")
+        if isinstance(old, Variable) and (is_array(value) or isinstance(value, _NUMBERS)):
+            _refuse_replacing(self, name, old, value)
         attributes[name] = value
         if old is value or (book.annotations is None and is_array(old) and is_array(value)):
             return
@@ -283,6 +287,19 @@ class Pytree(Node):
         from moduli._graph.tree_repr import node_repr
 
         return node_repr(self)
+
+
+def _refuse_replacing(node: Node, name: str, old: Variable[Any], value: Any) -> None:
+    """Raises for a plain value in the place of a Variable: nothing would train or save it."""
+    if value.__class__ is bool:  # a flag, as in `layer.bias = False`
+        return
+    kind, where = type(old).__name__, f"{type(node).__name__}.{name}"
+    raise errors.VariableError(
+        f"`{where}` is a {kind}, and a {type(value).__name__} in its place would be no {kind} any "
+        f"more. Write the value into it (`module.{name}.value = ...`), put a new one there "
+        f"(`module.{name} = moduli.{kind}(...)`), or say that a plain value is meant "
+        f"(`module.{name} = moduli.data(...)` or `moduli.static(...)`)"
+    )
 
 
 def _as_field_says(cls: type, name: str, value: Any) -> Any:

@@ -242,9 +242,11 @@ class Variable(Generic[A]):
                     find_site()
                 )  # legal, but maybe dropped: see moduli._base.lost_writes
                 return
-            from moduli._base.locate import describe_owner
+            from moduli._base.locate import describe_owner, locate
 
             place, site = describe_owner(self), describe_site(self)
+            root, path = locate(self)
+            merged = path and root._moduli.trace == trace_state()  # an old Variable in a new module
             from moduli._base.current_transform import describe_running
 
             raise errors.TraceError(
@@ -253,6 +255,12 @@ class Variable(Generic[A]):
                 "leak a tracer or be lost. Pass the module that holds it as an argument of the "
                 "transformed function, use moduli's transform (`moduli.jit`, `moduli.grad`) "
                 "instead of JAX's own, or return the new value and write it outside."
+                + (
+                    " If the module was merged in this function, `moduli.merge(graphdef, state, "
+                    "copy=True)` gives it Variables of its own."
+                    if merged
+                    else ""
+                )
             )
 
     # -- copies ------------------------------------------------------------------------------
