@@ -14,8 +14,11 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.nn import initializers
+from jax.core import Tracer
 from jax.typing import DTypeLike
+
+from moduli.lowlevel import flat_full
+from moduli_layers import initializers
 
 __all__ = [
     "default_embedding_init",
@@ -37,12 +40,12 @@ dot_general = remembered(
 )
 
 default_kernel_init = initializers.lecun_normal()
-"""The initializer of kernels unless told otherwise."""
+"""The initializer of kernels; default of all layers with one."""
 
 default_embedding_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-"""The initializer of embeddings unless told otherwise."""
+"""The initializer of embeddings."""
 
-_initializers = {
+_remembered = {
     init: remembered(init, static_argnums=(1, 2))
     for init in (
         default_kernel_init,
@@ -51,10 +54,11 @@ _initializers = {
         initializers.ones,
     )
 }
+_CONSTANT = {initializers.zeros: 0, initializers.ones: 1}
 
 
 def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    """Calls an initializer; the layers' default ones in one dispatch, which builds models faster.
+    """Calls an initializer; default ones are traced once for each shape.
 
     A user's own initializer is called as it is: it may be a new function for every layer, and
     compiling each would cost more than it saves.
@@ -66,7 +70,12 @@ def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeL
       dtype: its dtype.
     """
     try:
-        init = _initializers.get(init, init)
+        known = _remembered.get(init)
     except TypeError:  # a callable that cannot be hashed
+        known = None
+    if known is None:
         return init(key, shape, dtype)
-    return init(key, shape, dtype)
+    if init in _CONSTANT:
+        values = flat_full(_CONSTANT[init], shape, dtype)
+        return known(key, shape, dtype) if values is None else values
+    return known(key, shape, dtype) if isinstance(key, Tracer) else init(key, shape, dtype)

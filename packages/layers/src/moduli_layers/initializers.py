@@ -1,7 +1,8 @@
 """Initializers: functions ``(key, shape, dtype) -> array`` that fill a new parameter.
 
-All are JAX's own (:mod:`jax.nn.initializers`), gathered here under the names that flax.nnx users
-know; ``zeros_init`` and ``ones_init`` return an initializer, as the others' factories do.
+All give the arrays of JAX's own (:mod:`jax.nn.initializers`), to the bit. Those that draw from a
+distribution compile a handful of programs for all shapes of a model, where JAX compiles one for
+each. ``zeros_init`` and ``ones_init`` return an initializer, as the others' factories do.
 
 Example:
   >>> import jax, moduli_layers.initializers as initializers
@@ -16,23 +17,26 @@ from __future__ import annotations
 from jax.nn.initializers import Initializer as Initializer
 from jax.nn.initializers import constant as constant
 from jax.nn.initializers import delta_orthogonal as delta_orthogonal
-from jax.nn.initializers import glorot_normal as glorot_normal
-from jax.nn.initializers import glorot_uniform as glorot_uniform
-from jax.nn.initializers import he_normal as he_normal
-from jax.nn.initializers import he_uniform as he_uniform
-from jax.nn.initializers import kaiming_normal as kaiming_normal
-from jax.nn.initializers import kaiming_uniform as kaiming_uniform
-from jax.nn.initializers import lecun_normal as lecun_normal
-from jax.nn.initializers import lecun_uniform as lecun_uniform
-from jax.nn.initializers import normal as normal
 from jax.nn.initializers import ones as ones
 from jax.nn.initializers import orthogonal as orthogonal
-from jax.nn.initializers import truncated_normal as truncated_normal
-from jax.nn.initializers import uniform as uniform
-from jax.nn.initializers import variance_scaling as variance_scaling
-from jax.nn.initializers import xavier_normal as xavier_normal
-from jax.nn.initializers import xavier_uniform as xavier_uniform
 from jax.nn.initializers import zeros as zeros
+
+from moduli_layers._drawn import drawn
+
+glorot_normal = drawn("glorot_normal")
+glorot_uniform = drawn("glorot_uniform")
+he_normal = drawn("he_normal")
+he_uniform = drawn("he_uniform")
+kaiming_normal = he_normal
+kaiming_uniform = he_uniform
+lecun_normal = drawn("lecun_normal")
+lecun_uniform = drawn("lecun_uniform")
+normal = drawn("normal")
+truncated_normal = drawn("truncated_normal")
+uniform = drawn("uniform")
+variance_scaling = drawn("variance_scaling")
+xavier_normal = glorot_normal
+xavier_uniform = glorot_uniform
 
 
 def zeros_init() -> Initializer:

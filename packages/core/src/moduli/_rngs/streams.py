@@ -18,6 +18,7 @@ import numpy as np
 from moduli import errors
 from moduli._base.compat import is_key_array
 from moduli._module.pytree import Pytree
+from moduli._rngs.draws import FLAT, flat_draw
 from moduli._variable.box import RngCount, RngKey, Variable
 from moduli._variable.filters import to_predicate
 
@@ -306,11 +307,40 @@ class Rngs(Pytree):
         return Rngs(streams)
 
 
+def _drawn_flat(
+    name: str, key: jax.Array, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> jax.Array | None:
+    """Draws with few programs where the arguments are a shape, a dtype and bounds."""
+    names: tuple[str, ...] = ("shape", "dtype")
+    if name == "truncated_normal":
+        names = ("lower", "upper", *names)
+    elif name == "uniform":
+        names = (*names, "minval", "maxval")
+    given: dict[str, Any] = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or not given.keys().isdisjoint(kwargs):
+        return None
+    given.update(kwargs)
+    if not given.keys() <= set(names):
+        return None
+    bounds: tuple[Any, ...] = ()
+    if name == "truncated_normal":
+        if "lower" not in given or "upper" not in given:
+            return None
+        bounds = (given["lower"], given["upper"])
+    elif name == "uniform":
+        bounds = (given.get("minval", 0.0), given.get("maxval", 1.0))
+    dtype = given.get("dtype") or jax.dtypes.canonicalize_dtype(float)
+    return flat_draw(name, key, given.get("shape", ()), dtype, bounds)
+
+
 def _random_method(name: str) -> Callable[..., Any]:
     function = getattr(jax.random, name)
+    flat = name in FLAT
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(self(), *args, **kwargs)
+        key = self()
+        values = _drawn_flat(name, key, args, kwargs) if flat else None
+        return function(key, *args, **kwargs) if values is None else values
 
     method.__name__ = name
     method.__doc__ = f"``jax.random.{name}`` with the next key in place of its first argument."
