@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
+    "ClassDefinitionError",
     "ClosedOverWarning",
     "DroppedWriteWarning",
     "DtypeChangeWarning",
@@ -47,6 +48,10 @@ class ModuliAttributeError(ModuliError, AttributeError):
 
 class StructureError(ModuliError, ValueError):
     """A model, a GraphDef or a State does not have the structure that was asked for."""
+
+
+class ClassDefinitionError(StructureError, TypeError):
+    """A class of modules is written in a way whose attributes the graph could not see."""
 
 
 class PathError(ModuliError, LookupError):

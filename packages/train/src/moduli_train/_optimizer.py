@@ -62,6 +62,8 @@ class Optimizer(moduli.Pytree, Generic[M]):
       (0.0, 1)
     """
 
+    _may_carry = frozenset(("tx", "wrt"))  # masks, labels and filters; nothing of it is trained
+
     def __init__(self, model: M, tx: optax.GradientTransformation, *, wrt: Any = moduli.Param):
         params = moduli.state(model, wrt)
         if not params:

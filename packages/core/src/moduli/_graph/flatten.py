@@ -7,9 +7,7 @@ compiled program reads ``[h._value for h in holders]`` and nothing else.
 
 from __future__ import annotations
 
-import functools
 import operator
-import types
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +25,7 @@ from moduli._base.static_keys import (
 )
 from moduli._graph import opened
 from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
+from moduli._graph.hidden import check_class, check_static
 from moduli._graph.nodes import (
     Bookkeeping,
     Node,
@@ -341,7 +340,7 @@ class Flat:
                 return None
             else:
                 try:
-                    code = (STATIC, _static_key(value, (key,)))
+                    code = (STATIC, _static_key(value, (key,), key in node._may_carry))
                 except errors.StructureError:
                     return None  # flattening anew raises it with the whole path
                 if is_held(code[1]):
@@ -444,9 +443,9 @@ class _Flattener:
         self.held: list[tuple[Any, Any]] = []
         self.numbers: dict[int, int] = {}
 
-    def static(self, value: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
+    def static(self, value: Any, path: tuple[Any, ...], visible: bool = False) -> tuple[Any, ...]:
         """Encodes a static value."""
-        key = _static_key(value, path)
+        key = _static_key(value, path, visible)
         if not is_held(key):
             return (STATIC, key)
         self.held.append((value, key))
@@ -502,6 +501,7 @@ class _Flattener:
         book = node._moduli
         if book.source is not None:
             node._check_source()
+        check_class(node, path)
         book.tracked = True
         annotations = book.annotations
         items = []
@@ -509,10 +509,12 @@ class _Flattener:
             status = annotations.get(key) if annotations else None
             child = (*path, key)
             slot = Slot(node, key)
-            if status is None or is_graph_leaf(value):
+            if key in node._may_carry and status is None and not is_data(value):
+                code = self.static(value, child, visible=True)
+            elif status is None or is_graph_leaf(value):
                 code = self.value(value, slot, child)
             elif status == "static":
-                code = self.static(value, child)
+                code = self.static(value, child, key in node._may_carry)
             else:
                 code = self.tree(value, slot, child, as_data=True)
             items.append((key, code))
@@ -546,27 +548,9 @@ class _Flattener:
         return (TREE, tree.recipe, tuple(tree.names), tuple(codes))
 
 
-def _check_callable(value: Any, path: tuple[Any, ...]) -> None:
-    """Raises if a static callable carries a node or Variable that the graph would not see."""
-    if isinstance(value, functools.partial):
-        carried = [value.func, *value.args, *value.keywords.values()]
-    else:
-        carried = [value.__self__]
-    for item in carried:
-        if is_graph_leaf(item):
-            raise errors.StructureError(
-                f"the attribute `{errors.format_path(path)}` holds a {type(value).__name__} that "
-                f"carries a {type(item).__name__}; the graph cannot see it there, so its values "
-                "would be frozen into compiled programs. Store the module itself and call its "
-                "method, or wrap the call in a module of its own"
-            )
-        if isinstance(item, (types.MethodType, functools.partial)):
-            _check_callable(item, path)
-
-
-def _static_key(value: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(value, (types.MethodType, functools.partial)):
-        _check_callable(value, path)
+def _static_key(value: Any, path: tuple[Any, ...], visible: bool = False) -> tuple[Any, ...]:
+    if not visible:
+        check_static(value, path)
     try:
         return object_key(value)
     except UnhashableStatic as error:

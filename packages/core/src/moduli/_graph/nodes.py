@@ -109,6 +109,8 @@ class Node:
 
     _moduli: Bookkeeping
     _is_moduli_node = True
+    _may_carry: frozenset[str] = frozenset()
+    """Names of static attributes that may carry modules, as constants."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)

@@ -167,6 +167,8 @@ class Pytree(Node):
             for name, item in vars(base).items()
             if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
         )
+        _check_slots(cls)
+        _watch_cached_properties(cls)
         _note_abstract_methods(cls)
         if "__init__" in vars(cls):
             wrap_init(cls, cls.__init__)
@@ -317,6 +319,48 @@ def _as_field_says(cls: type, name: str, value: Any) -> Any:
     if status is None or isinstance(value, Annotated):
         return value
     return Annotated(value, status)
+
+
+def _check_slots(cls: type) -> None:
+    """Raises if attributes of a class would stand in slots, where the graph does not look."""
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        names = [slots] if isinstance(slots, str) else list(slots)
+        names = [name for name in names if name not in ("__dict__", "__weakref__")]
+        if (names and issubclass(base, Node)) or (names and _is_python(base)):
+            raise errors.ClassDefinitionError(
+                f"{cls.__name__} has `__slots__` = {tuple(names)!r}"
+                + (f" (of {base.__name__})" if base is not cls else "")
+                + "; attributes in slots are no part of a model: its state, its gradients and its "
+                "copies would lack them. Leave `__slots__` (or `dataclass(slots=True)`) out"
+            )
+
+
+def _is_python(cls: type) -> bool:
+    return any(isinstance(item, types.MemberDescriptorType) for item in vars(cls).values()) and (
+        "__module__" in vars(cls)
+    )
+
+
+class _CachedProperty(functools.cached_property):  # type: ignore[type-arg]
+    """A cached_property that tells the graph of modules and Variables that it stores."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        value = super().__get__(instance, owner)
+        if instance is None or is_array(value) or not is_data(value):
+            return value
+        name: Any = self.attrname
+        value = _attributes(instance)[name] = adopt(value)
+        instance._moduli.changed()
+        return value
+
+
+def _watch_cached_properties(cls: type) -> None:
+    for name, item in list(vars(cls).items()):
+        if type(item) is functools.cached_property:
+            watched = _CachedProperty(item.func)
+            watched.__set_name__(cls, name)
+            setattr(cls, name, watched)
 
 
 def _new(cls: type[Node]) -> Any:
