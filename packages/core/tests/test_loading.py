@@ -272,6 +272,26 @@ def set_kernel(layer, value):
     layer.kernel = value
 
 
+@pytest.mark.parametrize("write", ["item", "update", "attribute"])
+@pytest.mark.parametrize("make", [nnx.List, lambda items: nnx.Dict(enumerate(items))])
+def test_nor_in_a_list_or_dict(make, write):
+    first, second = nnx.Param(jnp.zeros(2)), nnx.Param(jnp.ones(2))
+    box = make([first, second])
+    named = nnx.Dict({"a": first, "b": second})
+    with pytest.raises(errors.VariableError, match=r"`(List|Dict).*1?.*` is a Param.*\.value"):
+        if write == "item":
+            box[1] = jnp.zeros(2)
+        elif write == "update":
+            named.update(c=3, b=np.zeros(2))
+        else:
+            named.b = 2.0
+    assert box[1] is second
+    assert dict(named) == {"a": first, "b": second}
+    for meant in (None, nnx.data(jnp.zeros(2)), nnx.BatchStat(jnp.zeros(2)), nnx.List()):
+        box[0] = meant
+        box = make([first, second])
+
+
 def test_a_write_into_a_merged_module_says_copy():
     class Counts(nnx.Module):
         def __init__(self):

@@ -23,6 +23,8 @@ from moduli._graph.nodes import (
 )
 from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.module import Module
+from moduli._module.pytree import refuse_replacing
+from moduli._variable.box import Variable
 
 __all__ = ["Dict", "List"]
 
@@ -106,6 +108,8 @@ class List(Module, list[Any]):
             list.__setitem__(self, index, [_item(item) for item in value])
         else:
             old, new = list.__getitem__(self, index), _item(value)
+            if isinstance(old, Variable):
+                refuse_replacing(self, f"[{index!r}]", old, value)
             list.__setitem__(self, index, new)
             if is_array(old) and is_array(new):
                 return
@@ -293,6 +297,8 @@ class Dict(Module, dict[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         self._mutable()
         old, new = dict.get(self, key), _item(value)
+        if isinstance(old, Variable):
+            refuse_replacing(self, f"[{key!r}]", old, value)
         dict.__setitem__(self, key, new)
         if not (is_array(old) and is_array(new)):
             self._moduli.changed()
@@ -310,7 +316,12 @@ class Dict(Module, dict[Any, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Writes entries, as of ``dict.update``."""
-        for key, value in dict(*args, **kwargs).items():
+        entries = dict(*args, **kwargs)
+        for key, value in entries.items():  # all of them, before the first is written
+            old = dict.get(self, key)
+            if isinstance(old, Variable):
+                refuse_replacing(self, f"[{key!r}]", old, value)
+        for key, value in entries.items():
             self[key] = value
 
     def pop(self, key: Any, *default: Any) -> Any:

@@ -46,7 +46,7 @@ from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.hooked_calls import call_method, call_module
 from moduli._variable.box import Variable
 
-__all__ = ["Pytree", "data", "dataclass", "static"]
+__all__ = ["Pytree", "refuse_replacing", "data", "dataclass", "static"]
 
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
 _NUMBERS = (int, float, complex, np.generic)
@@ -229,8 +229,8 @@ class Pytree(Node):
             value = adopt(value)
         if book.trace != trace_state():
             check_mutable(self, f"set the attribute `{name}`")
-        if isinstance(old, Variable) and (is_array(value) or isinstance(value, _NUMBERS)):
-            _refuse_replacing(self, name, old, value)
+        if isinstance(old, Variable):
+            refuse_replacing(self, f".{name}", old, value)
         attributes[name] = value
         if old is value or (book.annotations is None and is_array(old) and is_array(value)):
             return
@@ -291,16 +291,26 @@ class Pytree(Node):
         return node_repr(self)
 
 
-def _refuse_replacing(node: Node, name: str, old: Variable[Any], value: Any) -> None:
-    """Raises for a plain value in the place of a Variable: nothing would train or save it."""
+def refuse_replacing(node: Node, key: str, old: Variable[Any], value: Any) -> None:
+    """Raises for a plain value in the place of a Variable: nothing would train or save it.
+
+    Args:
+      node: the node that holds the Variable.
+      key: where, as code: ``".kernel"``, ``"[0]"``.
+      old: the Variable.
+      value: what is to stand there.
+    """
+    if not (is_array(value) or isinstance(value, _NUMBERS)):
+        return
     if value.__class__ is bool:  # a flag, as in `layer.bias = False`
         return
-    kind, where = type(old).__name__, f"{type(node).__name__}.{name}"
+    kind, where = type(old).__name__, f"{type(node).__name__}{key}"
+    name = "module" if key.startswith(".") else type(node).__name__.lower()
     raise errors.VariableError(
         f"`{where}` is a {kind}, and a {type(value).__name__} in its place would be no {kind} any "
-        f"more. Write the value into it (`module.{name}.value = ...`), put a new one there "
-        f"(`module.{name} = moduli.{kind}(...)`), or say that a plain value is meant "
-        f"(`module.{name} = moduli.data(...)` or `moduli.static(...)`)"
+        f"more. Write the value into it (`{name}{key}.value = ...`), put a new one there "
+        f"(`{name}{key} = moduli.{kind}(...)`), or say that a plain value is meant "
+        f"(`{name}{key} = moduli.data(...)` or `moduli.static(...)`)"
     )
 
 
