@@ -13,6 +13,7 @@ from moduli import errors as errors
 from moduli import filterlib as filterlib
 from moduli import plugins as plugins
 from moduli._base.public_names import claim_public_names
+from moduli._base.type_variables import A as A
 from moduli._call.partition_names import PARTITION_NAME as PARTITION_NAME
 from moduli._call.prefixes import Carry as Carry
 from moduli._call.prefixes import StateAxes as StateAxes
@@ -95,7 +96,6 @@ from moduli._transforms.trees import to_tree as to_tree
 from moduli._transforms.vjp import jvp as jvp
 from moduli._transforms.vjp import vjp as vjp
 from moduli._transforms.vmap import vmap as vmap
-from moduli._variable.box import A as A
 from moduli._variable.box import BatchStat as BatchStat
 from moduli._variable.box import Cache as Cache
 from moduli._variable.box import Intermediate as Intermediate

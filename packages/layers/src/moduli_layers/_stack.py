@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,19 @@ import moduli
 from moduli.errors import PathError, StructureError
 from moduli_layers._checks import check_rngs
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    M = TypeVar("M", bound=moduli.Module, default=Any)
+else:
+    from typing import TypeVar
+
+    M = TypeVar("M", bound=moduli.Module)
+
 __all__ = ["Stack"]
 
 
-class Stack(moduli.Module):
+class Stack(moduli.Module, Generic[M]):
     """Calls ``n`` blocks of equal structure one after the other, each with its own parameters.
 
     The blocks are one module whose every value has a first axis of size ``n``. So tracing and
@@ -65,7 +74,7 @@ class Stack(moduli.Module):
 
     def __init__(
         self,
-        block: Callable[..., moduli.Module],
+        block: Callable[..., M],
         n: int,
         *,
         rngs: moduli.Rngs | None = None,
@@ -83,7 +92,7 @@ class Stack(moduli.Module):
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise StructureError(f"Stack needs a number of blocks of at least 1, got n={n!r}")
 
-        def make(rngs: moduli.Rngs | None) -> moduli.Module:
+        def make(rngs: moduli.Rngs | None) -> M:
             made = block() if rngs is None else block(rngs=rngs)
             if not isinstance(made, moduli.Module):
                 raise StructureError(
@@ -103,13 +112,13 @@ class Stack(moduli.Module):
     @classmethod
     def of(
         cls,
-        blocks: Sequence[moduli.Module],
+        blocks: Sequence[M],
         *,
         scan: bool = True,
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
         unroll: int = 1,
-    ) -> Stack:
+    ) -> Stack[M]:
         """Makes a Stack of blocks that exist, by stacking copies of their values.
 
         Args:
@@ -141,7 +150,7 @@ class Stack(moduli.Module):
                 )
             _check_shapes(number, first, state)
         stacked = jax.tree.map(lambda *values: jnp.stack(values), *[state for _, state in parts])
-        stack = cls.__new__(cls)
+        stack: Stack[M] = cls.__new__(cls)
         stack.block = moduli.merge(graphdef, stacked)
         stack._set(len(blocks), scan, remat, policy, unroll)
         return stack
@@ -179,7 +188,7 @@ class Stack(moduli.Module):
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> M:
         """Returns a copy of one block; writing it does not change the stack."""
         number = operator.index(index)
         if not -self.n <= number < self.n:
@@ -187,7 +196,7 @@ class Stack(moduli.Module):
         graphdef, state = moduli.split(self.block)
         return moduli.merge(graphdef, jax.tree.map(lambda value: value[number], state))
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[M]:
         """Yields a copy of each block."""
         return (self[number] for number in range(self.n))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,15 @@ from moduli_train._variables import OptState
 
 if TYPE_CHECKING:
     import optax
+    from typing_extensions import TypeVar
+
+    M = TypeVar("M", default=Any)
+else:
+    from typing import TypeVar
+
+    M = TypeVar("M")
 
 __all__ = ["ModelAndOptimizer", "Optimizer"]
-
-M = TypeVar("M")
 
 
 class Optimizer(moduli.Pytree, Generic[M]):

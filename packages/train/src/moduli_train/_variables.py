@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from moduli import Variable
+from moduli import A, Variable
 
 __all__ = ["MetricState", "OptArray", "OptState", "OptVariable"]
-
-A = TypeVar("A")
 
 
 class OptState(Variable[A]):

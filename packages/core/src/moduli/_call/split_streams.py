@@ -82,7 +82,7 @@ class SplitStreams:
           TraceError: if a stream belongs to another trace, where it could not count.
         """
         for _, count in self.leaves:
-            holder = self._call.binding.flats[count[0]].holders[count[1]]
+            holder: Any = self._call.binding.flats[count[0]].holders[count[1]]
             holder._check_trace()
         self._counts = []
         for (number, key), (_, count) in self.leaves:

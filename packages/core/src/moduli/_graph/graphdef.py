@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import functools
 import threading
-import types
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic
 
 import jax
 
 from moduli._base.static_keys import static_value
+from moduli._base.type_variables import T
 
 __all__ = ["HELD", "LEAF", "NODE", "OBJECT", "STATIC", "TREE", "VARIABLE", "GraphDef"]
 
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 _interned: weakref.WeakValueDictionary[Any, GraphDef] = weakref.WeakValueDictionary()
 
 
-class GraphDef:
+class GraphDef(Generic[T]):
     """The structure of a graph: types, attributes, static values and sharing, without arrays.
 
     Made by :func:`moduli.split` and :func:`moduli.graphdef`; given back to :func:`moduli.merge`.
@@ -74,7 +74,7 @@ class GraphDef:
         roots: tuple[Any, ...],
         num_leaves: int,
         metadatas: Mapping[int, Mapping[str, Any]],
-    ) -> GraphDef:
+    ) -> GraphDef[Any]:
         content = (objects, roots)
         found = _interned.get(content)
         if found is not None:
@@ -85,15 +85,13 @@ class GraphDef:
         with _lock:
             return _interned.setdefault(content, self)
 
-    __class_getitem__ = classmethod(types.GenericAlias)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return GraphDef, (self.objects, self.roots, self.num_leaves, dict(self.metadatas))
 
-    def __copy__(self) -> GraphDef:
+    def __copy__(self) -> GraphDef[T]:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GraphDef:
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphDef[T]:
         return self
 
     @property

@@ -11,7 +11,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -112,10 +112,12 @@ class Node:
     _may_carry: frozenset[str] = frozenset()
     """Names of static attributes that may carry modules, as constants."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        self = super().__new__(cls)
-        self.__dict__["_moduli"] = Bookkeeping(trace_state())
-        return self
+    if not TYPE_CHECKING:  # type checkers take the constructor's signature from __init__ alone
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            self = super().__new__(cls)
+            self.__dict__["_moduli"] = Bookkeeping(trace_state())
+            return self
 
     @classmethod
     def _make_empty(cls, trace: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 A = TypeVar("A")
+T = TypeVar("T")
 _write_value = Variable.__dict__["_value"].__set__
 Path = tuple[Any, ...]
 
@@ -96,6 +97,14 @@ def _pairs(state: Any) -> Iterable[tuple[Path, Any]]:
     return [((), state)] if isinstance(state, Variable) else _flat_items(state)
 
 
+@overload
+def split(node: T, /) -> tuple[GraphDef[T], State]: ...
+@overload
+def split(node: T, first: Any, /) -> tuple[GraphDef[T], State]: ...
+@overload
+def split(node: T, first: Any, second: Any, /) -> tuple[GraphDef[T], State, State]: ...
+@overload
+def split(node: T, /, *filters: Any) -> tuple[GraphDef[T], *tuple[State, ...]]: ...
 def split(node: Any, /, *filters: Any) -> Any:
     """Takes a graph apart into its structure and its values.
 
@@ -131,6 +140,14 @@ def split(node: Any, /, *filters: Any) -> Any:
     return (flat.graphdef, *_groups(flat, filters, "split"))
 
 
+@overload
+def state(node: Any, /) -> State: ...
+@overload
+def state(node: Any, first: Any, /) -> State: ...
+@overload
+def state(node: Any, first: Any, second: Any, /, *filters: Any) -> tuple[State, ...]: ...
+@overload
+def state(node: Any, /, *filters: Any) -> Any: ...
 def state(node: Any, /, *filters: Any) -> Any:
     """Returns the values of a graph.
 
@@ -152,12 +169,12 @@ def state(node: Any, /, *filters: Any) -> Any:
     return tuple(states) if len(filters) > 1 else states[0]
 
 
-def graphdef(node: Any, /) -> GraphDef:
+def graphdef(node: T, /) -> GraphDef[T]:
     """Returns the structure of a graph; equal structures give the same object."""
     return _flat(node, "graphdef").graphdef
 
 
-def merge(graphdef: GraphDef, state: Any, /, *states: Any, copy: bool = False) -> Any:
+def merge(graphdef: GraphDef[T], state: Any, /, *states: Any, copy: bool = False) -> T:
     """Builds a graph from a structure and values.
 
     Args:
@@ -346,6 +363,12 @@ def _set_item(node: Node, key: Any, value: Any) -> None:
         setattr(node, key, value)
 
 
+@overload
+def pop(node: Any, first: Any, /) -> State: ...
+@overload
+def pop(node: Any, first: Any, second: Any, /, *filters: Any) -> tuple[State, ...]: ...
+@overload
+def pop(node: Any, /, *filters: Any) -> Any: ...
 def pop(node: Any, /, *filters: Any) -> Any:
     """Takes Variables out of a graph: they are removed from it and returned.
 
@@ -445,7 +468,11 @@ def clone(node: A, variables: bool = True, *, arrays: bool = False) -> A:
     return jax.tree.unflatten(treedef, new)
 
 
-def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
+@overload
+def flatten(node: T, /) -> tuple[GraphDef[T], FlatState]: ...
+@overload
+def flatten(node: T, /, *, with_paths: bool) -> tuple[GraphDef[T], Any]: ...
+def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef[Any], Any]:
     """Takes a graph apart into its structure and a flat list of its leaves.
 
     Args:
@@ -460,7 +487,7 @@ def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
     return flat.graphdef, FlatState(pairs) if with_paths else [leaf for _, leaf in pairs]
 
 
-def unflatten(graphdef: GraphDef, state: Any, /, *, copy_variables: bool = False) -> Any:
+def unflatten(graphdef: GraphDef[T], state: Any, /, *, copy_variables: bool = False) -> T:
     """Builds a graph from a structure and leaves; the inverse of :func:`flatten`.
 
     Args:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from moduli import errors
+from moduli._base.type_variables import T
 from moduli._graph.nodes import (
     Annotated,
     Bookkeeping,
@@ -26,6 +27,10 @@ from moduli._module.module import Module
 from moduli._module.pytree import refuse_replacing
 from moduli._variable.box import Variable
 
+if TYPE_CHECKING:
+    from _collections_abc import dict_items, dict_keys, dict_values
+    from typing import Self
+
 __all__ = ["Dict", "List"]
 
 _adopted: dict[int, weakref.ref[Any]] = {}
@@ -35,7 +40,7 @@ def _item(value: Any) -> Any:
     return adopt(value.value if isinstance(value, Annotated) else value)
 
 
-class List(Module, list[Any]):
+class List(Module, list[T]):
     """A list of modules, Variables, arrays or static values that is part of a graph.
 
     Args:
@@ -52,12 +57,12 @@ class List(Module, list[Any]):
       ('List', [0])
     """
 
-    def __init__(self, it: Iterable[Any] | None = None, /):
+    def __init__(self, it: Iterable[T] | None = None, /):
         list.__init__(self, map(_item, () if it is None else it))
 
     # -- items, as the graph code reads and writes them
 
-    def _items(self) -> list[tuple[int, Any]]:
+    def _items(self) -> list[tuple[Any, Any]]:
         return list(enumerate(list.__iter__(self)))
 
     _items_in_order = _items
@@ -86,7 +91,7 @@ class List(Module, list[Any]):
 
     # -- reading: a list behind this one must not have changed
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         self._check_source()
         return list.__iter__(self)
 
@@ -95,6 +100,10 @@ class List(Module, list[Any]):
             self._check_source()
         return list.__len__(self)
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
     def __getitem__(self, index: Any) -> Any:
         if self._moduli.source is not None:
             self._check_source()
@@ -102,6 +111,10 @@ class List(Module, list[Any]):
 
     # -- writing
 
+    @overload
+    def __setitem__(self, index: SupportsIndex, value: T) -> None: ...
+    @overload
+    def __setitem__(self, index: slice, value: Iterable[T]) -> None: ...
     def __setitem__(self, index: Any, value: Any) -> None:
         self._mutable()
         if isinstance(index, slice):
@@ -120,32 +133,32 @@ class List(Module, list[Any]):
         list.__delitem__(self, index)
         self._moduli.changed()
 
-    def append(self, value: Any) -> None:
+    def append(self, value: T) -> None:
         """Adds one element at the end."""
         self._mutable()
         list.append(self, _item(value))
         self._moduli.changed()
 
-    def extend(self, values: Iterable[Any]) -> None:
+    def extend(self, values: Iterable[T]) -> None:
         """Adds elements at the end."""
         self._mutable()
         list.extend(self, [_item(value) for value in values])
         self._moduli.changed()
 
-    def insert(self, index: SupportsIndex, value: Any) -> None:
+    def insert(self, index: SupportsIndex, value: T) -> None:
         """Adds one element before an index."""
         self._mutable()
         list.insert(self, index, _item(value))
         self._moduli.changed()
 
-    def pop(self, index: SupportsIndex = -1) -> Any:
+    def pop(self, index: SupportsIndex = -1) -> T:
         """Removes an element and returns it."""
         self._mutable()
         value = list.pop(self, index)
         self._moduli.changed()
         return value
 
-    def remove(self, value: Any) -> None:
+    def remove(self, value: T) -> None:
         """Removes the first element that is, or equals, a value."""
         self._mutable()
         for index, item in enumerate(list.__iter__(self)):
@@ -174,11 +187,11 @@ class List(Module, list[Any]):
         list.sort(self, key=key, reverse=reverse)
         self._moduli.changed()
 
-    def __iadd__(self, values: Iterable[Any]) -> List:  # type: ignore[override,misc]
+    def __iadd__(self, values: Iterable[T]) -> Self:  # type: ignore[override,misc]
         self.extend(values)
         return self
 
-    def __imul__(self, times: SupportsIndex) -> List:  # type: ignore[override,misc]
+    def __imul__(self, times: SupportsIndex) -> Self:  # type: ignore[override,misc]
         self._mutable()
         list.__imul__(self, times)
         self._moduli.changed()
@@ -190,15 +203,15 @@ class List(Module, list[Any]):
             "in the module that holds the List"
         )
 
-    def copy(self) -> List:
+    def copy(self) -> List[T]:
         """Returns a shallow copy."""
         return List(self)
 
-    def __copy__(self) -> List:
+    def __copy__(self) -> List[T]:
         return List(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> List:
-        new = List()
+    def __deepcopy__(self, memo: dict[int, Any]) -> List[T]:
+        new: List[T] = List()
         memo[id(self)] = new
         list.extend(new, [deepcopy_item(value, memo) for value in list.__iter__(self)])
         return new
@@ -210,7 +223,7 @@ class List(Module, list[Any]):
         return self.__reduce__()
 
 
-class Dict(Module, dict[Any, Any]):
+class Dict(Module, dict[Any, T]):
     """A dict of modules, Variables, arrays or static values that is part of a graph.
 
     Entries whose key is an identifier can be read and written as attributes too.
@@ -226,6 +239,10 @@ class Dict(Module, dict[Any, Any]):
       (1.0, 2.0)
     """
 
+    @overload
+    def __init__(self, entries: Mapping[Any, T] | Iterable[tuple[Any, T]], /, **kwargs: T): ...
+    @overload
+    def __init__(self, **kwargs: T): ...
     def __init__(self, *args: Any, **kwargs: Any):
         dict.__init__(self)
         for key, value in dict(*args, **kwargs).items():
@@ -273,28 +290,28 @@ class Dict(Module, dict[Any, Any]):
         self._check_source()
         return dict.__len__(self)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Any) -> T:
         self._check_source()
         return dict.__getitem__(self, key)
 
-    def items(self) -> Any:
+    def items(self) -> dict_items[Any, T]:
         """The (key, value) pairs."""
         self._check_source()
         return dict.items(self)
 
-    def values(self) -> Any:
+    def values(self) -> dict_values[Any, T]:
         """The values."""
         self._check_source()
         return dict.values(self)
 
-    def keys(self) -> Any:
+    def keys(self) -> dict_keys[Any, T]:
         """The keys."""
         self._check_source()
         return dict.keys(self)
 
     # -- writing
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: Any, value: T) -> None:
         self._mutable()
         old, new = dict.get(self, key), _item(value)
         if isinstance(old, Variable):
@@ -331,7 +348,7 @@ class Dict(Module, dict[Any, Any]):
         self._moduli.changed()
         return value
 
-    def popitem(self) -> tuple[Any, Any]:
+    def popitem(self) -> tuple[Any, T]:
         """Removes the last entry and returns it."""
         self._mutable()
         item = dict.popitem(self)
@@ -344,32 +361,32 @@ class Dict(Module, dict[Any, Any]):
         dict.clear(self)
         self._moduli.changed()
 
-    def __ior__(self, other: Any) -> Dict:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
         self.update(other)
         return self
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> T:
         if not name.startswith("__") and dict.__contains__(self, name):
             return self[name]
         raise errors.ModuliAttributeError(
             f"Dict has no entry or attribute {name!r}; it has {list(self)!r}"
         )
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: T) -> None:
         self[name] = value
 
     def __delattr__(self, name: str) -> None:
         del self[name]
 
-    def copy(self) -> Dict:
+    def copy(self) -> Dict[T]:
         """Returns a shallow copy."""
         return Dict(self)
 
-    def __copy__(self) -> Dict:
+    def __copy__(self) -> Dict[T]:
         return Dict(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Dict:
-        new = Dict()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dict[T]:
+        new: Dict[T] = Dict()
         memo[id(self)] = new
         dict.update(new, {k: deepcopy_item(v, memo) for k, v in dict.items(self)})
         return new
@@ -381,11 +398,11 @@ class Dict(Module, dict[Any, Any]):
         return self.__reduce__()
 
 
-def _adopt_list(plain: list[Any]) -> List:
+def _adopt_list(plain: list[Any]) -> List[Any]:
     return _adopt(plain, List, tuple(plain))
 
 
-def _adopt_dict(plain: Mapping[Any, Any]) -> Dict:
+def _adopt_dict(plain: Mapping[Any, Any]) -> Dict[Any]:
     return _adopt(plain, Dict, (*plain.keys(), *plain.values()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moduli import _plugins, errors
 from moduli._graph.nodes import check_mutable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["Module", "iter_children", "iter_modules", "view", "with_attributes"]
+
+T = TypeVar("T")
 
 Path = tuple[Any, ...]
 _ABSENT: Any = object()
@@ -60,6 +62,10 @@ class Module(Pytree):
         super().__init_subclass__(**kwargs)
         wrap_call(cls)
         wrap_methods(cls)
+
+    if TYPE_CHECKING:  # a subclass says in its own annotations what it takes and returns
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     # -- modes -----------------------------------------------------------------------------------
 
@@ -394,8 +400,8 @@ def iter_children(module: Any, /) -> Iterator[tuple[Any, Module]]:
 
 
 def with_attributes(
-    node: Any, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any
-) -> Any:
+    node: T, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any
+) -> T:
     """Copies a model with other attributes; the copy shares the Variables.
 
     Args:
@@ -420,14 +426,12 @@ def with_attributes(
       >>> loud.rate, model.rate, loud.scale is model.scale
       (0.9, 0.1, True)
     """
-    new = clone(node, variables=False)
+    new: Any = clone(node, variables=False)
     new.set_attributes(only, raise_if_not_found=raise_if_not_found, **attributes)
     return new
 
 
-def view(
-    node: Any, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any
-) -> Any:
+def view(node: T, /, *, only: Any = ..., raise_if_not_found: bool = True, **attributes: Any) -> T:
     """Copies a model in another mode; the copy shares the Variables.
 
     Like :func:`with_attributes`, but a module may say itself what a mode means to it: if it has a
@@ -455,7 +459,7 @@ def view(
       >>> quiet.deterministic, model.deterministic, quiet.scale is model.scale
       (True, False, True)
     """
-    new = clone(node, variables=False)
+    new: Any = clone(node, variables=False)
     unknown = dict(attributes)
     for _, module in _selected(new, (only,)):
         taken = _taken_by_set_view(module, attributes)

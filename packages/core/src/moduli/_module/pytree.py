@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import operator
 import types
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, overload
 
 import jax
 import numpy as np
@@ -48,12 +49,22 @@ from moduli._variable.box import Variable
 
 __all__ = ["Pytree", "refuse_replacing", "data", "dataclass", "static"]
 
+T = TypeVar("T")
+
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
 _NUMBERS = (int, float, complex, np.generic)
 _MISSING: Any = object()
 _attributes: Callable[[Any], dict[str, Any]] = operator.attrgetter("__dict__")
 
 
+@overload
+def data(value: T, /) -> T: ...
+@overload
+def data(*, default: T, **kwargs: Any) -> T: ...
+@overload
+def data(*, default_factory: Callable[[], T], **kwargs: Any) -> T: ...
+@overload
+def data(**kwargs: Any) -> Any: ...
 def data(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     """Marks an attribute value as data, whatever its type; assign the result to an attribute.
 
@@ -75,6 +86,14 @@ def data(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     return _annotated("data", value, kwargs)
 
 
+@overload
+def static(value: T, /) -> T: ...
+@overload
+def static(*, default: T, **kwargs: Any) -> T: ...
+@overload
+def static(*, default_factory: Callable[[], T], **kwargs: Any) -> T: ...
+@overload
+def static(**kwargs: Any) -> Any: ...
 def static(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     """Marks an attribute value as static; assign the result to an attribute.
 
@@ -89,6 +108,12 @@ def static(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     return _annotated("static", value, kwargs)
 
 
+@overload
+@dataclass_transform(eq_default=False, field_specifiers=(data, static, dataclasses.field))
+def dataclass(cls: type[T], /, **options: Any) -> type[T]: ...
+@overload
+@dataclass_transform(eq_default=False, field_specifiers=(data, static, dataclasses.field))
+def dataclass(cls: None = None, /, **options: Any) -> Callable[[type[T]], type[T]]: ...
 def dataclass(cls: Any = None, /, **options: Any) -> Any:
     """``dataclasses.dataclass`` for modules: they keep their identity (``eq=False``).
 
@@ -124,6 +149,33 @@ def _annotated(status: str, value: Any, kwargs: dict[str, Any]) -> Any:
     return dataclasses.field(metadata=metadata, **kwargs)
 
 
+class _Constructor:
+    """``cls.__signature__``: what a class is called with, for ``inspect``, ``help`` and Sphinx.
+
+    These would find ``Pytree.__new__``, which takes anything, where a class has no ``__init__`` of
+    its own. An instance has no such attribute, and a class may say another.
+    """
+
+    def __get__(self, instance: object, cls: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        for base in cls.__mro__:
+            if base in (Node, Pytree) or getattr(base, "_is_protocol", False):
+                continue
+            for name in ("__new__", "__init__"):
+                if name in vars(base) and base is not object:
+                    return _constructor_signature(getattr(cls, name))
+        return inspect.Signature()
+
+
+def _constructor_signature(constructor: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a function, without ``self``."""
+    signature = inspect.signature(constructor)
+    first, *others = signature.parameters.values()
+    kept = [first, *others] if first.kind is inspect.Parameter.VAR_POSITIONAL else others
+    return signature.replace(parameters=kept, return_annotation=inspect.Signature.empty)
+
+
 class Pytree(Node):
     """Base of objects that are nodes of a graph without being Modules.
 
@@ -142,19 +194,22 @@ class Pytree(Node):
     _descriptors: frozenset[str] = frozenset()
     _is_jax_pytree: bool = True
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        init = cls.__init__
-        if not hasattr(init, "_moduli_function"):  # dataclasses write one after the class is made
-            if _is_frozen(cls):  # its fields are not set by __setattr__
-                _check_defaults(cls)
-            wrap_init(cls, init)
-        return super().__new__(cls, *args, **kwargs)
+    if not TYPE_CHECKING:  # for type checkers, a constructor is a class's own __init__
+        __signature__ = _Constructor()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        following = super().__init__  # of another base class, or object's
-        if (args or kwargs) and getattr(following, "__objclass__", None) is object:
-            raise TypeError(f"{type(self).__name__}() takes no arguments")
-        following(*args, **kwargs)
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            init = cls.__init__
+            if not hasattr(init, "_moduli_function"):  # dataclasses write one after the class
+                if _is_frozen(cls):  # its fields are not set by __setattr__
+                    _check_defaults(cls)
+                wrap_init(cls, init)
+            return super().__new__(cls, *args, **kwargs)
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            following = super().__init__  # of another base class, or object's
+            if (args or kwargs) and getattr(following, "__objclass__", None) is object:
+                raise TypeError(f"{type(self).__name__}() takes no arguments")
+            following(*args, **kwargs)
 
     def __init_subclass__(cls, *, pytree: bool | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -207,47 +262,49 @@ class Pytree(Node):
 
     # -- attributes ------------------------------------------------------------------------------
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in type(self)._descriptors:
-            object.__setattr__(self, name, value)
-            return
-        attributes = _attributes(self)
-        book: Bookkeeping = attributes["_moduli"]
-        old = attributes.get(name, _MISSING)
-        if old is _MISSING and hasattr(type(self), "__dataclass_fields__"):
-            value = _as_field_says(type(self), name, value)
-        kind = value.__class__
-        if kind in _SIMPLE and old.__class__ is kind and static_key(old) == static_key(value):
-            return
-        if kind is Annotated:
-            check_mutable(self, f"set the attribute `{name}`")
-            book.annotate(name, value.status)
-            adopts = value.status == "data" and value.value.__class__ in containers
-            value = adopt(value.value) if adopts else value.value  # other pytrees stay as they are
-            old = _MISSING  # the status may change though the value does not
-        elif kind in containers or isinstance(value, tuple):
-            value = adopt(value)
-        if book.trace != trace_state():
-            check_mutable(self, f"set the attribute `{name}`")
-        if isinstance(old, Variable):
-            refuse_replacing(self, f".{name}", old, value)
-        attributes[name] = value
-        if old is value or (book.annotations is None and is_array(old) and is_array(value)):
-            return
-        book.version += 1
-        if book.tracked:
-            EPOCH[0] += 1
+    if not TYPE_CHECKING:  # for type checkers, there are the attributes that a class sets itself
 
-    def __delattr__(self, name: str) -> None:
-        if name in type(self)._descriptors:
-            object.__delattr__(self, name)
-            return
-        if name == "_moduli" or name not in _attributes(self):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to delete")
-        check_mutable(self, f"delete the attribute `{name}`")
-        del _attributes(self)[name]
-        self._moduli.annotate(name, None)
-        self._moduli.changed()
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in type(self)._descriptors:
+                object.__setattr__(self, name, value)
+                return
+            attributes = _attributes(self)
+            book: Bookkeeping = attributes["_moduli"]
+            old = attributes.get(name, _MISSING)
+            if old is _MISSING and hasattr(type(self), "__dataclass_fields__"):
+                value = _as_field_says(type(self), name, value)
+            kind = value.__class__
+            if kind in _SIMPLE and old.__class__ is kind and static_key(old) == static_key(value):
+                return
+            if kind is Annotated:
+                check_mutable(self, f"set the attribute `{name}`")
+                book.annotate(name, value.status)
+                adopts = value.status == "data" and value.value.__class__ in containers
+                value = adopt(value.value) if adopts else value.value  # other pytrees stay
+                old = _MISSING  # the status may change though the value does not
+            elif kind in containers or isinstance(value, tuple):
+                value = adopt(value)
+            if book.trace != trace_state():
+                check_mutable(self, f"set the attribute `{name}`")
+            if isinstance(old, Variable):
+                refuse_replacing(self, f".{name}", old, value)
+            attributes[name] = value
+            if old is value or (book.annotations is None and is_array(old) and is_array(value)):
+                return
+            book.version += 1
+            if book.tracked:
+                EPOCH[0] += 1
+
+        def __delattr__(self, name: str) -> None:
+            if name in type(self)._descriptors:
+                object.__delattr__(self, name)
+                return
+            if name == "_moduli" or name not in _attributes(self):
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to delete")
+            check_mutable(self, f"delete the attribute `{name}`")
+            del _attributes(self)[name]
+            self._moduli.annotate(name, None)
+            self._moduli.changed()
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name != "_moduli"]

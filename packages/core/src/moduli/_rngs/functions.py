@@ -253,6 +253,24 @@ def restore_rngs(backups: Iterable[Backup], /) -> None:
         variable.set_raw_value(value)
 
 
+@overload
+def with_rngs(
+    node: A,
+    /,
+    *,
+    split: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
+    fork: Filter | Sequence[Filter] = None,
+    broadcast: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
+    only: Filter = True,
+) -> A: ...
+@overload
+def with_rngs(
+    *,
+    split: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
+    fork: Filter | Sequence[Filter] = None,
+    broadcast: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
+    only: Filter = True,
+) -> Callable[[F], F]: ...
 def with_rngs(
     node: Any = _MISSING,
     /,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,11 @@ from moduli._module.pytree import Pytree
 from moduli._rngs.draws import FLAT, flat_draw
 from moduli._variable.box import RngCount, RngKey, Variable
 from moduli._variable.filters import to_predicate
+
+if TYPE_CHECKING:
+    from moduli._rngs.draw_types import Draws
+else:
+    Draws = object
 
 __all__ = ["RngStream", "Rngs"]
 
@@ -123,7 +128,7 @@ def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.random.fold_in(key, count), count + 1
 
 
-class RngStream(Pytree):
+class RngStream(Pytree, Draws):
     """One stream of random keys; call it to draw the next key.
 
     Args:
@@ -175,7 +180,7 @@ class RngStream(Pytree):
         return jax.random.fold_in(self.key.value, self.count.value - 1)
 
 
-class Rngs(Pytree):
+class Rngs(Pytree, Draws):
     """Named random streams, with an optional default for the names that are not given.
 
     Args:

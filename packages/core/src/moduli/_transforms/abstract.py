@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -14,8 +14,11 @@ from moduli._call.plain_call import PlainCall
 
 __all__ = ["eval_shape", "make_jaxpr"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+
+def eval_shape(f: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """``jax.eval_shape`` for functions that take or return modules.
 
     Nothing is computed or allocated, and nothing happens to the arguments: a module that ``f``
@@ -46,6 +49,20 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return call.effects.result(call.values, *outputs)
 
 
+@overload
+def make_jaxpr(
+    f: Callable[P, Any],
+    *,
+    static_argnums: int | Sequence[int] = (),
+    return_shape: bool = False,
+) -> Callable[P, Any]: ...
+@overload
+def make_jaxpr(
+    f: None = None,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    return_shape: bool = False,
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
 def make_jaxpr(
     f: Callable[..., Any] | None = None,
     *,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from moduli._call.again import remember
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 
+if TYPE_CHECKING:
+    from jax.experimental.checkify import Error
+
 __all__ = ["checkify"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def checkify(f: Callable[..., Any], errors: Any = None) -> Callable[..., Any]:
+
+def checkify(f: Callable[P, R], errors: Any = None) -> Callable[P, tuple[Error, R]]:
     """``jax.experimental.checkify.checkify`` for functions that take modules, with all updates.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import jax
 
@@ -18,10 +18,16 @@ from moduli._variable.box import Variable
 
 __all__ = ["cond", "switch"]
 
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
 
 def cond(
-    pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any
-) -> Any:
+    pred: Any,
+    true_fun: Callable[[*Ts], R],
+    false_fun: Callable[[*Ts], R],
+    *operands: *Ts,
+) -> R:
     """``jax.lax.cond`` for functions that take modules, with all their updates.
 
     Args:
@@ -61,7 +67,7 @@ def cond(
     )
 
 
-def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
+def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts) -> R:
     """``jax.lax.switch`` for functions that take modules, with all their updates.
 
     Args:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,22 @@ from moduli._variable.filters import to_predicate
 
 __all__ = ["CustomVjp", "custom_vjp"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+@overload
+def custom_vjp(
+    fun: Callable[P, R],
+    *,
+    nondiff_argnums: int | DiffState | Iterable[int | DiffState] = (),
+) -> CustomVjp[P, R]: ...
+@overload
+def custom_vjp(
+    fun: None = None,
+    *,
+    nondiff_argnums: int | DiffState | Iterable[int | DiffState] = (),
+) -> Callable[[Callable[P, R]], CustomVjp[P, R]]: ...
 def custom_vjp(
     fun: Callable[..., Any] | None = None,
     *,
@@ -91,10 +106,10 @@ def custom_vjp(
     return CustomVjp(fun, numbers)
 
 
-class CustomVjp:
+class CustomVjp(Generic[P, R]):
     """A function of modules with a gradient of its own; made by :func:`custom_vjp`."""
 
-    def __init__(self, fun: Callable[..., Any], nondiff_argnums: tuple[int | DiffState, ...]):
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: tuple[int | DiffState, ...]):
         functools.update_wrapper(self, fun)
         self._function = Function(fun)
         self._fixed = {n for n in nondiff_argnums if isinstance(n, int)}
@@ -103,7 +118,7 @@ class CustomVjp:
         self._bwd: Callable[..., Any] | None = None
         self._takes_updates = False
 
-    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+    def defvjp(self, fwd: Callable[..., tuple[R, Any]], bwd: Callable[..., Any]) -> None:
         """Gives the rule; see :func:`custom_vjp`.
 
         Args:
@@ -118,20 +133,20 @@ class CustomVjp:
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function."""
         name = self._function.name
         if self._fwd is None or self._bwd is None:
             raise errors.StructureError(
                 f"custom_vjp: {name} has no rule yet; write `{name}.defvjp(fwd, bwd)`"
             )
-        args, kwargs = self._function.positional(*self._function.complete(args, kwargs))
-        if kwargs:
+        given, named = self._function.positional(*self._function.complete(args, kwargs))
+        if named:
             raise errors.StructureError(
-                f"custom_vjp: {name} got the keyword arguments {sorted(kwargs)}, which cannot be "
+                f"custom_vjp: {name} got the keyword arguments {sorted(named)}, which cannot be "
                 "passed by position; a differentiated function takes positional arguments"
             )
-        return _Call(self, args).run()
+        return _Call(self, given).run()
 
 
 class _Value(NamedTuple):

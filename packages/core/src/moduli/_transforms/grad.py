@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,10 @@ from moduli._variable.box import Param, Variable
 from moduli._variable.filters import Filter, to_predicate
 
 __all__ = ["DiffState", "grad", "value_and_grad"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+X = TypeVar("X")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +222,56 @@ def _check_inexact(value: Any, spot: _Spot) -> None:
             )
 
 
+@overload
+def value_and_grad(
+    f: Callable[P, R],
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[False] = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[P, tuple[R, Any]]: ...
+@overload
+def value_and_grad(
+    f: Callable[P, tuple[R, X]],
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[True],
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[P, tuple[tuple[R, X], Any]]: ...
+@overload
+def value_and_grad(
+    f: None = None,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[False] = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[[Callable[P, R]], Callable[P, tuple[R, Any]]]: ...
+@overload
+def value_and_grad(
+    f: None = None,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[True],
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[[Callable[P, tuple[R, X]]], Callable[P, tuple[tuple[R, X], Any]]]: ...
+@overload
+def value_and_grad(
+    f: Callable[P, Any] | None = None,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Any: ...
 def value_and_grad(
     f: Callable[..., Any] | None = None,
     *,
@@ -260,6 +314,56 @@ def value_and_grad(
     return remember(both, f, value_and_grad, options)
 
 
+@overload
+def grad(
+    f: Callable[P, Any],
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[False] = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[P, Any]: ...
+@overload
+def grad(
+    f: Callable[P, tuple[Any, X]],
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[True],
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[P, tuple[Any, X]]: ...
+@overload
+def grad(
+    f: None = None,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[False] = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+@overload
+def grad(
+    f: None = None,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: Literal[True],
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Callable[[Callable[P, tuple[Any, X]]], Callable[P, tuple[Any, X]]]: ...
+@overload
+def grad(
+    f: Callable[P, Any] | None = None,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Any: ...
 def grad(
     f: Callable[..., Any] | None = None,
     *,

@@ -7,7 +7,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -28,10 +28,13 @@ from moduli._graph.nodes import Node
 
 __all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
 
 
-class JitWrapped:
+class JitWrapped(Generic[P, R]):
     """A jitted function of modules; made by :func:`jit`.
 
     Call it like the function. Methods of classes may be decorated: the wrapper binds like a
@@ -40,7 +43,7 @@ class JitWrapped:
 
     def __init__(
         self,
-        fun: Callable[..., Any],
+        fun: Callable[P, R],
         *,
         static_argnums: tuple[int, ...] = (),
         static_argnames: frozenset[str] = frozenset(),
@@ -64,7 +67,7 @@ class JitWrapped:
         self._shortcut: Shortcut | None = None
         self._compiled: Compiled | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the compiled function; compiles it first for a new structure."""
         shortcut = self._shortcut
         taken = None if shortcut is None else shortcut.take(args, kwargs)
@@ -231,9 +234,11 @@ class JitWrapped:
         )
 
     @overload
-    def __get__(self, instance: None, owner: type) -> JitWrapped: ...
+    def __get__(self, instance: None, owner: type) -> JitWrapped[P, R]: ...
     @overload
-    def __get__(self, instance: object, owner: type | None = None) -> BoundJit: ...
+    def __get__(
+        self: JitWrapped[Concatenate[S, Q], R], instance: S, owner: type | None = None
+    ) -> BoundJit[Q, R]: ...
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
         return self if instance is None else BoundJit(self, instance)
 
@@ -241,13 +246,17 @@ class JitWrapped:
         return f"<moduli.jit of {getattr(self._fun, '__qualname__', self._fun)!r}>"
 
 
-class BoundJit(functools.partial):  # type: ignore[type-arg]
+class BoundJit(functools.partial[R], Generic[Q, R]):
     """A jitted function with its first argument: a jitted method, or what `jit` makes of a module.
 
     It has the methods of :class:`JitWrapped`, without that argument.
     """
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> R: ...
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """See :meth:`JitWrapped.trace`."""
@@ -529,6 +538,36 @@ _OF_ARGUMENTS = (
 )  # the options that count arguments, after the one of a bound method
 
 
+@overload
+def jit(
+    fun: Callable[P, R],
+    *,
+    in_shardings: Any = None,
+    out_shardings: Any = None,
+    static_argnums: int | Sequence[int] | None = None,
+    static_argnames: str | Iterable[str] | None = None,
+    donate_argnums: int | Sequence[int] | None = None,
+    donate_argnames: str | Iterable[str] | None = None,
+    keep_unused: bool = False,
+    device: Any = None,
+    backend: str | None = None,
+    inline: bool = False,
+) -> JitWrapped[P, R]: ...
+@overload
+def jit(
+    fun: None = None,
+    *,
+    in_shardings: Any = None,
+    out_shardings: Any = None,
+    static_argnums: int | Sequence[int] | None = None,
+    static_argnames: str | Iterable[str] | None = None,
+    donate_argnums: int | Sequence[int] | None = None,
+    donate_argnames: str | Iterable[str] | None = None,
+    keep_unused: bool = False,
+    device: Any = None,
+    backend: str | None = None,
+    inline: bool = False,
+) -> Callable[[Callable[P, R]], JitWrapped[P, R]]: ...
 def jit(
     fun: Callable[..., Any] | None = None,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -15,7 +15,26 @@ from moduli._call.plain_call import PlainCall
 
 __all__ = ["remat"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+@overload
+def remat(
+    f: Callable[P, R],
+    *,
+    prevent_cse: bool = True,
+    static_argnums: int | tuple[int, ...] = (),
+    policy: Callable[..., bool] | None = None,
+) -> Callable[P, R]: ...
+@overload
+def remat(
+    f: None = None,
+    *,
+    prevent_cse: bool = True,
+    static_argnums: int | tuple[int, ...] = (),
+    policy: Callable[..., bool] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def remat(
     f: Callable[..., Any] | None = None,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -23,7 +23,32 @@ from moduli._transforms.vmap import check_sizes
 
 __all__ = ["scan"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+@overload
+def scan(
+    f: Callable[P, R],
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    in_axes: Any = (Carry, 0),
+    out_axes: Any = (Carry, 0),
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Callable[P, R]: ...
+@overload
+def scan(
+    f: None = None,
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    in_axes: Any = (Carry, 0),
+    out_axes: Any = (Carry, 0),
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def scan(
     f: Callable[..., Any] | None = None,
     *,

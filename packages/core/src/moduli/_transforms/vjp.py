@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,35 @@ from moduli._variable.box import Variable
 
 __all__ = ["jvp", "vjp"]
 
+R = TypeVar("R")
+X = TypeVar("X")
 
+
+@overload
+def vjp(
+    f: Callable[..., R],
+    primal: Any,
+    /,
+    *primals: Any,
+    has_aux: Literal[False] = False,
+    reduce_axes: Sequence[Any] = (),
+) -> tuple[R, Callable[..., tuple[Any, ...]]]: ...
+@overload
+def vjp(
+    f: Callable[..., tuple[R, X]],
+    primal: Any,
+    /,
+    *primals: Any,
+    has_aux: Literal[True],
+    reduce_axes: Sequence[Any] = (),
+) -> tuple[R, Callable[..., tuple[Any, ...]], X]: ...
+@overload
+def vjp(
+    f: Callable[..., Any] | None = None,
+    *primals: Any,
+    has_aux: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Any: ...
 def vjp(
     f: Callable[..., Any] | None = None,
     *primals: Any,
@@ -90,6 +118,30 @@ def vjp(
     return (result, vjp_fn, aux) if has_aux else (result, vjp_fn)
 
 
+@overload
+def jvp(
+    f: Callable[..., R],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    has_aux: Literal[False] = False,
+) -> tuple[R, Any]: ...
+@overload
+def jvp(
+    f: Callable[..., tuple[R, X]],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    has_aux: Literal[True],
+) -> tuple[R, Any, X]: ...
+@overload
+def jvp(
+    f: Callable[..., Any] | None = None,
+    primals: tuple[Any, ...] | None = None,
+    tangents: tuple[Any, ...] | None = None,
+    *,
+    has_aux: bool = False,
+) -> Any: ...
 def jvp(
     f: Callable[..., Any] | None = None,
     primals: tuple[Any, ...] | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -21,7 +21,32 @@ from moduli._call.split_streams import SPLIT, SplitStreams
 
 __all__ = ["all_axes", "check_sizes", "find_batched", "vmap"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+@overload
+def vmap(
+    f: Callable[P, R],
+    *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    axis_name: Hashable | None = None,
+    axis_size: int | None = None,
+    spmd_axis_name: Any = None,
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Callable[P, R]: ...
+@overload
+def vmap(
+    f: None = None,
+    *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    axis_name: Hashable | None = None,
+    axis_size: int | None = None,
+    spmd_axis_name: Any = None,
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def vmap(
     f: Callable[..., Any] | None = None,
     *,

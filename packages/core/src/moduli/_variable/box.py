@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, Generic, TypeVar
+from types import EllipsisType, MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,15 @@ from moduli._base.epoch import EPOCH
 from moduli._base.lost_writes import Borrowed, mark_seen
 from moduli._base.source_lines import Site, describe_site, find_site
 from moduli._base.static_keys import metadata_key
+from moduli._base.type_variables import A
 from moduli._variable.metadata import VariableMetadata
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from moduli._variable.operator_types import Operators
+else:
+    Operators = Generic
 
 __all__ = [
     "BatchStat",
@@ -37,8 +45,6 @@ __all__ = [
     "RngState",
     "Variable",
 ]
-
-A = TypeVar("A")
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
@@ -61,7 +67,7 @@ _BINARY = (
 _SLOTS = ("_value", "_metadata", "_trace", "_made")
 
 
-class Variable(Generic[A]):
+class Variable(Operators[A]):
     """A mutable box for a value (an array or a pytree of arrays) with metadata.
 
     Arithmetic, indexing and attributes such as ``shape`` act on the value. ``v.value``, ``v[...]``
@@ -121,7 +127,7 @@ class Variable(Generic[A]):
     @classmethod
     def _make(
         cls, value: Any, metadata: Mapping[str, Any], trace: Any, made: Site | None = None
-    ) -> Variable[Any]:
+    ) -> Self:
         """Builds a Variable without hooks and checks; for graph code that rebuilds objects."""
         self = object.__new__(cls)
         write = object.__setattr__
@@ -152,6 +158,10 @@ class Variable(Generic[A]):
     def value(self, value: A) -> None:
         self.set_value(value)
 
+    @overload
+    def get_value(self) -> A: ...
+    @overload
+    def get_value(self, *, index: Any) -> Any: ...
     def get_value(self, *, index: Any = _MISSING) -> Any:
         """Returns the value, or ``value[index]`` when an index is given.
 
@@ -270,7 +280,7 @@ class Variable(Generic[A]):
         """The kind of the Variable: its class."""
         return type(self)
 
-    def copy(self, value: Any = _MISSING, **metadata: Any) -> Variable[Any]:
+    def copy(self, value: Any = _MISSING, **metadata: Any) -> Self:
         """Returns a new Variable of the same kind.
 
         Args:
@@ -390,6 +400,12 @@ class Variable(Generic[A]):
 
     # -- Python protocols --------------------------------------------------------------------
 
+    @overload
+    def __getitem__(self: Variable[jax.Array], index: Any) -> jax.Array: ...
+    @overload
+    def __getitem__(self, index: EllipsisType) -> A: ...
+    @overload
+    def __getitem__(self, index: Any) -> Any: ...
     def __getitem__(self, index: Any) -> Any:
         return self.get_value(index=index)
 
@@ -496,7 +512,7 @@ class Variable(Generic[A]):
     def __reduce__(self) -> tuple[Any, ...]:
         return (object.__new__, (type(self),), self.__getstate__())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable[A]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         from copy import deepcopy
 
         value = jax.tree.map(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
+
+from moduli._base.type_variables import A
 
 __all__ = ["VariableMetadata"]
-
-A = TypeVar("A")
 
 
 @dataclasses.dataclass(frozen=True)
