@@ -113,7 +113,7 @@ def test_dunder_names_read_no_entry_points():
     code = (
         "import importlib.metadata as m, moduli\n"
         "def refuse(*a, **k): raise SystemExit('entry points were read')\n"
-        "m.entry_points = refuse\n"
+        "m.entry_points = m.distributions = refuse\n"
         "assert not hasattr(moduli, '__wrapped__') and not hasattr(moduli, '_private')\n"
         "assert moduli.testing.graphs and moduli.hookspecs.moduli_sow\n"
         "print('ok')\n"
@@ -130,9 +130,9 @@ def test_import_moduli_imports_no_plugin_and_reads_no_entry_point(tmp_path):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[moduli]\n{name} = {name}\n")
     code = (
-        "import importlib.metadata as m\n"
+        "import importlib.metadata as m, jax\n"  # which looks at distributions itself
         "def refuse(*a, **k): raise SystemExit('entry points were read')\n"
-        "m.entry_points = refuse\n"
+        "m.entry_points = m.distributions = refuse\n"
         "import sys, moduli\n"
         "assert not [n for n in sys.modules if n.startswith('heavy_')]\n"
         "own = ('moduli_layers', 'moduli_debug', 'moduli_train', 'moduli_interop', 'optax')\n"

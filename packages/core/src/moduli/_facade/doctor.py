@@ -60,8 +60,7 @@ def doctor() -> dict[str, Any]:
     report = plugins()
     problems += _mixed_versions({name: versions[name] for name in _LOCKSTEP if versions[name]})
     problems += [
-        f"the plugin {plugin['name']!r} of {plugin['distribution']} {plugin['version']} failed "
-        f"{plugin['cause']}"
+        f"the {_title(plugin)} failed {plugin['cause']}"
         for plugin in report["plugins"]
         if plugin["state"] == "quarantined"
     ]
@@ -80,13 +79,20 @@ def doctor() -> dict[str, Any]:
     }
 
 
+def _title(plugin: dict[str, Any]) -> str:
+    where = f"{plugin['distribution']} {plugin['version']}".rstrip()
+    if not plugin["name"]:
+        return f"distribution {where}"
+    return f"plugin {plugin['name']!r} of {where}"
+
+
 def _devices() -> tuple[list[dict[str, Any]], list[str]]:
     import jax
 
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        return [], [f"JAX finds no device: {error}"]
+    except Exception as error:  # JAX, too, reads entry points: a damaged one stops it
+        return [], [f"JAX finds no device: {type(error).__name__}: {error}"]
     return [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in devices], []
 
 
@@ -108,7 +114,7 @@ def _same_names(found: list[dict[str, Any]]) -> list[str]:
         f"the plugin name {name!r} is used by {' and by '.join(who)}; MODULI_PLUGINS cannot tell "
         "them apart"
         for name, who in owners.items()
-        if len(who) > 1
+        if name and len(who) > 1
     ]
 
 
@@ -127,7 +133,7 @@ def text_of_plugins(report: dict[str, Any]) -> str:
     for plugin in report["plugins"]:
         where = f"{plugin['distribution']} {plugin['version']}"
         cost = "" if plugin["state"] == "blocked" else f"{plugin['load_ms']:.1f} ms"
-        lines.append(f"{plugin['name']:<12} {plugin['state']:<12} {cost:>10}  {where}")
+        lines.append(f"{plugin['name'] or '-':<12} {plugin['state']:<12} {cost:>10}  {where}")
         if plugin["hooks"]:
             lines.append(f"{'':<13}hooks: {', '.join(plugin['hooks'])}")
         if plugin["phase"]:

@@ -30,10 +30,12 @@ def _declared() -> dict[str, list[Any]]:
     global _points
     with _lock:
         if _points is None:
-            from moduli._plugins import installed
+            from moduli._plugins import installed, report
 
             found: dict[str, list[Any]] = {}
-            for point in installed(GROUP):
+            scan = installed(GROUP)
+            report(scan.damaged)  # the unreadable ones are reported with the plugins
+            for point in scan.points:
                 found.setdefault(point.name, []).append(point)
             _points = found
         return _points
@@ -101,7 +103,9 @@ def resolve(name: str) -> Any:
     if points:
         try:
             value = points[0].load()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise errors.PluginError(
                 f"moduli.{name} is declared by {_describe(points[0])}, which failed to load it: "
                 f"{type(error).__name__}: {error}"
@@ -133,6 +137,4 @@ def _hint(name: str) -> str:
 
 
 def _describe(point: Any) -> str:
-    if point.dist is None:
-        return repr(point.value)
-    return f"{point.dist.metadata['Name']} {point.dist.version} ({point.value})"
+    return f"{point.distribution} {point.version} ({point.value})"

@@ -31,6 +31,7 @@ from moduli._plugins.plugin_set import PluginSet as PluginSet
 from moduli._plugins.plugin_set import add_hookspecs as add_hookspecs
 from moduli._plugins.records import PluginRecord as PluginRecord
 from moduli._plugins.records import PluginWarning as PluginWarning
+from moduli._plugins.records import report as report
 from moduli._plugins.records import reporting_only as reporting_only
 from moduli._plugins.replace import Replace as Replace
 from moduli._plugins.specs import declare_all as declare_all

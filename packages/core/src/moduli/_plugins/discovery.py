@@ -85,12 +85,12 @@ def _discover() -> PluginSet:
 
 
 def _load_installed() -> tuple[PluginSet, list[PluginRecord]]:
-    points = installed(GROUP)
+    scan = installed(GROUP)
     chosen = selection()
-    chosen.check(point.name for point in points)
-    known: list[PluginRecord] = []
+    chosen.check(point.name for point in scan.points)
+    known: list[PluginRecord] = [*scan.unreadable, *scan.damaged]
     plugins: list[Plugin] = []
-    for point in points:
+    for point in scan.points:
         record = record_of(point)
         known.append(record)
         if not chosen.allows(point.name):

@@ -39,6 +39,11 @@ _overlay: contextvars.ContextVar[PluginSet | None] = contextvars.ContextVar(
 plugin_block = _overlay.get
 """Returns the plugins of the innermost ``using`` block, None outside of one."""
 
+
+class _EndedProgram(errors.PluginError):
+    """A plugin raised what would have ended the program, such as SystemExit."""
+
+
 _here = threading.local()
 _PROVIDERS = {"moduli_sow": ("Module.sow", "debug"), "moduli_perturb": ("Module.perturb", "debug")}
 _MAPPINGS = ("moduli_variable_names", "moduli_mode_attributes")
@@ -144,6 +149,9 @@ def collect(hook_name: str, /, **kwargs: Any) -> list[tuple[str, Any]]:
                 raise TypeError(
                     f"it returned a {type(result).__name__}; return a dict, or None for nothing"
                 )
+        except _EndedProgram as error:
+            switch_off(record, f"in the hook {hook_name}", error.__cause__ or error)
+            continue
         except errors.ModuliError:
             raise
         except Exception as error:
@@ -206,6 +214,12 @@ def call_implementation(
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit(); a plugin does not end its host's program
+        raise _EndedProgram(
+            f"{record.title} failed in the hook {hook_name}: {type(error).__name__}: {error}"
+        ) from error
     finally:
         running.discard(key)
 

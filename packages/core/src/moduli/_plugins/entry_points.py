@@ -1,39 +1,174 @@
-"""Entry points of installed distributions: reading them, and loading one into a record."""
+"""Entry points of installed distributions: reading them, and loading one into a record.
+
+Distributions are read one at a time, so that a damaged one costs no other its plugins.
+"""
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from moduli._plugins.records import PluginRecord, quarantine
 
-__all__ = ["installed", "load", "record_of"]
+__all__ = ["Point", "Scan", "installed", "load", "record_of"]
 
 
-def installed(group: str) -> list[Any]:
-    """Returns the entry points of a group, sorted by name and target."""
-    import importlib.metadata  # costs as much as all of the plugin system; needed only here
+class Point(NamedTuple):
+    """One entry point.
 
-    points = importlib.metadata.entry_points(group=group)
-    unique = {(point.name, point.value): point for point in points}
-    return [unique[key] for key in sorted(unique)]
+    Attributes:
+      name: its name.
+      value: what it names, ``module`` or ``module:attribute``.
+      group: its group.
+      distribution: the name of the distribution that declares it.
+      version: that distribution's version.
+    """
+
+    name: str
+    value: str
+    group: str
+    distribution: str
+    version: str
+
+    def load(self) -> Any:
+        """Imports what it names."""
+        import importlib.metadata  # costs as much as all of the plugin system; needed only here
+
+        return importlib.metadata.EntryPoint(self.name, self.value, self.group).load()
 
 
-def record_of(point: Any) -> PluginRecord:
+class Scan(NamedTuple):
+    """What the installed distributions declare under one group.
+
+    Attributes:
+      points: the entry points, sorted by name and target.
+      damaged: records of distributions whose lines in the group are no entry points.
+      unreadable: records of distributions whose entry points cannot be read at all.
+    """
+
+    points: list[Point]
+    damaged: list[PluginRecord]
+    unreadable: list[PluginRecord]
+
+
+def installed(group: str) -> Scan:
+    """Reads the entry points of a group, distribution by distribution.
+
+    Of distributions of the same name the first on ``sys.path`` counts, as in importlib.
+
+    Raises:
+      PluginError: under ``MODULI_STRICT=1``, if a distribution is damaged.
+    """
+    scan = Scan([], [], [])
+    points: dict[tuple[str, str], Point] = {}
+    seen: set[str] = set()
+    for distribution in _distributions(scan.unreadable):
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            scan.unreadable.append(_damaged(distribution, error))
+            continue
+        if f"[{group}]" not in text.replace(" ", ""):
+            continue
+        name = _field(distribution, "Name")
+        if name:
+            key = re.sub(r"[-_.]+", "-", name).lower()
+            if key in seen:
+                continue
+            seen.add(key)
+            text = _first_text(name, text)
+        title = name or _place(distribution)
+        version = _field(distribution, "Version")
+        for line, target in _lines(text, group):
+            if target:
+                points.setdefault((line, target), Point(line, target, group, title, version))
+            else:
+                error = ValueError(f"the line {line!r} of [{group}] is not `name = module:object`")
+                scan.damaged.append(_damaged(distribution, error))
+    scan.points.extend(points[key] for key in sorted(points))
+    return scan
+
+
+def record_of(point: Point) -> PluginRecord:
     """Returns a record of what declares an entry point."""
-    if point.dist is None:
-        return PluginRecord(point.name, "unknown", "", point.value)
-    name = point.dist.metadata["Name"] or "unknown"
-    return PluginRecord(point.name, name, point.dist.version or "", point.value)
+    return PluginRecord(point.name, point.distribution, point.version, point.value)
 
 
-def load(point: Any, record: PluginRecord) -> Any:
+def load(point: Point, record: PluginRecord) -> Any:
     """Loads what an entry point names; a failure quarantines its record."""
     start = time.perf_counter()
     try:
         return point.load()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script calls sys.exit when it is imported
         quarantine(record, f"to import {point.value!r}", error)
         return None
     finally:
         record.load_ms = (time.perf_counter() - start) * 1000
+
+
+def _distributions(unreadable: list[PluginRecord]) -> Iterator[Any]:
+    import importlib.metadata  # costs as much as all of the plugin system; needed only here
+
+    try:
+        yield from importlib.metadata.distributions()
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # of a finder on sys.meta_path
+        record = PluginRecord("", "unknown")
+        unreadable.append(record)
+        quarantine(record, "while distributions were looked for", error)
+
+
+def _first_text(name: str, text: str) -> str:
+    """Returns the entry points of the first distribution of a name."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.distribution(name).read_text("entry_points.txt") or ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return text
+
+
+def _lines(text: str, group: str) -> Iterator[tuple[str, str]]:
+    """Yields (name, target) of a group's lines; (line, "") for one that is no entry point."""
+    section = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1].strip()
+        elif section == group and not line.startswith("#"):
+            name, _, target = map(str.strip, line.partition("="))
+            is_point = name and re.match(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\])?$", target)
+            yield (name, target) if is_point else (line, "")
+
+
+def _damaged(distribution: Any, error: BaseException) -> PluginRecord:
+    title = _field(distribution, "Name") or _place(distribution)
+    record = PluginRecord("", title, _field(distribution, "Version"))
+    quarantine(record, "to declare its entry points (entry_points.txt)", error)
+    return record
+
+
+def _field(distribution: Any, name: str) -> str:
+    try:
+        return distribution.metadata.get(name) or ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # there is no METADATA, or it is no text
+        return ""
+
+
+def _place(distribution: Any) -> str:
+    try:
+        return f"without a name in {distribution.locate_file('')}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return "unknown"

@@ -44,7 +44,9 @@ class Plugin:
                     self._read(name)
             record.hooks = tuple(sorted(o["specname"] for o in self.options.values()))
             record.phase = _phase(source)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             quarantine(record, "to register", error)
 
     def _read(self, name: str) -> None:

@@ -135,7 +135,9 @@ class PluginSet:
                 check_hooks(plugin, known, in_block=not record.distribution)
                 taken = manager.has_plugin(record.name)
                 manager.register(plugin, f"{record.name} ({id(plugin)})" if taken else record.name)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 quarantine(record, "to register", error)
         self.hook = manager.hook
         self._implementations = {

@@ -27,7 +27,7 @@ class PluginRecord:
     """One plugin that an installed distribution declares, or that a program passed to ``using``.
 
     Attributes:
-      name: the name of its entry point.
+      name: the name of its entry point; empty for a distribution whose entry points are damaged.
       distribution: the distribution that declares it.
       version: the distribution's version.
       target: what the entry point names.
@@ -54,6 +54,8 @@ class PluginRecord:
     def title(self) -> str:
         """The plugin and where it comes from, for messages."""
         where = f"{self.distribution} {self.version}".strip()
+        if not self.name:
+            return f"distribution {where}"
         return f"plugin {self.name!r} of {where}" if where else f"plugin {self.name!r}"
 
 
@@ -72,7 +74,7 @@ def quarantine(record: PluginRecord, doing: str, cause: BaseException) -> None:
         return
     record.state = "quarantined"
     kind = "" if isinstance(cause, errors.PluginError) else f"{type(cause).__name__}: "
-    record.cause = " ".join(f"{doing}: {kind}{cause}".split())
+    record.cause = " ".join(f"{doing}: {kind}{_text(cause)}".split())
     if _is_strict():
         record.reported = True
         raise errors.PluginError(f"{record.title} failed {record.cause}") from cause
@@ -85,10 +87,11 @@ def report(records: Iterable[PluginRecord]) -> None:
             continue
         record.reported = True
         message = (
-            f"{record.title} failed {record.cause}. It is switched off; the rest goes on. "
+            f"{record.title} failed {record.cause}. It is "
+            f"{'switched off' if record.name else 'left out'}; the rest goes on. "
             "MODULI_STRICT=1 makes this an error"
         )
-        if record.distribution:
+        if record.distribution and record.name:
             message += f", MODULI_PLUGINS=-{record.name} leaves the plugin out"
         warnings.warn(message, PluginWarning, stacklevel=3)
 
@@ -101,6 +104,13 @@ def reporting_only() -> Iterator[None]:
         yield
     finally:
         _reporting_only.reset(token)
+
+
+def _text(cause: BaseException) -> str:
+    try:
+        return str(cause)
+    except Exception:  # of its own __str__
+        return "(its text cannot be read)"
 
 
 def _is_strict() -> bool:

@@ -81,7 +81,9 @@ def declare_all() -> list[PluginRecord]:
         return []
     failed: list[PluginRecord] = []
     loaded = []
-    for point in installed(GROUP):
+    scan = installed(GROUP)
+    failed += scan.damaged
+    for point in scan.points:
         record = record_of(point)
         loaded.append((load(point, record), record))
     with _lock:
@@ -89,7 +91,9 @@ def declare_all() -> list[PluginRecord]:
         for module, record in loaded:
             try:
                 spec = _checked(module) if record.state == "active" else None
-            except errors.PluginError as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 quarantine(record, "to declare hooks", error)
                 spec = None
             if spec is not None:
