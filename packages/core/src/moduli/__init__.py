@@ -19,9 +19,9 @@ from moduli._call.prefixes import Carry as Carry
 from moduli._call.prefixes import StateAxes as StateAxes
 from moduli._call.prefixes import StateSharding as StateSharding
 from moduli._call.prefixes import prefix as prefix
+from moduli._graph.data import is_data as is_data
+from moduli._graph.data import register_data_type as register_data_type
 from moduli._graph.graphdef import GraphDef as GraphDef
-from moduli._graph.nodes import is_data as is_data
-from moduli._graph.nodes import register_data_type as register_data_type
 from moduli._graph.recursive_map import recursive_map as recursive_map
 from moduli._graph.split import clone as clone
 from moduli._graph.split import flatten as flatten

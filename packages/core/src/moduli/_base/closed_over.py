@@ -20,6 +20,7 @@ from typing import Any
 
 from moduli import errors
 from moduli._base.compat import Tracer, eager_trace_state, is_eager
+from moduli._base.locate import describe_owner
 from moduli._base.source_lines import describe_place, describe_site, find_site, place_of
 
 __all__ = ["ACTIVE", "ClosedOver", "note_holders", "note_read"]
@@ -131,8 +132,6 @@ class ClosedOver:
         return list(written.values())
 
     def _describe(self, variables: list[Any]) -> str:
-        from moduli._base.locate import describe_owner
-
         texts = []
         for variable in variables[:_MOST_NAMES]:
             site = describe_site(variable)

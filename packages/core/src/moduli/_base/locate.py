@@ -10,6 +10,7 @@ import gc
 from typing import Any
 
 from moduli import errors
+from moduli._base.node import Node
 
 __all__ = ["describe_owner", "locate"]
 
@@ -51,8 +52,6 @@ def _owner(target: Any, seen: set[int]) -> tuple[Any, Any] | None:
 
 def _is_node(candidate: Any) -> bool:
     """Like isinstance, without asking the object: a lazy proxy in memory may do anything then."""
-    from moduli._graph.nodes import Node
-
     return issubclass(type(candidate), Node)
 
 

@@ -18,10 +18,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.function import UNBOUND, unbound, wraps
 from moduli._call.naming import code_of
-from moduli._graph.nodes import Node
 from moduli._variable.box import Variable
 
 __all__ = ["Recipe", "options_key", "options_key_or_none", "recipe_of", "remember", "shared"]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._graph.nodes import is_graph_leaf
+from moduli._graph.data import is_graph_leaf
 
 __all__ = ["check_same_objects", "check_same_types", "is_array_like"]
 

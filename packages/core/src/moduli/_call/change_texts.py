@@ -10,8 +10,8 @@ import jax
 from moduli._base.source_lines import describe_place
 from moduli._base.static_keys import static_value
 from moduli._call.writeback import ChangedEffects
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
-from moduli._graph.nodes import is_graph_leaf
 from moduli._graph.state import State
 
 __all__ = ["Word", "describe_changes", "outline"]

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._graph.nodes import Node, is_graph_leaf
+from moduli._base.node import Node
+from moduli._graph.data import is_graph_leaf
 
 __all__ = [
     "Function",

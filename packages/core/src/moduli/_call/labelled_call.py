@@ -16,12 +16,13 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._base.node import Node
 from moduli._call.lift import Binding, Frame, Leaf, New, Signature, bind
 from moduli._call.naming import Names
 from moduli._call.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._call.recorded_values import Given, Recorded, carries_records
+from moduli._graph.data import is_graph_leaf, plain_key
 from moduli._graph.flatten import Slot
-from moduli._graph.nodes import Node, is_graph_leaf, plain_key
 from moduli._graph.state import State
 from moduli._rngs.streams import Rngs, RngStream
 from moduli._variable.box import Intermediate, RngState, Variable

@@ -27,14 +27,15 @@ import numpy as np
 
 from moduli._base.closed_over import ACTIVE, note_holders
 from moduli._base.compat import Tracer
+from moduli._base.node import Node
 from moduli._base.source_lines import describe_place
 from moduli._base.static_keys import has_key
 from moduli._call.recorded_values import RecordedValues, carries_records, name_of_records
 from moduli._call.writeback import ChangedEffects, Effects
 from moduli._graph.cache import flats_of
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import Flat, Slot, flatten_roots, watch_containers
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
-from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.unflatten import build, decode
 from moduli._recording.recording import Recording, RecordingKey, recordings
 from moduli._variable.box import _EMPTY, Variable

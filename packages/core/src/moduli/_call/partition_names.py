@@ -16,8 +16,8 @@ from moduli import errors
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.prefixes import label_finder, spread
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
-from moduli._graph.nodes import is_graph_leaf
 from moduli._variable.box import Variable
 
 __all__ = ["PARTITION_NAME", "PartitionNames"]

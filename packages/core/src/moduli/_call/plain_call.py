@@ -14,7 +14,7 @@ from moduli._call.lift import Frame, Leaf, Signature, bind
 from moduli._call.naming import Names, named
 from moduli._call.recorded_values import carries_records
 from moduli._call.running import running
-from moduli._graph.nodes import is_graph_leaf
+from moduli._graph.data import is_graph_leaf
 
 __all__ = ["PlainCall"]
 

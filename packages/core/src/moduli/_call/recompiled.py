@@ -18,9 +18,9 @@ import jax
 
 from moduli import errors
 from moduli._base.compat import is_eager
+from moduli._base.node import Node
 from moduli._base.source_lines import describe_place, find_site, place_of
 from moduli._call.again import recipe_of
-from moduli._graph.nodes import Node
 
 __all__ = ["Compiled", "note_compiled"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 from moduli._base.compat import is_eager, trace_state
+from moduli._base.foreign_trace import check_mutable
 from moduli._base.static_keys import has_key
 from moduli._graph.flatten import Flat, Slot
 from moduli._graph.graphdef import HELD, LEAF, NODE, TREE, VARIABLE, GraphDef
-from moduli._graph.nodes import check_mutable
 from moduli._graph.opened import pour
 from moduli._graph.unflatten import build, decode, refill
 from moduli._variable.box import _EMPTY, Variable

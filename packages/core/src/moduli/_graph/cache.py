@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from moduli._base.node import Node
 from moduli._base.static_keys import metadata_key
 from moduli._graph.flatten import Flat, Slot, flatten_roots
 from moduli._graph.graphdef import GraphDef
-from moduli._graph.nodes import Node
 from moduli._variable.box import Variable
 
 __all__ = ["Joint", "flat_of", "flats_of"]

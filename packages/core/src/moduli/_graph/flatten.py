@@ -15,6 +15,7 @@ from typing import Any
 from moduli import errors
 from moduli._base.closed_over import ACTIVE, note_holders
 from moduli._base.epoch import EPOCH
+from moduli._base.node import Bookkeeping, Node
 from moduli._base.static_keys import (
     UnhashableStatic,
     has_key,
@@ -24,15 +25,9 @@ from moduli._base.static_keys import (
     static_value,
 )
 from moduli._graph import opened
+from moduli._graph.data import is_array, is_data, is_graph_leaf
 from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.hidden import check_class, check_static
-from moduli._graph.nodes import (
-    Bookkeeping,
-    Node,
-    is_array,
-    is_data,
-    is_graph_leaf,
-)
 from moduli._variable.box import Variable
 
 __all__ = [

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from moduli import errors
-from moduli._graph.nodes import Node, is_graph_leaf
+from moduli._base.node import Node
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.opened import _fields
 
 __all__ = ["check_class", "check_static"]

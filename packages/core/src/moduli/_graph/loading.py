@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli import errors
-from moduli._graph.nodes import is_array
+from moduli._graph.data import is_array
 from moduli._variable.box import Cache, Intermediate, Perturbation, RngState, Variable
 
 __all__ = ["fitted", "int_keys", "placed"]

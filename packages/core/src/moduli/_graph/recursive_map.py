@@ -9,7 +9,8 @@ import jax
 
 from moduli import errors
 from moduli._base.compat import trace_state
-from moduli._graph.nodes import Annotated, Node, adopt, is_array, is_graph_leaf, plain_key
+from moduli._base.node import Node
+from moduli._graph.data import Annotated, adopt, is_array, is_graph_leaf, plain_key
 from moduli._variable.box import Variable
 
 __all__ = ["recursive_map"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic
 from moduli._graph.cache import flat_of
-from moduli._graph.nodes import Node
 from moduli._variable.box import Variable
 from moduli._variable.one_line import summarize, variable_repr
 from moduli.errors import format_path

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from moduli._base.node import Node
 from moduli._graph.cache import flat_of
+from moduli._graph.data import is_data, is_graph_leaf, iter_held, iter_pytree
 from moduli._graph.flatten import flatten_tree
-from moduli._graph.nodes import Node, is_data, is_graph_leaf, iter_held, iter_pytree
 from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
 

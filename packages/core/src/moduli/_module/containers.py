@@ -12,16 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from moduli import errors
+from moduli._base.foreign_trace import check_mutable
+from moduli._base.node import Bookkeeping
 from moduli._base.type_variables import T
-from moduli._graph.nodes import (
-    Annotated,
-    Bookkeeping,
-    adopt,
-    check_mutable,
-    check_source,
-    containers,
-    is_array,
-)
+from moduli._graph.data import Annotated, adopt, check_source, containers, is_array
 from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.module import Module
 from moduli._module.pytree import refuse_replacing

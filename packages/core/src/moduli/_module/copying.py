@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from moduli._graph.nodes import is_graph_leaf
+from moduli._graph.data import is_graph_leaf
 
 __all__ = ["deepcopy_item", "picklable_item"]
 

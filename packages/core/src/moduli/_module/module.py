@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moduli import _plugins, errors
-from moduli._graph.nodes import check_mutable
+from moduli._base.foreign_trace import check_mutable
 from moduli._graph.split import clone
 from moduli._graph.walk import iter_nodes, node_children
 from moduli._module.pytree import Pytree, wrap_call, wrap_methods

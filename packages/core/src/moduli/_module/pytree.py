@@ -23,17 +23,15 @@ from moduli import _plugins, errors
 from moduli._base.compat import trace_state
 from moduli._base.epoch import EPOCH
 from moduli._base.error_places import place
+from moduli._base.foreign_trace import check_mutable
 from moduli._base.lost_writes import Watch, note_trace, now_inside
+from moduli._base.node import Bookkeeping, BorrowedBookkeeping, Node
 from moduli._base.source_lines import describe_site
 from moduli._base.static_keys import has_key, is_held, object_key, static_key, static_value
 from moduli._graph.cache import flat_of
-from moduli._graph.nodes import (
+from moduli._graph.data import (
     Annotated,
-    Bookkeeping,
-    BorrowedBookkeeping,
-    Node,
     adopt,
-    check_mutable,
     containers,
     is_array,
     is_data,

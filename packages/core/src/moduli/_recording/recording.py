@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.current_transform import describe_running
-from moduli._graph.nodes import Node
+from moduli._base.node import Node
 from moduli._graph.walk import iter_nodes, node_children
 
 __all__ = [

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from moduli import errors
 from moduli._base.compat import is_key_array
 from moduli._graph.cache import flat_of
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
-from moduli._graph.nodes import is_graph_leaf
 from moduli._graph.unflatten import build
 from moduli._rngs.search import Change, Path, Rule, Streams
 from moduli._rngs.streams import RngStream, _as_key

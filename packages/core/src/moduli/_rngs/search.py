@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 from moduli import errors
-from moduli._graph.nodes import Node, is_graph_leaf, iter_pytree, sort_key
+from moduli._base.node import Node
+from moduli._graph.data import is_graph_leaf, iter_pytree, sort_key
 from moduli._graph.walk import node_children
 from moduli._rngs.streams import RngStream
 from moduli._variable.filters import Nothing, Predicate, to_predicate

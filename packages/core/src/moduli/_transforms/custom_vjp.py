@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import trace_state
+from moduli._base.node import Node
 from moduli._call.carried import is_array_like
 from moduli._call.change_texts import describe_changes, outline
 from moduli._call.function import Function, check_callable, function_name
@@ -22,8 +23,8 @@ from moduli._call.plain_call import PlainCall
 from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects, only_written
 from moduli._graph.cache import flat_of
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import Slot, flatten_roots
-from moduli._graph.nodes import Node, is_graph_leaf
 from moduli._graph.state import State, _flat_items, from_flat_state
 from moduli._graph.unflatten import build, decode
 from moduli._recording.recording import Recording

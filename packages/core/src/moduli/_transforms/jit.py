@@ -13,6 +13,7 @@ import jax
 
 from moduli import _plugins, errors
 from moduli._base.closed_over import ClosedOver
+from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.function import Function, unbound
@@ -24,7 +25,6 @@ from moduli._call.running import running
 from moduli._call.shortcut import Shortcut
 from moduli._call.stages import Lowered, Traced
 from moduli._call.writeback import Packed
-from moduli._graph.nodes import Node
 
 __all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]
 

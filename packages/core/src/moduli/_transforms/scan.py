@@ -18,7 +18,7 @@ from moduli._call.naming import named, naming
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import Carry, FilterPrefix, is_axis
 from moduli._call.split_streams import SplitStreams
-from moduli._graph.nodes import is_graph_leaf
+from moduli._graph.data import is_graph_leaf
 from moduli._transforms.vmap import check_sizes
 
 __all__ = ["scan"]

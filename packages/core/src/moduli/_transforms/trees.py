@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
 from moduli._graph.graphdef import GraphDef
-from moduli._graph.nodes import is_graph_leaf
 from moduli._graph.unflatten import build, decode
 
 __all__ = ["NodeStates", "from_tree", "to_tree"]

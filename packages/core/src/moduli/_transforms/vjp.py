@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli import errors
+from moduli._base.node import Node
 from moduli._call.change_texts import outline
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 from moduli._call.running import running
 from moduli._graph.cache import flat_of
-from moduli._graph.nodes import Node, is_graph_leaf
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.state import State, _flat_items
 from moduli._transforms.grad import _key
 from moduli._variable.box import Variable

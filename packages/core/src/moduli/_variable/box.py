@@ -20,7 +20,9 @@ import numpy as np
 from moduli import _plugins, errors
 from moduli._base.closed_over import ACTIVE, note_read
 from moduli._base.compat import Tracer, is_key_array, trace_state
+from moduli._base.current_transform import describe_running
 from moduli._base.epoch import EPOCH
+from moduli._base.locate import describe_owner, locate
 from moduli._base.lost_writes import Borrowed, mark_seen
 from moduli._base.source_lines import Site, describe_site, find_site
 from moduli._base.static_keys import metadata_key
@@ -252,13 +254,9 @@ class Variable(Operators[A]):
                     find_site()
                 )  # legal, but maybe dropped: see moduli._base.lost_writes
                 return
-            from moduli._base.locate import describe_owner, locate
-
             place, site = describe_owner(self), describe_site(self)
             root, path = locate(self)
             merged = path and root._moduli.trace == trace_state()  # an old Variable in a new module
-            from moduli._base.current_transform import describe_running
-
             raise errors.TraceError(
                 f"cannot write {place}{f' ({site})' if site else ''} here: it was made outside of "
                 f"the trace that is running, that of {describe_running()}, so the write would "
@@ -451,8 +449,6 @@ class Variable(Operators[A]):
         return method
 
     def _no_array(self, value: Any, what: str) -> errors.VariableError:
-        from moduli._base.locate import describe_owner
-
         if is_key_array(value):
             hint = "take its numbers with `jax.random.key_data(variable.value)`"
         elif isinstance(value, jax.ShapeDtypeStruct):
