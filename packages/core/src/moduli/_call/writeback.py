@@ -25,11 +25,10 @@ _write_value = Variable.__dict__["_value"].__set__
 _exhaust = collections.deque(maxlen=0).extend  # runs an iterator at the speed of C
 
 
-def _picker(indices: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Returns a function that picks these items of a sequence, always as a tuple."""
+def _picker(indices: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Returns a function, in C, that picks these items of a sequence, always as a sequence."""
     if len(indices) == 1:
-        only = indices[0]
-        return lambda items: (items[only],)
+        return operator.itemgetter(slice(indices[0], indices[0] + 1))
     return operator.itemgetter(*indices)
 
 
