@@ -54,7 +54,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, *, width: int = 16, depth: int = 2, stages: int = 2, rngs: nnx.Rngs) -> None:
         self.stem = nnx.Conv(1, width, (3, 3), rngs=rngs)
-        self.stages, self.halvings = [], []
+        self.stages, self.halvings, features = [], [], width
         for stage in range(stages):
             features = width * 2**stage
             if stage:

@@ -249,6 +249,6 @@ class BatchNorm(Norm):
         """Moves the running statistics towards the batch's."""
         for variable, old, new in ((self.mean, mean, batch.mean), (self.var, var, batch.var)):
             moved = _moved(old, new, momentum=self.momentum)
-            if batch.count is not None:
-                moved = jnp.where(batch.count > 0, moved, old)
+            if batch.counted is not None:
+                moved = jnp.where(batch.counted > 0, moved, old)
             variable.value = moved

@@ -65,7 +65,7 @@ class Linear(Summing):
 
     __module__ = "moduli_layers"
 
-    torch_counterpart: ClassVar[Counterpart] = Counterpart(
+    torch_counterpart: ClassVar[Counterpart | None] = Counterpart(
         "torch.nn.Linear",
         {"weight": Tensor("kernel", "i o -> o i"), "bias": Tensor("bias")},
         {"in_features": "in_features", "out_features": "out_features", "bias": "use_bias"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +219,7 @@ class LoRALinear(Linear):
 
     __module__ = "moduli_layers"
 
-    torch_counterpart: ClassVar[None] = None  # PyTorch has none, and Linear's lacks lora
+    torch_counterpart = None  # PyTorch has none, and Linear's lacks lora
 
     def __init__(
         self,

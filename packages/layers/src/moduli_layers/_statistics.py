@@ -34,12 +34,12 @@ class Moments(NamedTuple):
     Attributes:
       mean: the mean; None if it was not asked for.
       var: the biased variance; the mean square if the mean was not asked for.
-      count: how many entries counted; None without a mask.
+      counted: how many entries counted; None without a mask.
     """
 
     mean: jax.Array | None
     var: jax.Array
-    count: jax.Array | None
+    counted: jax.Array | None
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -256,6 +256,9 @@ class BoundJit(functools.partial[R], Generic[Q, R]):
 
     if TYPE_CHECKING:
 
+        @property
+        def func(self) -> JitWrapped[Any, R]: ...
+
         def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> R: ...
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:

@@ -150,6 +150,7 @@ def search_eagerly(fn: Callable[..., Any], tree: Any) -> SeenCall | None:
       The call; None if no call that runs eagerly is at fault.
     """
     suspects: dict[Call, SeenCall] = {}
+    good = False
     for _ in range(_ROUNDS):
         good, seen = _run(fn, tree, suspects.keys())
         new = [found for found in seen if found.call not in suspects]

@@ -23,7 +23,7 @@ class Size(NamedTuple):
       bytes: the number of bytes.
     """
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple's is not wanted)
     bytes: int
 
     def __add__(self, other: Any) -> Size:
