@@ -99,9 +99,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=THIS_PYTHON)
 def types(session: nox.Session) -> None:
-    """Types: pyright."""
+    """Types: pyright, on the packages and on what users write (tests/typing)."""
     install(session, "types")
     session.run("pyright")
+    session.run("python", "-m", "pytest", "-q", "tests/typing/with_pyright.py")
 
 
 @nox.session(python=THIS_PYTHON)

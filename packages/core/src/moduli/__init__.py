@@ -26,7 +26,7 @@ from moduli._graph.recursive_map import recursive_map as recursive_map
 from moduli._graph.split import clone as clone
 from moduli._graph.split import flatten as flatten
 from moduli._graph.split import graphdef as graphdef
-from moduli._graph.split import map_graph as map  # noqa: F401
+from moduli._graph.split import map_graph as _map_graph
 from moduli._graph.split import merge as merge
 from moduli._graph.split import pop as pop
 from moduli._graph.split import split as split
@@ -122,6 +122,7 @@ from moduli._variable.names import variable_type_from_name as variable_type_from
 __version__ = "0.1.0"
 
 Object = Pytree
+map = _map_graph
 variables = state
 iter_module_children = iter_children
 
@@ -129,6 +130,8 @@ claim_public_names(globals())
 del claim_public_names
 
 if TYPE_CHECKING:
+    from moduli import hookspecs as hookspecs
+    from moduli import testing as testing
     from moduli._facade.extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
 else:
 
@@ -144,4 +147,4 @@ else:
     def __dir__() -> list[str]:
         from moduli._facade.resolve import names
 
-        return sorted({*globals(), *names()} - {"TYPE_CHECKING", "_Any"})
+        return sorted({*globals(), *names()} - {"TYPE_CHECKING", "_Any", "_map_graph"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,20 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     M = TypeVar("M", bound=moduli.Module, default=Any)
+    M_co = TypeVar("M_co", covariant=True)
 else:
     from typing import TypeVar
 
     M = TypeVar("M", bound=moduli.Module)
+    M_co = TypeVar("M_co", covariant=True)
 
 __all__ = ["Stack"]
+
+
+class _MakesBlock(Protocol[M_co]):
+    """A function or class that takes ``rngs``."""
+
+    def __call__(self, *, rngs: moduli.Rngs) -> M_co: ...
 
 
 class Stack(moduli.Module, Generic[M]):
@@ -72,6 +80,30 @@ class Stack(moduli.Module, Generic[M]):
 
     __module__ = "moduli_layers"
 
+    @overload
+    def __init__(
+        self,
+        block: _MakesBlock[M],
+        n: int,
+        *,
+        rngs: moduli.Rngs,
+        scan: bool = True,
+        remat: bool = False,
+        policy: Callable[..., bool] | None = None,
+        unroll: int = 1,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        block: Callable[[], M],
+        n: int,
+        *,
+        rngs: None = None,
+        scan: bool = True,
+        remat: bool = False,
+        policy: Callable[..., bool] | None = None,
+        unroll: int = 1,
+    ) -> None: ...
     def __init__(
         self,
         block: Callable[..., M],
@@ -92,7 +124,7 @@ class Stack(moduli.Module, Generic[M]):
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise StructureError(f"Stack needs a number of blocks of at least 1, got n={n!r}")
 
-        def make(rngs: moduli.Rngs | None) -> M:
+        def make(rngs: moduli.Rngs | None) -> Any:
             made = block() if rngs is None else block(rngs=rngs)
             if not isinstance(made, moduli.Module):
                 raise StructureError(
@@ -103,7 +135,7 @@ class Stack(moduli.Module, Generic[M]):
 
         streams = None if rngs is None else _split(check_rngs(self, rngs), n)
         axes = (0,) if rngs is not None else (None,)
-        self.block = moduli.vmap(make, in_axes=axes, axis_size=n)(streams)
+        self.block: M = moduli.vmap(make, in_axes=axes, axis_size=n)(streams)
         self._set(n, scan, remat, policy, unroll)
 
     def _set(self, n: int, scan: bool, remat: bool, policy: Any, unroll: int) -> None:

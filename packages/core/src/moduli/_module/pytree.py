@@ -162,7 +162,7 @@ class _Constructor:
                 continue
             for name in ("__new__", "__init__"):
                 if name in vars(base) and base is not object:
-                    return _constructor_signature(getattr(cls, name))
+                    return _constructor_signature(getattr(base, name))
         return inspect.Signature()
 
 
