@@ -18,7 +18,15 @@ from moduli.errors import StructureError, format_path
 from moduli_train._gradients import is_variable, raw_value
 from moduli_train._variables import OptArray, OptVariable
 
-__all__ = ["box_replaced", "check_same_parameters", "new_values", "to_opt_state", "unwrap", "write"]
+__all__ = [
+    "box_replaced",
+    "check_made_for",
+    "check_same_parameters",
+    "new_values",
+    "to_opt_state",
+    "unwrap",
+    "write",
+]
 
 _HOOKS = ("on_get_value", "on_set_value", "on_create_value")
 
@@ -136,6 +144,53 @@ def check_same_parameters(opt_state: Any, params: moduli.State) -> None:
                 "Make a new Optimizer(model, tx) after changing the model, or give it a filter "
                 "`wrt` that selects what both have"
             )
+
+
+def check_made_for(opt_state: Any, init: Any, given: Any, params: moduli.State) -> None:
+    """Raises if an optimizer's state has other shapes than one that is made now.
+
+    Args:
+      opt_state: the state.
+      init: the transformation's ``init``.
+      given: the parameters in the form that ``init`` takes.
+      params: the parameters.
+
+    Raises:
+      StructureError: naming the parameters.
+    """
+    try:
+        expected = jax.eval_shape(lambda: unwrap(init(given)))
+    except Exception:  # then it is not the state that is to blame
+        return
+    then, old = jax.tree_util.tree_flatten_with_path(unwrap(opt_state))
+    now, new = jax.tree_util.tree_flatten_with_path(expected)
+    shapes = {path: jnp.shape(leaf) for path, leaf in then}
+    wrong = {
+        _parameter(path, params): (shapes.get(path), leaf.shape)
+        for path, leaf in now
+        if shapes.get(path) != leaf.shape
+    }
+    if wrong:
+        listed = ", ".join(
+            f"`{name}` ({'no state' if was is None else was}, now needs {now})"
+            for name, (was, now) in wrong.items()
+        )
+    elif old != new:
+        listed = "a parameter that is gone"
+    else:
+        return
+    raise StructureError(
+        "the model's parameters are not those for which the optimizer was made; its state differs "
+        f"for {listed}. Make a new Optimizer(model, tx) after changing the model"
+    )
+
+
+def _parameter(path: Any, params: moduli.State) -> str:
+    keys = [str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in path]
+    for known in moduli.to_flat_state(params).keys():  # noqa: SIM118
+        if keys[-len(known) :] == list(map(str, known)):
+            return format_path(known)
+    return f"opt_state{jax.tree_util.keystr(path)}"
 
 
 def _states(opt_state: Any) -> Iterator[moduli.State]:

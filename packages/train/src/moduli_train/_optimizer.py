@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 
 import moduli
-from moduli.errors import StructureError
+from moduli.errors import StructureError, VariableError
+from moduli_train._forms import FORMS, Encoding, initialize
 from moduli_train._gradients import is_variable, match_gradients, raw_value
+from moduli_train._misuse import MISSING, check_transformation, check_update
 from moduli_train._opt_state import (
     box_replaced,
+    check_made_for,
     check_same_parameters,
     new_values,
     to_opt_state,
@@ -53,6 +56,11 @@ class Optimizer(moduli.Pytree, Generic[M]):
 
     Raises:
       StructureError: if ``wrt`` selects nothing of the model.
+      VariableError: (a TypeError) if ``tx`` is no gradient transformation.
+
+    Note:
+      optax is given the parameters as a State. If ``tx.init`` raises for it, as for masks or labels
+      that are plain dicts or lists, it is given nested dicts (or lists) from then on.
 
     Example:
       >>> import moduli as nnx, optax
@@ -67,9 +75,11 @@ class Optimizer(moduli.Pytree, Generic[M]):
       (0.0, 1)
     """
 
+    _form: str = FORMS[0]
     _may_carry = frozenset(("tx", "wrt"))  # masks, labels and filters; nothing of it is trained
 
     def __init__(self, model: M, tx: optax.GradientTransformation, *, wrt: Any = moduli.Param):
+        check_transformation(model, tx)
         params = moduli.state(model, wrt)
         if not params:
             kinds = sorted({type(leaf).__name__ for leaf in _leaves(moduli.state(model))})
@@ -79,10 +89,13 @@ class Optimizer(moduli.Pytree, Generic[M]):
             )
         self.step = OptState(jnp.zeros((), jnp.uint32))
         self.tx = tx
-        self.opt_state = moduli.data(to_opt_state(tx.init(params)))
+        form, state = initialize(tx.init, params)
+        if form != FORMS[0]:  # most optimizers have no such attribute, and flax's have none
+            self._form = form
+        self.opt_state = moduli.data(to_opt_state(state))
         self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
 
-    def update(self, model: M, grads: Any, /, **kwargs: Any) -> Any:
+    def update(self, model: M = MISSING, grads: Any = MISSING, /, **kwargs: Any) -> Any:
         """Makes one step: changes the model's parameters, the optimizer's state and ``step``.
 
         Args:
@@ -99,25 +112,32 @@ class Optimizer(moduli.Pytree, Generic[M]):
         Raises:
           StructureError: if the gradients, the model and the optimizer's state do not fit
             together; nothing is changed then.
+          VariableError: (a TypeError) if arguments are missing or swapped.
         """
         import optax
 
+        check_update(model, grads, kwargs)
         params = moduli.state(model, self.wrt)
         if not all(map(is_variable, jax.tree.leaves(self.opt_state, is_leaf=is_variable))):
             self.opt_state = moduli.data(box_replaced(self.opt_state, params))
         gradients = match_gradients(params, grads, model, self.wrt)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_variable)
         values = treedef.unflatten(map(raw_value, leaves))
+        form = Encoding(params, self._form) if self._form != FORMS[0] else None
+        encode, decode = (form.encode, form.decode) if form else (_same, _same)
+        more = unwrap(kwargs) if kwargs else {}
         try:
             updates, opt_state = self.tx.update(
-                treedef.unflatten(gradients),
+                encode(treedef.unflatten(gradients)),
                 unwrap(self.opt_state),
-                values,
-                **(unwrap(kwargs) if kwargs else {}),
+                encode(values),
+                **(form.arguments(more) if form else more),
             )
         except (TypeError, ValueError):
             check_same_parameters(self.opt_state, params)
+            check_made_for(self.opt_state, self.tx.init, encode(params), params)
             raise
+        updates = decode(updates)
         pairs = new_values(self.opt_state, opt_state)
         new_params = treedef.flatten_up_to(optax.apply_updates(values, updates))
         _write_params(model, params, leaves, new_params)
@@ -152,9 +172,18 @@ class ModelAndOptimizer(Optimizer[M]):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 
-    def update(self, grads: Any, /, **kwargs: Any) -> Any:  # type: ignore[override]
+    def update(self, grads: Any = MISSING, /, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Makes one step; see :meth:`Optimizer.update`."""
+        if more or grads is MISSING:
+            raise VariableError(
+                f"{type(self).__name__}.update got {len(more) + (grads is not MISSING)} positional "
+                "arguments; it holds its model, so write `optimizer.update(grads)`"
+            )
         return super().update(self.model, grads, **kwargs)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def _leaves(state: moduli.State) -> list[Any]:
