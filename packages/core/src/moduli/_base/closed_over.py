@@ -101,7 +101,7 @@ class ClosedOver:
 
         A program that runs while another one is traced hands over to it what it has noted.
         """
-        written = self._written()
+        written = self.written()
         if written:
             site = find_site()
             file, line = (__file__, 1) if site is None else (site[0].co_filename, place_of(site)[1])
@@ -115,11 +115,12 @@ class ClosedOver:
         Raises:
           TraceError: with the places of the Variables.
         """
-        written = self._written()
+        written = self.written()
         if written:
             raise errors.TraceError(f"{self._describe(written)}. Lower it again, or: {_REMEDY}")
 
-    def _written(self) -> list[Any]:
+    def written(self) -> list[Any]:
+        """Lists the noted Variables that were written since."""
         written: dict[int, Any] = {}
         for ref, value in tuple(self._noted.values()):
             variable = ref()

@@ -12,10 +12,19 @@ import jax.core
 import jax.numpy as jnp
 from jax.core import Tracer
 
-__all__ = ["PyTreeDef", "Tracer", "eager_trace_state", "is_eager", "is_key_array", "trace_state"]
+__all__ = [
+    "PyTreeDef",
+    "Tracer",
+    "eager_trace_state",
+    "is_eager",
+    "is_key_array",
+    "is_staged",
+    "trace_state",
+]
 
 _get_trace_state: Callable[[], Any] | None = None
 _eager: Any = None
+_probe: Callable[[], bool] | None = None
 
 
 def trace_state() -> Any:
@@ -51,6 +60,39 @@ def eager_trace_state() -> Any:
 def is_eager() -> bool:
     """Says whether no JAX trace is running."""
     return (_get_trace_state or _find_trace_state())() == (_eager or eager_trace_state())
+
+
+def is_staged() -> bool:
+    """Returns whether operations are written down here for a program, instead of being run.
+
+    So it is under ``jit`` and in the body of a loop, also if ``grad`` or ``vmap`` stand inside; not
+    so under ``grad`` or ``vmap`` alone.
+    """
+    return not is_eager() and (_probe or _make_probe())()
+
+
+class _Staged(Exception):
+    """The probe would be written down."""
+
+
+def _make_probe() -> Callable[[], bool]:
+    """Makes an operation without inputs; where it is staged, JAX asks for its shape."""
+    global _probe
+    primitive = type(jax.lax.add_p)("moduli_is_staged")  # of the class in jax.extend, not imported
+
+    def shape() -> Any:
+        raise _Staged
+
+    def probe() -> bool:
+        try:
+            return bool(primitive.bind())
+        except _Staged:
+            return True
+
+    primitive.def_impl(lambda: False)
+    primitive.def_abstract_eval(shape)
+    _probe = probe
+    return probe
 
 
 PyTreeDef = jax.tree_util.PyTreeDef

@@ -134,12 +134,18 @@ class Static:
     def __init__(self, values: dict[int, Any]):
         self.values = values
 
-    def around(self, function: Function) -> Function:
-        """Returns a function of the other arguments."""
+    def around(self, function: Function, shift: int | None = None) -> Function:
+        """Returns a function of the other arguments.
+
+        Args:
+          function: the function.
+          shift: how many modules come before all arguments; by default those bound to it.
+        """
         if not self.values:
             return function
         inner = copy.copy(function)
-        shift, outer = len(function.bound), function.call  # (programs keep it, but no module)
+        outer = function.call  # (programs keep it, but no module)
+        shift = len(function.bound) if shift is None else shift
 
         @wraps(outer)
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -167,6 +167,30 @@ class LabelledCall:
         copied.leaves = [None] * len(self.leaves)
         return copied
 
+    def with_values(self, every: Sequence[Any]) -> LabelledCall:
+        """Returns the call with other values, in the order of :meth:`all_values`."""
+        copied = copy.copy(self)
+        copied.values, start = [], 0
+        for group in self.values:
+            copied.values.append(list(every[start : start + len(group)]))
+            start += len(group)
+        copied.leaves = list(every[start:])
+        return copied
+
+    def kind_key(self) -> Any:
+        """What calls of one signature must have in common besides static values."""
+        labels = self.all_labels()
+        return (self.transform, tuple(map(type, labels)), tuple(labels), self.treedef)
+
+    def every_value(self) -> list[Any]:
+        """The values that a program is given."""
+        return self.all_values()
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is recorded inside has to be handed out."""
+        return any(key.keeps for key in self.signature.recordings)
+
     def _label_values(self, uniform: list[Any]) -> list[list[Any]]:
         labelled: list[list[Any]] = []
         start = 0

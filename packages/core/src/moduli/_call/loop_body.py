@@ -103,7 +103,7 @@ class LoopBody:
         return _CARRIED
 
     def _is_stream(self, leaf: tuple[int, int]) -> bool:
-        kind = self._call.binding.flats[leaf[0]].graphdef.leaf_types[leaf[1]]
+        kind = self._call.signature.graphdefs[leaf[0]].leaf_types[leaf[1]]
         return kind is not None and issubclass(kind, RngState)
 
     def split_names(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -256,15 +256,14 @@ class LoopBody:
             )
 
     def finish(self, carry: Sequence[Any], stacked: Sequence[Sequence[Any]]) -> Any:
-        """Does to the caller's objects what the steps did, and returns what the loop returns."""
-        outputs, call = self._outputs, self._call
+        """Returns what the steps did, and what to do it with: (effects, out, outputs)."""
+        outputs = self._outputs
         groups = {axis: iter(group) for axis, group in zip(self._axes, stacked, strict=True)}
         values = [
             carry[slot] if slot is not None else _move(next(groups[label]), 0, label)
             for label, slot in zip(outputs.labels, self._kept, strict=True)
         ]
-        out, new = outputs.rebuild(values)
-        return outputs.effects.apply(call.binding.flats, call.values, out, new)
+        return (outputs.effects, *outputs.rebuild(values))
 
 
 def _move(value: Any, source: int, target: int) -> Any:

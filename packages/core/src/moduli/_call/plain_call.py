@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -55,9 +57,41 @@ class PlainCall:
         self._mask = [is_array_like(value) for value in self._every]
         self.dynamic = [v for v, use in zip(self._every, self._mask, strict=True) if use]
         self._args, self._kwargs, self._names = args, kwargs, names
+        self._places: list[str] | None = None
         self.effects: Any = None
         self.homes: list[Leaf | None] = []
         self.written: set[Leaf] = set()
+
+    def detached(self) -> PlainCall:
+        """Returns the call without the caller's objects and values, for programs to keep."""
+        copied = copy.copy(self)
+        copied._places = self._root_names()
+        copied._args, copied._kwargs, copied.binding = (), {}, None  # type: ignore[assignment]
+        return copied.with_values([None] * len(self._every))
+
+    def with_values(self, every: Sequence[Any]) -> PlainCall:
+        """Returns the call with other values."""
+        copied = copy.copy(self)
+        copied.values, start = [], 0
+        for group in self.values:
+            copied.values.append(list(every[start : start + len(group)]))
+            start += len(group)
+        copied._leaves, copied._every = list(every[start:]), list(every)
+        copied.dynamic = copied.pick(every)
+        return copied
+
+    def kind_key(self) -> Any:
+        """What calls of one signature must have in common besides static values."""
+        return (self.transform, self._treedef)
+
+    def every_value(self) -> list[Any]:
+        """The values that a program is given: of the graphs, then of the other arguments."""
+        return self._every
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is recorded inside has to be handed out."""
+        return any(key.keeps for key in self.signature.recordings)
 
     def pick(self, every: Sequence[Any]) -> list[Any]:
         """Picks, of one item for each value, those of the dynamic values."""
@@ -99,6 +133,10 @@ class PlainCall:
             return zip(self.pick(names.flat(self._treedef)), values, strict=True)
 
         return named(pure, function.call, pairs)
+
+    def value_names(self, parameters: inspect.Signature | None) -> list[str]:
+        """Returns the name of each value in the user's function."""
+        return Names(parameters, self.signature).flat(self._treedef)
 
     def run(
         self,
@@ -150,6 +188,8 @@ class PlainCall:
         return text if len(names) == 1 else f"{text} of {names[root]}"
 
     def _root_names(self) -> list[str]:
+        if self._places is not None:
+            return self._places
         names = self._names or [f"argument {number}" for number in range(len(self._args))]
         items = [*zip(names, self._args, strict=True)]
         items += [(f"argument {name!r}", self._kwargs[name]) for name in sorted(self._kwargs)]

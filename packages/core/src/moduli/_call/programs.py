@@ -24,8 +24,8 @@ def program_key(call: LabelledCall, *more: Any) -> Any:
         static = [
             None if is_array_like(value) else static_key(value) for value in call.all_values()
         ]
-        labels = [(type(label), label) for label in call.all_labels()]
-        key = (_plugins.active().token, call.binding.signature, tuple(static), tuple(labels), more)
+        token = _plugins.active().token
+        key = (token, call.binding.signature, call.kind_key(), tuple(static), more)
         hash(key)
     except (UnhashableStatic, TypeError):
         return None

@@ -33,7 +33,7 @@ def record_alike(call: PlainCall, functions: Sequence[Function]) -> Callable[[Fr
     Returns:
       What to do with the frame of a branch that has run.
     """
-    count = len(call.binding.recordings)
+    count = len(call.signature.recordings)
     wanted: list[dict[_Key, Entry]] = [{} for _ in range(count)]
     calls: list[Counter[Any]] = [Counter() for _ in range(count)]
 

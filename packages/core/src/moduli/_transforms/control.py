@@ -8,7 +8,9 @@ from typing import Any, TypeVar, TypeVarTuple
 import jax
 
 from moduli import errors
+from moduli._call.carried import is_array_like
 from moduli._call.change_texts import Word, describe_changes
+from moduli._call.eager_programs import Result, run_program
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
@@ -63,7 +65,8 @@ def cond(
         ("true_fun", "false_fun"),
         (true_fun, false_fun),
         operands,
-        lambda branches, values: jax.lax.cond(pred, *branches, values),
+        {"pred": pred},
+        lambda pred, branches, values: jax.lax.cond(pred, *branches, values),
     )
 
 
@@ -101,7 +104,8 @@ def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts) -
         names,
         branches,
         operands,
-        lambda pures, values: jax.lax.switch(index, pures, values),
+        {"index": index},
+        jax.lax.switch,
     )
 
 
@@ -135,24 +139,56 @@ def _branch(
     names: tuple[str, ...],
     branches: tuple[Callable[..., Any], ...],
     operands: tuple[Any, ...],
-    choose: Callable[[list[Callable[..., Any]], Any], Any],
+    which: dict[str, Any],
+    choose: Callable[[Any, list[Callable[..., Any]], Any], Any],
 ) -> Any:
     functions = [Function(f) for f in branches]
     names = tuple(f"{name} ({f.name})" for name, f in zip(names, functions, strict=True))
     bound = [module for function in functions for module in function.bound]
+    counts = tuple([len(function.bound) for function in functions])
     places = [f"the module of {n}" for n, f in zip(names, functions, strict=True) if f.bound]
     places += [f"operand {number}" for number in range(len(operands))]
     call = PlainCall(transform, (*bound, *operands), {}, places)
+    effects, out, values = run_program(
+        [function.call for function in functions],
+        call,
+        lambda call, functions, **which: _choose(call, functions, names, counts, which, choose),
+        (names, counts) if all(map(_is_scalar, which.values())) else None,
+        which,
+    )
+    return effects.apply(call.binding.flats, call.values, out, values)
+
+
+def _choose(
+    call: PlainCall,
+    functions: Sequence[Callable[..., Any]],
+    names: Sequence[str],
+    counts: Sequence[int],
+    which: dict[str, Any],
+    choose: Callable[[Any, list[Callable[..., Any]], Any], Any],
+) -> Result:
+    """Runs one of the branches.
+
+    Args:
+      call: the modules of bound branches, then the operands.
+      functions: the branches.
+      names: their names, for messages.
+      counts: how many of the modules are the first arguments of each.
+      which: the value that says which one runs, by its name.
+      choose: of ``jax.lax``.
+    """
     results: dict[int, _Result] = {}
     inners: list[Function] = []
+    signature = call.signature
+    operands = len(signature.template) - len(signature.names) - sum(counts)
 
-    def pure_of(number: int, function: Function) -> Callable[[Any], Any]:
-        own = sum(len(earlier.bound) for earlier in functions[:number])
+    def pure_of(number: int, function: Callable[..., Any]) -> Callable[[Any], Any]:
+        own = sum(counts[:number])
 
         def pick(*args: Any) -> Any:
-            return function.call(*args[own : own + len(function.bound)], *args[len(bound) :])
+            return function(*args[own : own + counts[number]], *args[sum(counts) :])
 
-        inner = Function(wraps(function.call)(pick))
+        inner = Function(wraps(function)(pick))
         inner.name = names[number]
 
         inners.append(inner)
@@ -161,27 +197,34 @@ def _branch(
             outputs = call.run(inner, values, after=alike, keep=call.is_dynamic, strict=True)
             results[number] = _Result(call, outputs)
             if number and 0 in results:
-                _check_alike(transform, call, names[0], names[number], results[0], results[number])
+                _check_alike(call, names[0], names[number], results[0], results[number])
             return outputs
 
-        positions = [0] * len(bound)  # a module of another function, or its own as the first
-        positions += [len(function.bound) + operand for operand in range(len(operands))]
-        return call.named(pure, function, positions)
+        positions = [0] * sum(counts)  # a module of another function, or its own as the first
+        positions += [counts[number] + operand for operand in range(operands)]
+        return call.named(pure, Function(function), positions)
 
     pures = [pure_of(number, function) for number, function in enumerate(functions)]
-    alike = record_alike(call, inners) if call.binding.keeps_records else None
-    with naming(transform, functions[0].call):
-        out, values = choose(pures, call.dynamic)
+    alike = record_alike(call, inners) if call.keeps_records else None
+    with naming(call.transform, functions[0]):
+        (value,) = which.values()
+        out, values = choose(value, pures, call.dynamic)
     written = set().union(*[result.written for result in results.values()])
     one = next(iter(results.values()))  # all are alike; under jax.disable_jit only one has run
     effects, values = only_written(one.effects, one.homes, values, written)
-    return effects.apply(call.binding.flats, call.values, out, values)
+    return effects, out, values
+
+
+def _is_scalar(value: Any) -> bool:
+    """Returns whether a value can choose a branch; of others JAX says so itself."""
+    return is_array_like(value) and jax.numpy.shape(value) == ()
 
 
 def _check_alike(
-    transform: str, call: PlainCall, first_name: str, name: str, first: _Result, other: _Result
+    call: PlainCall, first_name: str, name: str, first: _Result, other: _Result
 ) -> None:
     """Raises if a branch returns or leaves behind something else than the first one."""
+    transform = call.transform
     same = jax.tree.structure(first.outline) == jax.tree.structure(other.outline)
     if not same or any(map(_differ, first.types, other.types)):
         raise (errors.ShapeError if same else errors.StructureError)(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._call.carried import is_array_like
+from moduli._call.eager_programs import Result, run_program
 from moduli._call.function import Function, check_callable, function_name
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T) -> T:
     """``jax.lax.while_loop`` for functions that take modules, with all their updates.
+
+    If a function is a method of a module, what it writes there is carried from step to step too.
 
     Args:
       cond_fun: takes the carry and says whether to go on; it may read modules, not write them.
@@ -54,10 +57,33 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
     """
     check_callable(cond_fun, "while_loop", "cond_fun, body_fun, init_val")
     check_callable(body_fun, "while_loop", "cond_fun, body_fun, init_val")
-    call = _call("while_loop", function_name(body_fun), init_val)
+    functions = (Function(cond_fun), Function(body_fun))
+    call = _call("while_loop", functions[1].name, init_val, *functions)
+    counts = tuple([len(function.bound) for function in functions])
+    result = run_program(
+        [function.call for function in functions],
+        call,
+        lambda call, functions: _while_loop(call, functions, counts),
+        counts,
+    )
+    return _apply(call, result, init_val)
+
+
+def _while_loop(
+    call: LabelledCall, functions: Sequence[Callable[..., Any]], counts: Sequence[int]
+) -> Result:
+    """Runs the loop.
+
+    Args:
+      call: the carry, then the modules of which the functions are methods.
+      functions: the condition and the body.
+      counts: how many of the modules are the first arguments of each.
+    """
+    cond_fun, body_fun = functions
+    last = 1 + counts[0]
     body = LoopBody(
         call,
-        lambda frame: body_fun(*frame.args),
+        lambda frame: body_fun(*frame.args[last:], frame.args[0]),
         (lambda frame: frame.args[0], lambda out: out),
         Carry,
         "while_loop: the result",
@@ -68,7 +94,7 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
         frame = body.frame(carry, [])
         frame.mute()
         with running("while_loop", function_name(cond_fun), frame.recordings, cond_fun):
-            out = cond_fun(*frame.args)
+            out = cond_fun(*frame.args[1:last], frame.args[0])
         out = _value_of(out)
         _check_reads_only(call, frame, out, function_name(cond_fun))
         return out
@@ -76,11 +102,11 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
     def step(carry: Any) -> Any:
         return _only_carry(call, body, carry)
 
-    _named(goes_on, call, body, cond_fun)
-    _named(step, call, body, body_fun)
+    _named(goes_on, call, body, cond_fun, counts[0])
+    _named(step, call, body, body_fun, counts[1])
     with naming("while_loop", cond_fun):
         carry = jax.lax.while_loop(goes_on, step, body.init)
-    return body.finish(carry, []) if body.has_run else init_val
+    return body.finish(carry, []) if body.has_run else _NOTHING
 
 
 def fori_loop(
@@ -111,13 +137,44 @@ def fori_loop(
       81.0
     """
     check_callable(body_fun, "fori_loop", "lower, upper, body_fun, init_val")
-    call = _call("fori_loop", function_name(body_fun), init_val)
+    function = Function(body_fun)
+    call = _call("fori_loop", function.name, init_val, function)
+    lower, upper = _value_of(lower), _value_of(upper)
+    bounds = {"lower": lower, "upper": upper}
+    known = {name: _known_bound(bound) for name, bound in bounds.items()}
+    if call.keeps_records and isinstance(lower, int) and isinstance(upper, int):
+        call.label_given("fori_loop", max(upper - lower, 0))
+    traced = {name: bound for name, bound in bounds.items() if known[name] is None}
+    fixed = {name: bound for name, bound in bounds.items() if known[name] is not None}
+
+    def run(call: LabelledCall, functions: Sequence[Callable[..., Any]], **traced: Any) -> Result:
+        return _fori_loop(call, functions[0], **fixed, **traced, unroll=unroll)
+
+    options = (
+        (*known.values(), type(unroll), unroll)
+        if all(map(is_array_like, bounds.values()))
+        else None
+    )
+    return _apply(call, run_program((function.call,), call, run, options, traced), init_val)
+
+
+def _known_bound(bound: Any) -> Any:
+    """Returns a key of a bound whose value is known, for which JAX compiles; None if it is not."""
+    try:
+        return int(bound), str(jax.typeof(bound))
+    except (TypeError, ValueError):
+        return None
+
+
+def _fori_loop(
+    call: LabelledCall, body_fun: Callable[..., Any], lower: Any, upper: Any, unroll: Any
+) -> Result:
     index: list[Any] = []
 
     def make_body(enter: Callable[[Frame], None]) -> LoopBody:
         def run(frame: Frame) -> Any:
             enter(frame)
-            return body_fun(index.pop(), *frame.args)
+            return body_fun(*frame.args[1:], index.pop(), frame.args[0])
 
         carry_of = (lambda frame: frame.args[0], lambda out: out)
         return LoopBody(call, run, carry_of, Carry, "fori_loop: the result", body_fun)
@@ -126,27 +183,24 @@ def fori_loop(
         index.append(i)
         return _only_carry(call, body, carry)
 
-    lower, upper = _value_of(lower), _value_of(upper)
-    if call.binding.keeps_records and isinstance(lower, int) and isinstance(upper, int):
-        return _stacked(make_body, call, index, lower, upper, unroll)
+    if call.keeps_records and isinstance(lower, int) and isinstance(upper, int):
+        return _stacked(make_body, index, lower, upper, unroll)
     body = make_body(lambda frame: None)
-    _named(step, call, body, body_fun, ahead=1)
+    _named(step, call, body, body_fun, _modules(call), ahead=1)
     with naming("fori_loop", body_fun):
         carry = jax.lax.fori_loop(lower, upper, step, body.init, unroll=unroll)
-    return body.finish(carry, []) if body.has_run else init_val
+    return body.finish(carry, []) if body.has_run else _NOTHING
 
 
 def _stacked(
     make_body: Callable[[Callable[[Frame], None]], LoopBody],
-    call: LabelledCall,
     index: list[Any],
     lower: int,
     upper: int,
     unroll: Any,
-) -> Any:
+) -> Result:
     """Runs a loop of known length so that what is recorded is stacked."""
     steps = max(upper - lower, 0)
-    call.label_given("fori_loop", steps)
     body = make_body(lambda frame: frame.cross("fori_loop", steps))
 
     def step(carry: Any, xs: Any) -> Any:
@@ -163,8 +217,18 @@ def _stacked(
     return body.finish(carry, stacked)
 
 
+def _modules(call: LabelledCall) -> int:
+    """How many modules there are of which the functions are methods."""
+    return len(call.signature.template) - len(call.signature.names) - 1
+
+
 def _named(
-    pure: Callable[..., Any], call: LabelledCall, body: LoopBody, fun: Any, ahead: int = 0
+    pure: Callable[..., Any],
+    call: LabelledCall,
+    body: LoopBody,
+    fun: Any,
+    shift: int,
+    ahead: int = 0,
 ) -> None:
     """Gives a step, or the condition, of a loop the names of the user's function.
 
@@ -173,36 +237,58 @@ def _named(
       call: the loop's call.
       body: its body.
       fun: the user's function.
+      shift: how many modules it takes before all.
       ahead: how many arguments of both come before the carry.
     """
     signature = Function(fun).signature
-    shift = len(Function(fun).bound)
+    places = [shift + ahead, *[0] * _modules(call)]
 
     def pairs(*args: Any) -> Any:
         names = [parameter_name(signature, shift + n) for n in range(ahead)]
-        carried, _ = body.split_names(call.value_names(signature, [shift + ahead]))
+        carried, _ = body.split_names(call.value_names(signature, places))
         return [*zip(names, args[:ahead], strict=True), *zip(carried, args[-1], strict=True)]
 
     named(pure, fun, pairs)
 
 
-def _call(transform: str, name: str, init_val: Any) -> LabelledCall:
+_NOTHING: Result = (None, None, None)
+"""The result of a loop that has run no step: under jax.disable_jit, which traces none."""
+
+
+def _apply(call: LabelledCall, result: Result, init_val: Any) -> Any:
+    """Does to the caller's objects what the loop did; returns its result."""
+    effects, out, new = result
+    if effects is None:
+        return init_val
+    return effects.apply(call.binding.flats, call.values, out, new)
+
+
+def _call(transform: str, name: str, init_val: Any, *functions: Function) -> LabelledCall:
+    """Binds the carry, then the modules of which the functions are methods."""
+    modules = [module for function in functions for module in function.bound]
     call = LabelledCall(
         (transform, "the carry"),
         name,
-        (init_val,),
+        (init_val, *modules),
         {},
-        (Carry,),
+        (Carry, *[None] * len(modules)),
         keyword_label=None,
-        valid=lambda label: label is Carry,
+        valid=lambda label: label is Carry or label is None,
         expected="moduli.Carry",
+        agree=lambda one, other: True,  # what a method finds in its module is carried too
         recorded_label=Carry,
     )
     # the first argument of the body's own, and the last of the loop: neither number says which
     call.root_names = [name.replace("argument 0", "carry", 1) for name in call.root_names]
     call.leaf_names = [name.replace("argument 0", "carry", 1) for name in call.leaf_names]
+    for number in range(1, 1 + len(modules)):
+        call.root_names = [
+            name.replace(f"argument {number}", "the module of the method", 1)
+            for name in call.root_names
+        ]
+    labels = call.all_labels()
     for position, value in enumerate(call.all_values()):
-        if not is_array_like(value):
+        if labels[position] is Carry and not is_array_like(value):
             raise errors.StructureError(
                 f"{transform}: {call.describe_all(position)} is a {type(value).__name__}, which "
                 "cannot be carried; a carry holds modules and arrays. Use it from outside of the "
@@ -217,7 +303,7 @@ def _value_of(item: Any) -> Any:
 
 def _only_carry(call: LabelledCall, body: LoopBody, carry: Any) -> list[Any]:
     carry, stacked = body.step(carry, [])
-    if any(stacked) and call.binding.keeps_records:
+    if any(stacked) and call.keeps_records:
         raise errors.StructureError(
             f"{call.transform}: {body.stacked_names[0]} (by moduli.capture, for example) in "
             f"{call.function} cannot be stacked, as the number of steps is not known; use "

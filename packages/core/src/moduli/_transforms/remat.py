@@ -8,8 +8,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
-from moduli._call.again import remember
-from moduli._call.function import Function, check_callable, split_static, wraps
+from moduli._call.again import options_key_or_none, remember
+from moduli._call.eager_programs import Result, find_program
+from moduli._call.function import Function, Static, check_callable, split_static, wraps
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 
@@ -71,16 +72,33 @@ def remat(
         return functools.partial(remat, **options)
     check_callable(f, "remat", "policy=...")
     function = Function(f)
+    name, shift = function.name, len(function.bound)
+    recomputed = functools.partial(jax.checkpoint, prevent_cse=prevent_cse, policy=policy)
+
+    def run(call: PlainCall, fun: Callable[..., Any], fixed: Static) -> Result:
+        inner = fixed.around(Function(fun), shift)
+        inner.name = name
+        outputs = call.run(inner, call.dynamic)
+        return (call.effects, *outputs)
 
     @wraps(f)
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
         fixed, args = split_static(args, static_argnums, "remat", function.name)
         inner = fixed.around(function)
         call = PlainCall("remat", *inner.complete(args, kwargs))
-        pure = call.named(lambda values: call.run(inner, values), inner)
-        transformed = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy)
+        program = find_program(
+            (function.call,),
+            call,
+            lambda call, functions: run(call, functions[0], fixed),
+            options_key_or_none(*sorted(fixed.values.items()), shift, prevent_cse, policy),
+            recomputed,
+            parameters=inner.signature,
+        )
         with naming("remat", function.call):
-            outputs = transformed(call.dynamic)
-        return call.apply(outputs)
+            if program is None:
+                pure = call.named(lambda values: call.run(inner, values), inner)
+                return call.apply(recomputed(pure)(call.dynamic))
+            packed = program(call)
+        return packed.effects.apply(call.binding.flats, call.values, *packed.parts)
 
     return remember(rematerialized, f, remat, options)

@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 import jax
 
 from moduli import errors
-from moduli._call.again import remember
+from moduli._call.again import options_key_or_none, remember
+from moduli._call.eager_programs import Result, run_program
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
@@ -121,6 +122,46 @@ def scan(
     function = Function(f)
     names = PartitionNames(transform_metadata, "scan")
     shift = len(function.bound)
+    key = options_key_or_none(options, shift)
+
+    def loop(call: LabelledCall, fun: Callable[..., Any], steps: int) -> Result:
+        """Runs the loop; refers to no user's function, as programs keep it."""
+        inside = names.inside(call)
+
+        def run(frame: Frame) -> Any:
+            frame.cross("scan", steps)
+            inside.enter(frame)
+            out = fun(*frame.args, **frame.kwargs)
+            if place_out not in (None, _WHOLE):
+                _check_result(out, out_axes, call.function)
+            inside.leave(frame, out, out_axes)
+            return out
+
+        carry_of = None
+        if place_in is not None:
+            first = shift + (0 if place_in == _WHOLE else place_in)
+
+            def carry_out(out: Any) -> Any:
+                return out if place_out == _WHOLE else out[place_out]
+
+            carry_of = (lambda frame: frame.args[first], carry_out)
+        body = LoopBody(call, run, carry_of, out_axes, "scan: out_axes", fun)
+        parameters = Function(fun).signature
+
+        def pairs(carry: Any, xs: Any) -> Any:
+            carried, sliced = body.split_names(call.value_names(parameters))
+            return [*zip(carried, carry, strict=True), *zip(sliced, xs, strict=True)]
+
+        with naming("scan", fun):
+            carry, stacked = jax.lax.scan(
+                named(lambda carry, xs: body.step(carry, xs), fun, pairs),
+                body.init,
+                body.sliced,
+                length=steps,
+                reverse=reverse,
+                unroll=unroll,
+            )
+        return body.finish(carry, stacked)
 
     @wraps(f)
     def looped(*args: Any, **kwargs: Any) -> Any:
@@ -152,41 +193,13 @@ def scan(
         call.label_given("scan", steps)
         if streams:
             streams.split(steps)
-        inside = names.inside(call)
-
-        def run(frame: Frame) -> Any:
-            frame.cross("scan", steps)
-            inside.enter(frame)
-            out = function.call(*frame.args, **frame.kwargs)
-            if place_out not in (None, _WHOLE):
-                _check_result(out, out_axes, function.name)
-            inside.leave(frame, out, out_axes)
-            return out
-
-        carry_of = None
-        if place_in is not None:
-            first = shift + (0 if place_in == _WHOLE else place_in)
-
-            def carry_out(out: Any) -> Any:
-                return out if place_out == _WHOLE else out[place_out]
-
-            carry_of = (lambda frame: frame.args[first], carry_out)
-        body = LoopBody(call, run, carry_of, out_axes, "scan: out_axes", function.call)
-
-        def pairs(carry: Any, xs: Any) -> Any:
-            carried, sliced = body.split_names(call.value_names(function.signature))
-            return [*zip(carried, carry, strict=True), *zip(sliced, xs, strict=True)]
-
-        with naming("scan", function.call):
-            carry, stacked = jax.lax.scan(
-                named(lambda carry, xs: body.step(carry, xs), function.call, pairs),
-                body.init,
-                body.sliced,
-                length=steps,
-                reverse=reverse,
-                unroll=unroll,
-            )
-        result = body.finish(carry, stacked)
+        effects, out, new = run_program(
+            (function.call,),
+            call,
+            lambda call, functions: loop(call, functions[0], steps),
+            None if key is None else (key, steps),
+        )
+        result = effects.apply(call.binding.flats, call.values, out, new)
         if streams:
             streams.count_up()
         return result
