@@ -209,18 +209,9 @@ class RNN(moduli.Module):
             axes = moduli.StateAxes({only: None, **(self.state_axes or {...: moduli.Carry})})
         elif self.state_axes is not None:
             axes = self.state_axes
-
-        def step(cell: Any, carry: Carry, x: Any) -> tuple[Carry, Any]:
-            return cell(carry, x)
-
-        def step_until_end(cell: Any, carries: Any, x: Any) -> tuple[Any, Any]:
-            (carry, last), (time, x) = carries, x
-            carry, outputs = cell(carry, x)
-            return (carry, _where(time < lengths, carry, last)), outputs
-
         run = moduli.scan(
-            step if lengths is None else step_until_end,
-            in_axes=(axes, moduli.Carry, 0),
+            _step if lengths is None else _step_until_end,
+            in_axes=(axes, moduli.Carry, 0) if lengths is None else (axes, moduli.Carry, 0, None),
             out_axes=(moduli.Carry, 0),
             length=steps.shape[0],
             reverse=reverse,
@@ -232,7 +223,7 @@ class RNN(moduli.Module):
             return run(self.cell, carry, xs)
         times = jnp.arange(steps.shape[0])
         lengths = lengths.astype(times.dtype)  # they differ with 64 bits enabled
-        (_, last), outputs = run(self.cell, (carry, carry), (times, xs))
+        (_, last), outputs = run(self.cell, (carry, carry), (times, xs), lengths)
         return last, outputs
 
     def _projected(self, steps: jax.Array) -> tuple[Any, ...]:
@@ -514,6 +505,19 @@ def _own_stream(layer: object, rngs: Streams | bool) -> moduli.RngStream | None:
         f"{type(layer).__name__} got rngs of type {type(rngs).__name__}; write rngs=True for a "
         f"stream of its own, rngs=moduli.Rngs(0), or rngs=False for none"
     )
+
+
+# one function each for all calls: JAX compiles a loop for the function that it is given
+
+
+def _step(cell: Any, carry: Carry, x: Any) -> tuple[Carry, Any]:
+    return cell(carry, x)
+
+
+def _step_until_end(cell: Any, carries: Any, x: Any, lengths: jax.Array) -> tuple[Any, Any]:
+    (carry, last), (time, x) = carries, x
+    carry, outputs = cell(carry, x)
+    return (carry, _where(time < lengths, carry, last)), outputs
 
 
 def _where(condition: jax.Array, chosen: Any, other: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
@@ -200,14 +201,9 @@ class Stack(moduli.Module, Generic[M]):
         Returns:
           What the last block returns.
         """
-
-        def step(x: Any, block: Any, args: Any, kwargs: Any) -> Any:
-            return block(x, *args, **kwargs)
-
-        step.__qualname__ = f"Stack of {type(self.block).__name__}"  # for messages
-        if self.remat:
-            # in a loop nothing can be merged with the forward pass, so nothing has to prevent it
-            step = moduli.remat(step, prevent_cse=not self.scan, policy=self.policy)
+        # in a loop nothing can be merged with the forward pass, so nothing has to prevent it
+        again = (not self.scan, self.policy) if self.remat else None
+        step = _step(f"Stack of {type(self.block).__name__}", again)
         run = moduli.scan(
             step,
             in_axes=(moduli.Carry, 0, _axes_of(args), _axes_of(kwargs)),
@@ -233,15 +229,38 @@ class Stack(moduli.Module, Generic[M]):
         return (self[number] for number in range(self.n))
 
 
+@functools.lru_cache(maxsize=128)
+def _step(name: str, again: tuple[bool, Any] | None) -> Callable[..., Any]:
+    """Returns the function that runs one block: the same one each time, as JAX compiles for it.
+
+    Args:
+      name: its name, for messages.
+      again: for ``remat``, its ``prevent_cse`` and its ``policy``; None without.
+    """
+
+    def step(x: Any, block: Any, args: Any, kwargs: Any) -> Any:
+        return block(x, *args, **kwargs)
+
+    step.__qualname__ = name
+    if again is None:
+        return step
+    return moduli.remat(step, prevent_cse=again[0], policy=again[1])
+
+
 _ONWARD = moduli.StateAxes({...: moduli.Carry})
 
 
 def _axes_of(arguments: Any) -> Any:
     """Returns the axes of arguments for all blocks: streams go on from block to block."""
+
+    def stop(leaf: Any) -> bool:
+        return isinstance(leaf, (moduli.Pytree, moduli.Variable))
+
+    streams = (moduli.Rngs, moduli.RngStream)
+    if not any(isinstance(leaf, streams) for leaf in jax.tree.leaves(arguments, is_leaf=stop)):
+        return None
     return jax.tree.map(
-        lambda leaf: _ONWARD if isinstance(leaf, (moduli.Rngs, moduli.RngStream)) else None,
-        arguments,
-        is_leaf=lambda leaf: isinstance(leaf, (moduli.Pytree, moduli.Variable)),
+        lambda leaf: _ONWARD if isinstance(leaf, streams) else None, arguments, is_leaf=stop
     )
 
 
