@@ -10,6 +10,7 @@ from benchmarks import (
     building,
     cache_stress,
     calls,
+    eager,
     graph_operations,
     layer_calls,
     memory,
@@ -43,6 +44,7 @@ SECTIONS = {
     ),
     "building": Section("where building goes", building.measure, building.report),
     "stress": Section("stress of the structure cache", cache_stress.measure, cache_stress.report),
+    "eager": Section("transforms without jit", eager.measure, eager.report),
     "layers": Section("each layer", layer_calls.measure, layer_calls.report),
     "stacking": Section("loop and scanned stack", stacking.measure, stacking.report),
 }

@@ -58,6 +58,20 @@ def test_raw_jax_agrees_with_numpy(job):
     assert abs(np.median(moved) - wanted) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_eager_computations_agree_with_raw_jax():
+    import numpy as np
+    from benchmarks import eager
+
+    for name, case in eager.CASES.items():
+        results = {peer: np.asarray(call()) for peer, call in eager.peers(case).items()}
+        raw = results.pop("raw")
+        for peer, result in results.items():
+            assert result.shape == raw.shape, (name, peer)
+            if not name.startswith("RNN"):  # it has weights of its own
+                np.testing.assert_allclose(result, raw, rtol=1e-4, atol=1e-6, err_msg=name + peer)
+
+
 @pytest.mark.parametrize("fault", ["output", "statistics"])
 def test_a_peer_that_does_something_else_is_found(monkeypatch, fault):
     from benchmarks import agreement
@@ -194,6 +208,7 @@ def test_the_report(tmp_path, capsys):
             for kind in ("argument", "alias"):
                 more = of_peer[kind] - sizes["raw jax.jit"][kind]
                 assert more in (0, 4)  # nnx's optimizers count their steps as well
+    assert all(counts["moduli"] == 0 for counts in found["eager"]["compilations"].values())
     assert set(found["layers"]["times"]) == set(QUICK.layers)
     for fact in ("jax", "flax", "python", "cores", "device", "width"):
         assert f"{fact} {result['environment'][fact]}" in text
