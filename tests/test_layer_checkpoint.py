@@ -1,16 +1,16 @@
-"""Each layer comes back from a checkpoint as it was, in the middle of its training."""
+"""Structures of layers come back from a file as they were, in the middle of their training."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from layer_table import TABLE, Row
+from layer_table import STRUCTURES, Row
 
 import moduli
 from moduli_interop import load, save
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_a_fresh_layer_filled_from_a_file_goes_on_as_the_saved_one(
     row: Row, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Each layer survives ``copy.deepcopy`` and ``pickle``; the copy shares nothing."""
+"""Structures of layers survive ``copy.deepcopy`` and ``pickle``; the copy shares nothing."""
 
 import copy
 import pickle
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layer_table import TABLE, Row
+from layer_table import STRUCTURES, Row
 
 import moduli
 
@@ -18,7 +18,7 @@ def pickled(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_copy_computes_the_same_and_shares_nothing(row: Row, copied: Callable[[Any], Any]) -> None:
     model, inputs = row.model(), row.arrays()
     twin = copied(model)

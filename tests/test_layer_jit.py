@@ -1,10 +1,10 @@
-"""Each layer gives under ``moduli.jit`` what it gives eagerly, with the same state after it."""
+"""Structures of layers give under ``moduli.jit`` what they give eagerly, and the same state."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_table import TABLE, Row
+from layer_table import STRUCTURES, Row
 
 import moduli
 
@@ -19,7 +19,7 @@ def leaves(model: moduli.Module) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_jit_equals_eager_twice_in_a_row(row: Row, training: bool) -> None:
     inputs = row.arrays()
     eager, jitted = row.model(), row.model()

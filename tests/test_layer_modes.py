@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from layer_rows.row import Outer
-from layer_table import TABLE, Row
+from layer_table import STRUCTURES, Row
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_outer_eval_and_train_switch_the_layer(row: Row) -> None:
     inputs = row.arrays()
     layer = row.model()
@@ -21,7 +21,7 @@ def test_outer_eval_and_train_switch_the_layer(row: Row) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in TABLE if row.reference_eval], ids=lambda row: row.name
+    "row", [row for row in STRUCTURES if row.reference_eval], ids=lambda row: row.name
 )
 def test_the_two_modes_differ(row: Row) -> None:
     inputs = row.arrays()

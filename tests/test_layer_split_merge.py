@@ -1,14 +1,14 @@
-"""Each layer survives being taken apart and put together, and the copy is independent."""
+"""Structures of layers survive being taken apart and put together; the copy is independent."""
 
 import jax
 import numpy as np
 import pytest
-from layer_table import TABLE, Row
+from layer_table import STRUCTURES, Row
 
 import moduli
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_merge_of_split_computes_the_same(row: Row) -> None:
     model, inputs = row.model(), row.arrays()
     copy = moduli.merge(*moduli.split(model), copy=True)
@@ -16,7 +16,7 @@ def test_merge_of_split_computes_the_same(row: Row) -> None:
     np.testing.assert_array_equal(copy(*inputs), model(*inputs))
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_merged_in_two_states_inside_a_raw_jit(row: Row) -> None:
     model, inputs = row.model(), row.arrays()
     expected = model(*inputs)
@@ -29,6 +29,6 @@ def test_merged_in_two_states_inside_a_raw_jit(row: Row) -> None:
     np.testing.assert_allclose(call(params, rest), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 def test_equal_builds_have_one_graphdef(row: Row) -> None:
     assert moduli.graphdef(row.model(0)) == moduli.graphdef(row.model(1))

@@ -1,4 +1,4 @@
-"""Each layer under vmap, scan and remat is the layer called one by one."""
+"""Each structure of layers under vmap, scan and remat is the layer called one by one."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_table import TABLE, Row
+from layer_table import STRUCTURES, Row
 
 import moduli
 
-each_row = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+each_row = pytest.mark.parametrize("row", STRUCTURES, ids=lambda row: row.name)
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
 

@@ -55,6 +55,11 @@ def _stack(name: str, **options: Any) -> Row:
     return Row(name, build, ((5, 3),), (5, 3), stack, needs_rngs=False)
 
 
+def _shared(rngs: moduli.Rngs) -> Any:
+    linear = layers.Linear(3, 3, rngs=rngs)
+    return layers.Sequential(linear, softplus, linear)
+
+
 ROWS: list[Row] = [
     _stack("stack"),
     _stack("stack-looped", scan=False),
@@ -68,6 +73,7 @@ ROWS: list[Row] = [
         (5, 2),
         sequential,
     ),
+    Row("sequential-shared", _shared, ((5, 3),), (5, 3), sequential),
     Row(
         "sequential-conv-norm",
         lambda r: layers.Sequential(
