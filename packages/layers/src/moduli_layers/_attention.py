@@ -16,6 +16,7 @@ import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, resolve_mode, shape_text
 from moduli_layers._dot_product_attention import (
     dot_product_attention,
@@ -136,6 +137,7 @@ class MultiHeadAttention(moduli.Module):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         num_heads: int,

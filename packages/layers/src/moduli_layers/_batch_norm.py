@@ -16,6 +16,7 @@ import moduli
 from moduli.counterparts import Counterpart, Setting, Tensor
 from moduli.errors import ShapeError, StructureError
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, resolve_mode, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import NO_METADATA, Norm
@@ -128,6 +129,7 @@ class BatchNorm(Norm):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         num_features: int,

@@ -11,7 +11,14 @@ import moduli
 from moduli.errors import RngError, ShapeError
 from moduli_layers.errors import ArgumentError
 
-__all__ = ["check_features", "check_positive", "check_rngs", "resolve_mode", "shape_text"]
+__all__ = [
+    "check_features",
+    "check_positive",
+    "check_rngs",
+    "resolve_mode",
+    "shape_of",
+    "shape_text",
+]
 
 
 def check_positive(layer: object, **sizes: int) -> None:
@@ -74,7 +81,7 @@ def check_features(
     Raises:
       ShapeError: the axis does not exist or has another size.
     """
-    shape = jnp.shape(inputs)
+    shape = shape_of(inputs)
     rank = len(shape)
     if -rank <= axis < rank and shape[axis] == (features if held is None else held):
         return
@@ -119,6 +126,11 @@ def resolve_mode(layer: object, name: str, given: bool | None) -> bool:
     return mode
 
 
+def shape_of(array: Any) -> tuple[int, ...]:
+    """Returns the shape of an array, or of the array that nested lists of numbers make."""
+    return jnp.shape(jnp.asarray(array) if isinstance(array, (list, tuple)) else array)
+
+
 def shape_text(array: Any) -> str:
     """Returns an array's shape as text: ``(2, 3)``."""
-    return str(tuple(jnp.shape(array)))
+    return str(tuple(shape_of(array)))

@@ -16,6 +16,7 @@ import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
@@ -115,6 +116,7 @@ class ConvTranspose(Summing):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         in_features: int,

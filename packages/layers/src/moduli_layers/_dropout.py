@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import ShapeError
+from moduli_layers._arguments import checked
 from moduli_layers._checks import shape_text
 from moduli_layers._dropping import Dropping
 
@@ -52,6 +53,7 @@ class Dropout(Dropping):
 
     _part = "an entry"
 
+    @checked
     def __init__(
         self,
         rate: float,

@@ -37,7 +37,8 @@ def promote_dtype(
     """Brings arrays to one dtype.
 
     Args:
-      arrays: arrays, Variables, scalars, or None for a parameter that a layer does not use.
+      arrays: arrays, Variables, scalars, lists of numbers, or None for a parameter that a layer
+        does not use.
       dtype: the dtype to cast to; None takes the one to which the arrays promote.
       inexact: whether the result has to be a floating or complex dtype. Integers then become
         float32.
@@ -58,6 +59,7 @@ def promote_dtype(
       >>> promote_dtype((jnp.arange(2), jnp.arange(3)))[0].dtype
       dtype('float32')
     """
+    arrays = [jnp.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
     if dtype is None:
         dtype = _common_dtype([array for array in arrays if array is not None], inexact)
     elif inexact and not jnp.issubdtype(dtype, jnp.inexact):

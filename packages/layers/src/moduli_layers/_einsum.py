@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.errors import ShapeError
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
@@ -71,6 +72,7 @@ class Einsum(Summing):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         einsum_str: str | None,

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_embedding_init, fill
@@ -66,6 +67,7 @@ class Embed(Summing):
         {"num_embeddings": "num_embeddings", "embedding_dim": "features"},
     )
 
+    @checked
     def __init__(
         self,
         num_embeddings: int,

@@ -13,6 +13,7 @@ import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
@@ -98,6 +99,7 @@ class GroupNorm(Norm):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         num_features: int,
@@ -270,6 +272,7 @@ class InstanceNorm(Norm):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         num_features: int,

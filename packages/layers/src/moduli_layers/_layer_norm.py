@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.counterparts import Counterpart, Setting, Tensor
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
 
@@ -102,6 +103,7 @@ class LayerNorm(Norm):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         num_features: int,
@@ -218,6 +220,7 @@ class RMSNorm(Norm):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         num_features: int,

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
@@ -71,6 +72,7 @@ class Linear(Summing):
         {"in_features": "in_features", "out_features": "out_features", "bias": "use_bias"},
     )
 
+    @checked
     def __init__(
         self,
         in_features: int,

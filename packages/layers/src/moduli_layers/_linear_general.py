@@ -16,7 +16,8 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.errors import ShapeError
 from moduli_layers import initializers
-from moduli_layers._checks import check_positive, check_rngs, shape_text
+from moduli_layers._arguments import checked
+from moduli_layers._checks import check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers._remembered import dot_general as remembered_dot_general
@@ -77,6 +78,7 @@ class LinearGeneral(Summing):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         in_features: int | Sequence[int],
@@ -154,7 +156,7 @@ class LinearGeneral(Summing):
           ShapeError: an axis of the inputs is missing or has another size.
           DtypeError: inputs and parameters have no common dtype.
         """
-        axes = self._check(inputs)
+        axes = self.contracted_axes(inputs)
         batch = len(self.batch_axis)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
@@ -178,9 +180,16 @@ class LinearGeneral(Summing):
             outputs = outputs + bias.astype(outputs.dtype)
         return self._summed(outputs, x.dtype)
 
-    def _check(self, inputs: ArrayLike) -> tuple[int, ...]:
-        """Returns the contracted axes, counted from the front."""
-        shape = jnp.shape(inputs)
+    def contracted_axes(self, inputs: ArrayLike) -> tuple[int, ...]:
+        """Returns the contracted axes of inputs, counted from the front.
+
+        Args:
+          inputs: what the layer is called with.
+
+        Raises:
+          ShapeError: an axis of the inputs is missing or has another size.
+        """
+        shape = shape_of(inputs)
         rank = len(shape)
         batch = len(self.batch_axis)
         sizes = self.kernel.shape[batch : batch + len(self.axis)]  # under shard_map, a part

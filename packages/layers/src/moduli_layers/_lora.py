@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,10 +13,13 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
+from moduli.errors import ShapeError
 from moduli_layers import initializers
-from moduli_layers._checks import check_features, check_positive, check_rngs
+from moduli_layers._arguments import checked
+from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._linear import Linear
+from moduli_layers._linear_general import LinearGeneral
 from moduli_layers._remembered import dot_general, fill
 from moduli_layers.errors import ArgumentError
 
@@ -48,7 +52,9 @@ class LoRAParam(moduli.Param[Any]):
 class LoRA(Summing):
     """A map of low rank, alone or added to what another module returns: ``base(x) + x @ a @ b``.
 
-    ``b`` starts at zero, so that a wrapped module at first computes what it did.
+    ``b`` starts at zero, so that a wrapped module at first computes what it did. A wrapped
+    :class:`LinearGeneral`, such as ``attention.query``, is adapted as the matrix that it is: write
+    the products of its sizes as ``in_features`` and ``out_features``.
 
     Attributes:
       lora_a: LoRAParam of shape (in_features, lora_rank).
@@ -95,6 +101,7 @@ class LoRA(Summing):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -148,7 +155,8 @@ class LoRA(Summing):
 
         Raises:
           ArgumentError: keyword arguments, but no wrapped module.
-          ShapeError: the last axis of ``x`` does not have ``in_features`` entries.
+          ShapeError: the last axis of ``x`` does not have ``in_features`` entries, or the wrapped
+            module returns another shape than (..., out_features).
           DtypeError: ``x`` and parameters have no common dtype.
         """
         if kwargs and self.base_module is None:
@@ -156,12 +164,32 @@ class LoRA(Summing):
                 f"{type(self).__name__} has no base_module to pass {', '.join(kwargs)} on to; "
                 f"leave it out, or write {type(self).__name__}(..., base_module=module)"
             )
-        check_features(self, x, -1, self.in_features, "in_features")
-        array, a, b = promote_for(self, (x, self.lora_a[...], self.lora_b[...]))
+        base = self.base_module
+        general = base if isinstance(base, LinearGeneral) and self._flattens(base) else None
+        flat = x if general is None else _flattened(general, x)
+        check_features(self, flat, -1, self.in_features, "in_features")
+        array, a, b = promote_for(self, (flat, self.lora_a[...], self.lora_b[...]))
         product = self._product(self._product(array, a), b)
-        if self.base_module is None:
+        if base is None:
             return product
-        return _add_to(self.base_module(x, **kwargs), product)
+        if general is not None:
+            product = product.reshape((*product.shape[:-1], *general.out_features))
+        outputs = base(x, **kwargs)
+        if jnp.shape(outputs) != product.shape:
+            name, kind = type(self).__name__, type(base).__name__
+            raise ShapeError(
+                f"{name}(in_features={self.in_features}, out_features={self.out_features}) adds "
+                f"an array of shape {shape_text(product)} to what {kind} returned, of shape "
+                f"{shape_text(outputs)}, for inputs of shape {shape_text(x)}; wrap a module that "
+                f"maps the last axis from in_features to out_features, or a LinearGeneral of "
+                f"in_features and out_features entries in all"
+            )
+        return _add_to(outputs, product)
+
+    def _flattens(self, base: LinearGeneral) -> bool:
+        """Returns whether a map of several axes is a matrix of this layer's sizes."""
+        sizes = (math.prod(base.in_features), math.prod(base.out_features))
+        return not base.batch_axis and sizes == (self.in_features, self.out_features)
 
     def _product(self, x: jax.Array, matrix: jax.Array) -> jax.Array:
         outputs = dot_general(
@@ -221,6 +249,7 @@ class LoRALinear(Linear):
 
     torch_counterpart = None  # PyTorch has none, and Linear's lacks lora
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -273,6 +302,13 @@ class LoRALinear(Linear):
         """
         outputs = super().__call__(inputs, out_sharding)
         return _add_to(outputs, self.lora(inputs))
+
+
+def _flattened(base: LinearGeneral, x: ArrayLike) -> jax.Array:
+    """Makes one axis, the last, of those that a map contracts."""
+    axes = base.contracted_axes(x)
+    array = jnp.moveaxis(jnp.asarray(x), axes, range(-len(axes), 0))
+    return array.reshape((*array.shape[: -len(axes)], -1))
 
 
 def _add_to(outputs: jax.Array, product: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli_layers import initializers
 from moduli_layers._activations import relu
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs
 from moduli_layers._dropout import Dropout
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
@@ -70,6 +71,7 @@ class MLP(moduli.Module):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         in_features: int,

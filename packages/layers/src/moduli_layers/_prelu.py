@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 import moduli
 from moduli.counterparts import Counterpart, Tensor
+from moduli_layers._arguments import checked
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers.errors import DtypeError
 
@@ -49,9 +50,10 @@ class PReLU(moduli.Module):
         "torch.nn.PReLU", {"weight": Tensor("negative_slope", "-> ()")}
     )
 
+    @checked
     def __init__(
         self,
-        negative_slope_init: float = 0.01,
+        negative_slope_init: float | ArrayLike = 0.01,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,

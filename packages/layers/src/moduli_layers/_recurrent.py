@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 import moduli
 from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError
+from moduli_layers._arguments import checked
 from moduli_layers._checks import shape_text
 from moduli_layers._recurrent_cells import (
     Carry,
@@ -34,6 +35,10 @@ _TORCH_LAYERS = {
     GRUCell: "torch.nn.GRU",
     SimpleCell: "torch.nn.RNN",
 }
+
+
+Network = Callable[..., Any]
+"""What runs along a sequence: an RNN, or anything that is called as one."""
 
 
 class RNN(moduli.Module):
@@ -85,6 +90,7 @@ class RNN(moduli.Module):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         cell: RNNCellBase,
@@ -280,9 +286,11 @@ class RNN(moduli.Module):
         if not isinstance(cell, CheckedCell):
             return carry
         arrays = cell.carry_arrays(carry, batch)
-        for name, array in zip(cell.carry_names, arrays, strict=True):
+        for name, array, given in zip(
+            cell.carry_names, arrays, jax.tree.leaves(carry), strict=True
+        ):
             if array.shape[:-1] != batch:
-                raise cell.wrong_carry_shape(name, array, batch)
+                raise cell.wrong_carry_shape(name, given, batch)
         return arrays[0] if len(arrays) == 1 else arrays
 
     @property
@@ -379,10 +387,11 @@ class Bidirectional(moduli.Module):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
-        forward_rnn: Callable[..., Any],
-        backward_rnn: Callable[..., Any],
+        forward_rnn: Network,
+        backward_rnn: Network,
         *,
         merge_fn: Callable[[Any, Any], Any] = _concatenate,
         time_major: bool = False,

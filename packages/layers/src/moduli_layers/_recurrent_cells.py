@@ -21,11 +21,12 @@ from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._activations import relu, sigmoid, tanh
+from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
 from moduli_layers._linear import Linear
-from moduli_layers._remembered import default_kernel_init, remembered
+from moduli_layers._remembered import default_kernel_init, fill, remembered
 from moduli_layers.errors import ArgumentError, DtypeError
 
 __all__ = [
@@ -231,10 +232,14 @@ class CheckedCell(RNNCellBase):
             )
         shape = (*input_shape[:-1], self.hidden_features)
         make: Any = initializers.zeros if init is None else init
-        parts: tuple[Any, ...] = tuple(
-            make(None if source is None else source(), shape, self.param_dtype)
-            for _ in self.carry_names
-        )
+        try:
+            parts: tuple[Any, ...] = tuple(
+                fill(make, None if source is None else source(), shape, self.param_dtype)
+                for _ in self.carry_names
+            )
+        except ArgumentError as error:
+            reason = getattr(error, "reason", error)
+            raise ArgumentError(f"{type(self).__name__} got carry_init={reason}") from None
         return parts[0] if len(parts) == 1 else parts
 
     @property
@@ -424,6 +429,7 @@ class LSTMCell(CheckedCell):
         {"input_size": "in_features", "hidden_size": _torch_size},
     )
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -565,6 +571,7 @@ class OptimizedLSTMCell(CheckedCell):
         {"input_size": "in_features", "hidden_size": _torch_size},
     )
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -700,6 +707,7 @@ class SimpleCell(CheckedCell):
         },
     )
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -846,6 +854,7 @@ class GRUCell(CheckedCell):
         {"input_size": "in_features", "hidden_size": _torch_size},
     )
 
+    @checked
     def __init__(
         self,
         in_features: int,

@@ -10,15 +10,20 @@ of the function.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import jax
-from jax import lax
+import jax.numpy as jnp
+from jax import lax, nn
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+import moduli
 from moduli.lowlevel import flat_full
 from moduli_layers import initializers
+from moduli_layers._drawn import Drawn
+from moduli_layers.errors import ArgumentError
 
 __all__ = [
     "default_embedding_init",
@@ -57,7 +62,7 @@ _remembered = {
 _CONSTANT = {initializers.zeros: 0, initializers.ones: 1}
 
 
-def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Calls an initializer; default ones are traced once for each shape.
 
     A user's own initializer is called as it is: it may be a new function for every layer, and
@@ -68,7 +73,35 @@ def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeL
       key: a random key.
       shape: the shape of the array.
       dtype: its dtype.
+
+    Raises:
+      ArgumentError: it does not return an array of that shape.
     """
+    if isinstance(init, Drawn) and not _is_inexact(dtype):
+        made_of = f"which draws floating or complex numbers, and not {jnp.result_type(dtype).name}"
+        raise _refused(init, made_of, "param_dtype=jnp.float32, or initializers.zeros")
+    try:
+        made = _called(init, key, shape, dtype)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        asked = f"shape {tuple(shape)} and dtype {jnp.result_type(dtype).name}"
+        raise _refused(init, f"which failed for {asked}: {error}") from error
+    except TypeError as error:
+        if type(error) is not TypeError or _takes_three(init):
+            raise
+        raise _refused(init, f"which cannot be called with (key, shape, dtype): {error}") from error
+    value = made.raw_value if isinstance(made, moduli.VariableMetadata) else made
+    if not hasattr(value, "dtype"):
+        raise _refused(init, f"which returned a {type(value).__name__} in the place of an array")
+    if tuple(value.shape) != tuple(shape):
+        raise _refused(
+            init, f"which returned an array of shape {tuple(value.shape)} when asked for {shape}"
+        )
+    return made
+
+
+def _called(init: Any, key: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     try:
         known = _remembered.get(init)
     except TypeError:  # a callable that cannot be hashed
@@ -79,3 +112,34 @@ def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeL
         values = flat_full(_CONSTANT[init], shape, dtype)
         return known(key, shape, dtype) if values is None else values
     return known(key, shape, dtype) if isinstance(key, Tracer) else init(key, shape, dtype)
+
+
+@functools.lru_cache
+def _is_inexact(dtype: DTypeLike) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _takes_three(init: Any) -> bool:
+    """Returns whether a function can be called as an initializer is."""
+    try:
+        inspect.signature(init).bind(None, (), None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refused(init: Any, fault: str, remedy: str | None = None) -> ArgumentError:
+    """Makes the error about an initializer; the layer's constructor says which argument it was."""
+    name = getattr(init, "__name__", None)
+    if remedy is None:
+        remedy = "a function of (key, shape, dtype) that returns an array of that shape"
+        factories = (
+            getattr(initializers, str(name), None),
+            getattr(nn.initializers, str(name), None),
+        )
+        if init in factories:
+            remedy = f"initializers.{name}(), which makes the initializer"
+    reason = f"{name or repr(init)}, {fault}; write {remedy}"
+    error: Any = ArgumentError(f"got the initializer {reason}")
+    error.initializer, error.reason = init, reason
+    return error

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import ShapeError
+from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import shape_text
 from moduli_layers._dtypes import wider
@@ -148,6 +149,7 @@ class RoPE(moduli.Module):
     cached_sin: moduli.Variable[jax.Array] | None
     cached_cos: moduli.Variable[jax.Array] | None
 
+    @checked
     def __init__(
         self,
         theta: float = 10000.0,

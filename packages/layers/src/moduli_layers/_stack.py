@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
 
 import moduli
 from moduli.errors import PathError, StructureError
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_rngs
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Stack(moduli.Module, Generic[M]):
     def __init__(
         self,
         block: _MakesBlock[M],
-        n: int,
+        n: SupportsIndex,
         *,
         rngs: moduli.Rngs,
         scan: bool = True,
@@ -97,7 +98,7 @@ class Stack(moduli.Module, Generic[M]):
     def __init__(
         self,
         block: Callable[[], M],
-        n: int,
+        n: SupportsIndex,
         *,
         rngs: None = None,
         scan: bool = True,
@@ -105,10 +106,11 @@ class Stack(moduli.Module, Generic[M]):
         policy: Callable[..., bool] | None = None,
         unroll: int = 1,
     ) -> None: ...
+    @checked
     def __init__(
         self,
         block: Callable[..., M],
-        n: int,
+        n: SupportsIndex,
         *,
         rngs: moduli.Rngs | None = None,
         scan: bool = True,
@@ -122,8 +124,7 @@ class Stack(moduli.Module, Generic[M]):
                 "`Stack(lambda rngs: Block(..., rngs=rngs), n, rngs=rngs)`, or "
                 "`Stack.of([block, block, ...])` for blocks that exist"
             )
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise StructureError(f"Stack needs a number of blocks of at least 1, got n={n!r}")
+        n = self._number(n)
 
         def make(rngs: moduli.Rngs | None) -> Any:
             made = block() if rngs is None else block(rngs=rngs)
@@ -138,6 +139,15 @@ class Stack(moduli.Module, Generic[M]):
         axes = (0,) if rngs is not None else (None,)
         self.block: M = moduli.vmap(make, in_axes=axes, axis_size=n)(streams)
         self._set(n, scan, remat, policy, unroll)
+
+    def _number(self, n: Any) -> int:
+        try:
+            number = 0 if isinstance(n, bool) else operator.index(n)
+        except TypeError:
+            number = 0
+        if number < 1:
+            raise StructureError(f"Stack needs a number of blocks of at least 1, got n={n!r}")
+        return number
 
     def _set(self, n: int, scan: bool, remat: bool, policy: Any, unroll: int) -> None:
         self.n, self.scan, self.remat, self.policy, self.unroll = n, scan, remat, policy, unroll

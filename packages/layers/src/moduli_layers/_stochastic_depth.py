@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import ShapeError
+from moduli_layers._arguments import checked
 from moduli_layers._dropping import Dropping
 from moduli_layers.errors import ArgumentError
 
@@ -52,6 +53,7 @@ class StochasticDepth(Dropping):
 
     _part = "a sample"
 
+    @checked
     def __init__(
         self,
         rate: float,

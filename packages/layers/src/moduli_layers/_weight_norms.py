@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.errors import StructureError, format_path
 from moduli_layers import initializers
+from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, resolve_mode
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import Axes, static_axes
@@ -176,6 +177,7 @@ class SpectralNorm(_Wrapper):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         layer_instance: moduli.Module,
@@ -310,6 +312,7 @@ class WeightNorm(_Wrapper):
 
     __module__ = "moduli_layers"
 
+    @checked
     def __init__(
         self,
         layer_instance: moduli.Module,
