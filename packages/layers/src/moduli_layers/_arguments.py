@@ -9,6 +9,7 @@ constructor whose annotation is not in it fails where the class is defined.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import numbers
@@ -85,6 +86,9 @@ def checked(init: _Init) -> _Init:
         except ArgumentError as error:
             _name_initializer(self, error, {**defaults, **given})
             raise
+        except TypeError as error:
+            _say_remedy(error, signature, (self, *args), kwargs)
+            raise
 
     return wrapped  # type: ignore[return-value]
 
@@ -113,6 +117,33 @@ def _name_initializer(layer: Any, error: ArgumentError, given: Mapping[str, Any]
         if value is culprit:
             error.args = (f"{type(layer).__name__} got {name}={error.reason}",)  # type: ignore[attr-defined]
             return
+
+
+def _say_remedy(
+    error: TypeError, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Adds to Python's error about a call what to write, if the call was what is wrong."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        pass
+    else:
+        return
+    names = signature.parameters
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    needs_rngs = "rngs" in names and names["rngs"].default is inspect.Parameter.empty
+    remedies = []
+    for name in kwargs.keys() - names.keys():
+        likely = "rngs" if name in _RNGS else "".join(difflib.get_close_matches(name, names, 1))
+        if likely and likely != "rngs" and likely not in given:
+            remedies.append(f"{likely}=... in the place of {name}=...")
+    if needs_rngs and "rngs" not in kwargs:
+        remedies.insert(0, "rngs=moduli.Rngs(0)")
+    if remedies:
+        error.args = (f"{error}; write {' and '.join(remedies)}",)
+
+
+_RNGS = ("rng", "key", "seed")
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
-from moduli_layers._checks import check_positive, check_rngs, resolve_mode, shape_text
+from moduli_layers._checks import check_positive, check_rngs, resolve_mode, shape_of, shape_text
 from moduli_layers._dot_product_attention import (
     dot_product_attention,
     dot_product_attention_with_rope,
@@ -416,7 +416,7 @@ class MultiHeadAttention(moduli.Module):
         expected = {"inputs_q": ("in_features", self.in_features)}
         for name, array in inputs.items():
             argument, size = expected.get(name, ("in_kv_features", self.in_kv_features))
-            shape = jnp.shape(array)
+            shape = shape_of(array)
             if len(shape) < 2 or shape[-1] != size:
                 raise ShapeError(
                     f"{type(self).__name__}({argument}={size}) expects {name} of shape (*batch, "
@@ -516,8 +516,8 @@ class MultiHeadAttention(moduli.Module):
             own = near if own is None else own & near
         if own is None or mask is None:
             return own if mask is None else mask
-        rank = max(jnp.ndim(mask), 2)
-        mask = jnp.reshape(mask, (*[1] * (rank - jnp.ndim(mask)), *jnp.shape(mask)))
+        rank = max(len(shape_of(mask)), 2)
+        mask = jnp.reshape(mask, (*[1] * (rank - len(shape_of(mask))), *shape_of(mask)))
         return combine_masks(mask, own.reshape((*[1] * (rank - 2), *own.shape)), dtype=jnp.bool_)
 
     def _dropout_key(self, rngs: Any) -> jax.Array:

@@ -18,7 +18,7 @@ from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
-from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
+from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers._windows import (
@@ -180,7 +180,7 @@ class Conv(Summing):
         self.promote_dtype = promote_dtype
         self.preferred_element_type = preferred_element_type
         self._window()  # raises for what does not fit the kernel
-        if mask is not None and jnp.shape(mask) != self.kernel_shape:
+        if mask is not None and shape_of(mask) != self.kernel_shape:
             raise ShapeError(
                 f"{type(self).__name__} got a mask of shape {shape_text(mask)}, expected the "
                 f"kernel's shape {self.kernel_shape}; broadcast the mask to it first"

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 import moduli
 from moduli.errors import RngError, ShapeError
 from moduli_layers._broadcasts import at_end
-from moduli_layers._checks import shape_text
+from moduli_layers._checks import shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
 from moduli_layers._rotary import RoPE
 
@@ -253,7 +253,7 @@ def dot_product_attention_with_rope(
     Reference:
       Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
     """
-    lengths = jnp.shape(query)[-3:-2], jnp.shape(key)[-3:-2]
+    lengths = shape_of(query)[-3:-2], shape_of(key)[-3:-2]
     places = input_positions
     if places is not None:
         places = jnp.asarray(places)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import ShapeError
 from moduli_layers._arguments import checked
-from moduli_layers._checks import shape_text
+from moduli_layers._checks import shape_of, shape_text
 from moduli_layers._dropping import Dropping
 
 __all__ = ["Dropout"]
@@ -94,7 +93,7 @@ class Dropout(Dropping):
         settled = self._settled(inputs, deterministic)
         if settled is not None:
             return settled
-        shape = list(jnp.shape(inputs))
+        shape = list(shape_of(inputs))
         for axis in self.broadcast_dims:
             if not -len(shape) <= axis < len(shape):
                 raise ShapeError(

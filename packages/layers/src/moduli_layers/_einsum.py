@@ -18,7 +18,7 @@ from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
-from moduli_layers._checks import check_positive, check_rngs
+from moduli_layers._checks import check_positive, check_rngs, shape_of
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers.errors import ArgumentError
@@ -141,8 +141,8 @@ class Einsum(Summing):
                 f"of them, and None in the other"
             )
         equation = (einsum_str or self.einsum_str or "").replace(" ", "")
-        first, second, output = self._written_out(*self._parts(equation), jnp.ndim(inputs))
-        sizes = self._sizes(jnp.shape(inputs), first, second, equation)
+        first, second, output = self._written_out(*self._parts(equation), len(shape_of(inputs)))
+        sizes = self._sizes(shape_of(inputs), first, second, equation)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
         outputs = self.einsum_op(

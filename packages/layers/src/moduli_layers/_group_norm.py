@@ -14,7 +14,7 @@ from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
-from moduli_layers._checks import check_features, check_positive, shape_text
+from moduli_layers._checks import check_features, check_positive, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
 from moduli_layers.errors import ArgumentError
@@ -190,7 +190,7 @@ class GroupNorm(Norm):
           DtypeError: the mask is not boolean, or inputs and parameters have no common dtype.
         """
         check_features(self, x, -1, self.num_features, "num_features")
-        shape = jnp.shape(x)
+        shape = shape_of(x)
         last = len(shape) - 1
         others = tuple(axis for axis in self._reduced(x, last) if axis != last)
         counts = self._mask(mask, x)
@@ -344,5 +344,5 @@ class InstanceNorm(Norm):
                 f"first axis is the batch's, got shape {shape_text(x)} with features there; give "
                 f"the inputs a batch axis, as x[None], or write other feature_axes"
             )
-        reduced = tuple(axis for axis in range(1, jnp.ndim(x)) if axis not in features)
+        reduced = tuple(axis for axis in range(1, len(shape_of(x))) if axis not in features)
         return self._apply(self._promoted(x), self._mask(mask, x), reduced, features)

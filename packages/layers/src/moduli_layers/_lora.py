@@ -16,7 +16,7 @@ import moduli
 from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
-from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
+from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._linear import Linear
 from moduli_layers._linear_general import LinearGeneral
@@ -175,7 +175,7 @@ class LoRA(Summing):
         if general is not None:
             product = product.reshape((*product.shape[:-1], *general.out_features))
         outputs = base(x, **kwargs)
-        if jnp.shape(outputs) != product.shape:
+        if shape_of(outputs) != product.shape:
             name, kind = type(self).__name__, type(base).__name__
             raise ShapeError(
                 f"{name}(in_features={self.in_features}, out_features={self.out_features}) adds "

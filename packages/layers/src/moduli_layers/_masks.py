@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from moduli.errors import ShapeError
-from moduli_layers._checks import shape_text
+from moduli_layers._checks import shape_of, shape_text
 from moduli_layers.errors import ArgumentError
 
 __all__ = [
@@ -78,7 +78,7 @@ def make_causal_mask(
              [1, 1, 0],
              [1, 1, 1]], dtype=int32)
     """
-    shape = jnp.shape(x)
+    shape = shape_of(x)
     places = jnp.broadcast_to(jnp.arange(shape[-1]), shape)
     return make_attention_mask(places, places, jnp.greater_equal, extra_batch_dims, dtype)
 
@@ -120,7 +120,7 @@ def make_sliding_window_mask(
       Beltagy et al., Longformer, 2020, https://arxiv.org/abs/2004.05150
     """
     check_window("make_sliding_window_mask", window)
-    shape = jnp.shape(x)
+    shape = shape_of(x)
     places = jnp.broadcast_to(jnp.arange(shape[-1]), shape)
     near = functools.partial(in_window, window=window, causal=causal)
     return make_attention_mask(places, places, near, extra_batch_dims, dtype)

@@ -8,13 +8,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
 from moduli.errors import ShapeError
 from moduli_layers import initializers
-from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
+from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_for
 from moduli_layers._remembered import fill
 from moduli_layers._statistics import (
@@ -92,7 +91,7 @@ class Norm(moduli.Module):
 
     def _axes(self, x: ArrayLike, name: str, axes: Axes) -> tuple[int, ...]:
         """Returns axes of the inputs, none negative, each once, in order."""
-        rank = jnp.ndim(x)
+        rank = len(shape_of(x))
         given = tuple(axes) if isinstance(axes, Sequence) else (axes,)
         for axis in given:
             if not -rank <= axis < rank:
@@ -106,9 +105,9 @@ class Norm(moduli.Module):
         """Returns the features' axes, if they have as many entries as there are features."""
         if isinstance(axes, int):
             check_features(self, x, axes, self.num_features, "num_features")
-            return (axes % jnp.ndim(x),)
+            return (axes % len(shape_of(x)),)
         kept = self._axes(x, "feature_axes", axes)
-        sizes = tuple(jnp.shape(x)[axis] for axis in kept)
+        sizes = tuple(shape_of(x)[axis] for axis in kept)
         if math.prod(sizes) != self.num_features:
             raise ShapeError(
                 f"{type(self).__name__}(num_features={self.num_features}, feature_axes={axes}) "
@@ -172,4 +171,4 @@ class Norm(moduli.Module):
 
     def _mask(self, mask: ArrayLike | None, x: ArrayLike) -> Any:
         """Returns the call's mask broadcast to the inputs, or None."""
-        return boolean_mask(self, mask, jnp.shape(x))
+        return boolean_mask(self, mask, shape_of(x))

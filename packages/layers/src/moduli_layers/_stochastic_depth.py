@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import ShapeError
 from moduli_layers._arguments import checked
+from moduli_layers._checks import shape_of
 from moduli_layers._dropping import Dropping
 from moduli_layers.errors import ArgumentError
 
@@ -99,7 +99,7 @@ class StochasticDepth(Dropping):
         settled = self._settled(inputs, deterministic)
         if settled is not None:
             return settled
-        shape = jnp.shape(inputs)
+        shape = shape_of(inputs)
         ones = (1,) * len(shape)
         if self.mode == "batch":
             return self._dropped(inputs, ones, rngs)
