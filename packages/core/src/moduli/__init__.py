@@ -14,6 +14,7 @@ from moduli import filterlib as filterlib
 from moduli import plugins as plugins
 from moduli._base.public_names import claim_public_names
 from moduli._base.type_variables import A as A
+from moduli._call.differentiated import DiffState as DiffState
 from moduli._call.partition_names import PARTITION_NAME as PARTITION_NAME
 from moduli._call.prefixes import Carry as Carry
 from moduli._call.prefixes import StateAxes as StateAxes
@@ -45,6 +46,9 @@ from moduli._graph.state import restore_int_paths as restore_int_paths
 from moduli._graph.state import split_state as split_state
 from moduli._graph.state import to_flat_state as to_flat_state
 from moduli._graph.state import to_pure_dict as to_pure_dict
+from moduli._graph.trees import NodeStates as NodeStates
+from moduli._graph.trees import from_tree as from_tree
+from moduli._graph.trees import to_tree as to_tree
 from moduli._graph.walk import find_duplicates as find_duplicates
 from moduli._graph.walk import iter_graph as iter_graph
 from moduli._graph.walk import set_metadata as set_metadata
@@ -78,7 +82,6 @@ from moduli._transforms.checkify import checkify as checkify
 from moduli._transforms.control import cond as cond
 from moduli._transforms.control import switch as switch
 from moduli._transforms.custom_vjp import custom_vjp as custom_vjp
-from moduli._transforms.grad import DiffState as DiffState
 from moduli._transforms.grad import grad as grad
 from moduli._transforms.grad import value_and_grad as value_and_grad
 from moduli._transforms.jit import cached_partial as cached_partial
@@ -90,9 +93,6 @@ from moduli._transforms.pmap import pmap as pmap
 from moduli._transforms.remat import remat as remat
 from moduli._transforms.scan import scan as scan
 from moduli._transforms.shard_map import shard_map as shard_map
-from moduli._transforms.trees import NodeStates as NodeStates
-from moduli._transforms.trees import from_tree as from_tree
-from moduli._transforms.trees import to_tree as to_tree
 from moduli._transforms.vjp import jvp as jvp
 from moduli._transforms.vjp import vjp as vjp
 from moduli._transforms.vmap import vmap as vmap

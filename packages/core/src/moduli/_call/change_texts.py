@@ -11,7 +11,7 @@ from moduli._base.source_lines import describe_place
 from moduli._base.static_keys import static_value
 from moduli._call.writeback import ChangedEffects
 from moduli._graph.data import is_graph_leaf
-from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
+from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE, root_and_path
 from moduli._graph.state import State
 
 __all__ = ["Word", "describe_changes", "outline"]
@@ -81,11 +81,7 @@ def describe_changes(effects: Any, place: Place) -> str:
 
 def _root_and_path(effects: ChangedEffects, origin: tuple[int, int]) -> tuple[int, tuple[Any, ...]]:
     number, index = origin
-    path = effects.before[number].object_paths[index]
-    root = sum(len(earlier.roots) for earlier in effects.before[:number])
-    if len(effects.before[number].roots) > 1:
-        root, path = root + path[0], path[1:]
-    return root, path
+    return root_and_path(effects.before, number, effects.before[number].object_paths[index])
 
 
 def _is_same(effects: ChangedEffects, number: int, was: Any, now: Any) -> bool:

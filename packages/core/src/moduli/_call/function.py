@@ -21,6 +21,7 @@ __all__ = [
     "UNBOUND",
     "check_callable",
     "function_name",
+    "holds_modules",
     "split_static",
     "unbound",
     "wraps",
@@ -33,6 +34,11 @@ UNBOUND = "_moduli_unbound"
 def function_name(f: Any) -> str:
     """The name of a function for messages."""
     return getattr(f, "__qualname__", None) or type(f).__name__
+
+
+def holds_modules(tree: Any) -> bool:
+    """Returns whether a pytree holds a module or a Variable."""
+    return any(map(is_graph_leaf, jax.tree.leaves(tree, is_leaf=is_graph_leaf)))
 
 
 def check_callable(f: Any, transform: str, example: str) -> None:
@@ -86,8 +92,7 @@ class Function:
         return {
             name: parameter.default
             for name, parameter in parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-            and any(map(is_graph_leaf, jax.tree.leaves(parameter.default, is_leaf=is_graph_leaf)))
+            if parameter.default is not inspect.Parameter.empty and holds_modules(parameter.default)
         }
 
     def complete(
@@ -182,7 +187,7 @@ def split_static(
                 "positional arguments"
             )
         values[position] = args[position]
-        if any(map(is_graph_leaf, jax.tree.leaves(args[position], is_leaf=is_graph_leaf))):
+        if holds_modules(args[position]):
             raise errors.StructureError(
                 f"{transform}: argument {position} of {name} holds a module and is marked static; "
                 "modules carry arrays, so leave it out of static_argnums"

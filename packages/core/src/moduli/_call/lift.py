@@ -19,7 +19,8 @@ A transform only says how the leaves are partitioned between steps 1 and 2.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +32,12 @@ from moduli._base.node import Node
 from moduli._base.source_lines import describe_place
 from moduli._base.static_keys import has_key
 from moduli._call.recorded_values import RecordedValues, carries_records, name_of_records
+from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects, Effects
 from moduli._graph.cache import flats_of
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import Flat, Slot, flatten_roots, watch_containers
-from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef
+from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef, root_and_path
 from moduli._graph.unflatten import build, decode
 from moduli._recording.recording import Recording, RecordingKey, recordings
 from moduli._variable.box import _EMPTY, Variable
@@ -240,11 +242,7 @@ class Signature:
         text = "array" if kind is None else kind.__name__
         if site is not None:
             text += f" (made at {describe_place(site)})"
-        root = sum(len(earlier.roots) for earlier in self.graphdefs[:number])
-        path = graphdef.leaf_paths[index]
-        if len(graphdef.roots) > 1:
-            root, path = root + path[0], path[1:]
-        return text, root, path
+        return text, *root_and_path(self.graphdefs, number, graphdef.leaf_paths[index])
 
 
 class Frame:
@@ -347,6 +345,33 @@ class Frame:
         only_variables = all(None not in graphdef.leaf_objects for graphdef in self._graphdefs)
         return Effects(written, only_variables), (out, outputs)
 
+    def insert(
+        self, args: Iterable[tuple[int, Any]], kwargs: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Adds arguments that were taken out of the call because they are static.
+
+        Args:
+          args: (position, value) of the positional ones, in order.
+          kwargs: the keyword arguments.
+        """
+        for position, value in args:
+            self.args.insert(position, value)
+        self.kwargs.update(kwargs)
+
+    def run(self, transform: str, name: str, fun: Callable[..., Any]) -> Any:
+        """Runs the user's function on the rebuilt arguments, in the place of a transform.
+
+        Args:
+          transform: its name, for messages.
+          name: the function's name, for messages.
+          fun: the function.
+
+        Returns:
+          What the function returns.
+        """
+        with running(transform, name, self.recordings, fun):
+            return fun(*self.args, **self.kwargs)
+
     def cross(self, transform: str, size: int) -> None:
         """Notes for the recordings that the transform adds an axis of this size around them."""
         for recording in self.recordings:
@@ -428,7 +453,6 @@ class Frame:
         removed: dict[Leaf, int] = {}
         sources: list[Leaf | int] = []
         outputs: list[Any] = []
-        many = len(after.graphdef.roots) > 1
         for holder, path in zip(after.holders, after.graphdef.leaf_paths, strict=True):
             value = holder._value
             own = self._home_leaf(holder, home)
@@ -439,7 +463,7 @@ class Frame:
                 source is None or (strict and source != own) or (keep is not None and keep(source))
             ):
                 if own is None:
-                    root, path = (path[0], path[1:]) if many else (0, path)
+                    root, path = root_and_path((after.graphdef,), 0, path)
                     if root >= len(roots):
                         _, root, above = detached[root - len(roots)]
                         path = (*above, *path)
@@ -486,8 +510,9 @@ class Frame:
           and the root and the path where it stood.
         """
         found = []
-        start = 0
-        for graphdef, objects in zip(self._graphdefs, self._objects, strict=True):
+        for number, (graphdef, objects) in enumerate(
+            zip(self._graphdefs, self._objects, strict=True)
+        ):
             for index, (entry, item) in enumerate(zip(graphdef.objects, objects, strict=True)):
                 if id(item) in reached:
                     continue
@@ -497,10 +522,7 @@ class Frame:
                     changed = item._metadata is not graphdef.metadatas.get(index, _EMPTY)
                 if changed:
                     path = graphdef.object_paths[index]
-                    many = len(graphdef.roots) > 1
-                    root, path = (start + path[0], path[1:]) if many else (start, path)
-                    found.append((item, root, path))
-            start += len(graphdef.roots)
+                    found.append((item, *root_and_path(self._graphdefs, number, path)))
         return found
 
     def variables(self) -> list[tuple[Leaf, Variable[Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from moduli._base.node import Node
 from moduli._base.static_keys import metadata_key
-from moduli._graph.flatten import Flat, Slot, flatten_roots
+from moduli._graph.flatten import Flat, flatten_roots, identity
 from moduli._graph.graphdef import GraphDef
 from moduli._variable.box import Variable
 
@@ -128,7 +128,7 @@ class _Recipe:
     def __init__(self, roots: Sequence[Any], flats: tuple[Flat, ...]):
         joint = flatten_roots(roots)
         holders = {
-            _key(holder): (number, index)
+            identity(holder): (number, index)
             for number, flat in enumerate(flats)
             for index, holder in enumerate(flat.holders)
         }
@@ -139,7 +139,7 @@ class _Recipe:
         }
         self.graphdef = joint.graphdef
         self.graphdefs = [flat.graphdef for flat in flats]
-        self.holders = [holders[_key(holder)] for holder in joint.holders]
+        self.holders = [holders[identity(holder)] for holder in joint.holders]
         self.objects = [objects[id(item)] for item in joint.objects]
 
     def is_current(self, flats: tuple[Flat, ...]) -> bool:
@@ -156,12 +156,6 @@ class _Recipe:
             [every[number][index] for number, index in self.holders],
             [objects[number][index] for number, index in self.objects],
         )
-
-
-def _key(holder: Any) -> Any:
-    if isinstance(holder, Slot):
-        return (id(holder.node), holder.key, holder.position)
-    return id(holder)
 
 
 def _together(roots: Sequence[Any], flats: tuple[Flat, ...]) -> tuple[Any, ...]:

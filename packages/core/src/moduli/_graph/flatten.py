@@ -36,6 +36,7 @@ __all__ = [
     "Slot",
     "flatten_roots",
     "flatten_tree",
+    "identity",
     "watch_containers",
 ]
 
@@ -91,6 +92,13 @@ class Fixed:
 
     def __init__(self, value: Any):
         self._value = value
+
+
+def identity(holder: Any) -> Any:
+    """Returns a key of the place that a holder reads: two Slots of one array have the same."""
+    if isinstance(holder, Slot):
+        return (id(holder.node), holder.key, holder.position)
+    return id(holder)
 
 
 class Flat:

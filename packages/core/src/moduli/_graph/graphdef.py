@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 import jax
@@ -26,7 +26,17 @@ import jax
 from moduli._base.static_keys import static_value
 from moduli._base.type_variables import T
 
-__all__ = ["HELD", "LEAF", "NODE", "OBJECT", "STATIC", "TREE", "VARIABLE", "GraphDef"]
+__all__ = [
+    "HELD",
+    "LEAF",
+    "NODE",
+    "OBJECT",
+    "STATIC",
+    "TREE",
+    "VARIABLE",
+    "GraphDef",
+    "root_and_path",
+]
 
 HELD, STATIC, OBJECT, LEAF, TREE = range(-1, 4)
 VARIABLE, NODE = range(2)
@@ -290,3 +300,20 @@ class GraphDef(Generic[T]):
 
 
 jax.tree_util.register_static(GraphDef)
+
+
+def root_and_path(graphdefs: Sequence[GraphDef[Any]], number: int, path: Path) -> tuple[int, Path]:
+    """Tells below which root something stands: a graph with several counts them in its paths.
+
+    Args:
+      graphdefs: all graphs of a call.
+      number: which of them it is.
+      path: the path in that graph.
+
+    Returns:
+      The number of the root among those of all graphs, and the path from there.
+    """
+    root = sum([len(earlier.roots) for earlier in graphdefs[:number]])
+    if len(graphdefs[number].roots) > 1:
+        return root + path[0], path[1:]
+    return root, path

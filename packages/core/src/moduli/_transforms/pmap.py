@@ -18,7 +18,6 @@ from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis
 from moduli._call.programs import LabelledProgram, Programs, program_key
-from moduli._call.running import running
 from moduli._call.split_streams import SPLIT, SplitStreams
 from moduli._transforms.vmap import all_axes, check_sizes, find_batched
 
@@ -125,8 +124,7 @@ def pmap(
         def run(frame: Frame) -> Any:
             frame.cross("pmap", size)
             inside.enter(frame)
-            with running("pmap", name, frame.recordings, inner):
-                out = inner(*frame.args, **frame.kwargs)
+            out = frame.run("pmap", name, inner)
             inside.leave(frame, out, out_axes)
             return out
 

@@ -18,7 +18,6 @@ from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
 from moduli._call.prefixes import labels_in
 from moduli._call.programs import LabelledProgram, Programs, program_key
-from moduli._call.running import running
 from moduli._call.writeback import Packed
 
 __all__ = ["shard_map"]
@@ -107,8 +106,7 @@ def shard_map(
     )  # (programs keep these, but no module)
 
     def run(frame: Frame) -> Any:
-        with running("shard_map", name, frame.recordings, inner):
-            return inner(*frame.args, **frame.kwargs)
+        return frame.run("shard_map", name, inner)
 
     def over_mesh(pure: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         return jax.shard_map(

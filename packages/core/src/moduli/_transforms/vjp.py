@@ -7,21 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from moduli import errors
-from moduli._base.node import Node
 from moduli._call.change_texts import outline
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
-from moduli._call.running import running
-from moduli._graph.cache import flat_of
-from moduli._graph.data import is_graph_leaf
-from moduli._graph.state import State, _flat_items
-from moduli._transforms.grad import _key
-from moduli._variable.box import Variable
+from moduli._call.results import arrays_and_aux
+from moduli._call.tangents import match_tangents
 
 __all__ = ["jvp", "vjp"]
 
@@ -194,7 +187,7 @@ def jvp(
     args, kwargs = function.complete(tuple(primals), {})
     call = PlainCall("jvp", args, kwargs)
     ahead, behind = len(function.bound), sorted(kwargs)
-    directions = _directions(
+    directions = match_tangents(
         call,
         (*args, *[kwargs[name] for name in behind]),
         (*[None] * ahead, *tangents, *[None] * len(behind)),
@@ -214,120 +207,6 @@ def jvp(
 def _run(call: PlainCall, function: Function, values: Any, has_aux: bool) -> Any:
     """The pure function: ``values -> (result, outputs)`` with aux in the place of the result."""
     frame = call.make_frame(values)
-    with running(call.transform, function.name, frame.recordings, function.call):
-        out = function.call(*frame.args, **frame.kwargs)
-    aux = None
-    if has_aux:
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
-            raise errors.StructureError(
-                f"{call.transform}: with has_aux=True {function.name} must return a pair "
-                f"(result, aux); it returned a {type(out).__name__}"
-            )
-        out, aux = out
-    if isinstance(out, Variable):
-        out = out.value
-    if any(map(is_graph_leaf, jax.tree.leaves(out, is_leaf=is_graph_leaf))):
-        raise errors.StructureError(
-            f"{call.transform}: {function.name} returns a module or a Variable as its result, "
-            "which has no cotangent of its own; return its values (`moduli.state(module)`), or "
-            "return it as aux with has_aux=True"
-        )
+    out = frame.run(call.transform, function.name, function.call)
+    out, aux = arrays_and_aux(out, has_aux, call.transform, function.name)
     return out, call.finish(frame, aux)
-
-
-def _directions(
-    call: PlainCall, args: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
-) -> list[Any]:
-    """The tangent of each dynamic value, in order."""
-    found: dict[Any, tuple[Any, str]] = {}
-    plain: list[tuple[Any, str]] = []
-    for primal, tangent, name in zip(args, tangents, names, strict=True):
-        pairs, treedef = jax.tree_util.tree_flatten_with_path(primal, is_leaf=is_graph_leaf)
-        if tangent is None:
-            tangent = treedef.unflatten([None] * len(pairs))
-        try:
-            parts = treedef.flatten_up_to(tangent)
-        except (ValueError, TypeError):
-            raise errors.StructureError(
-                f"jvp: {name} is {outline(tangent)}, but its primal is {outline(primal)}; give a "
-                "tangent of the same structure"
-            ) from None
-        for (path, leaf), part in zip(pairs, parts, strict=True):
-            spot = name + jax.tree_util.keystr(path)
-            if is_graph_leaf(leaf):
-                _take(leaf, part, spot, found)
-            else:
-                plain.append((part, spot))
-    holders = [holder for flat in call.binding.flats for holder in flat.holders]
-    every = call.pick([*[found.get(_key(holder), (None, "")) for holder in holders], *plain])
-    return [_tangent(primal, *item) for primal, item in zip(call.dynamic, every, strict=True)]
-
-
-def _take(root: Any, tangent: Any, name: str, found: dict[Any, tuple[Any, str]]) -> None:
-    """Notes the tangents of the values below one module or Variable."""
-    if tangent is None:
-        return
-    flat = flat_of(root)
-    if isinstance(root, Variable):
-        known: Any = {(): tangent._value if isinstance(tangent, Variable) else tangent}
-    elif isinstance(tangent, State):
-        known = dict(_flat_items(tangent))
-    elif isinstance(tangent, Node):
-        given = flat_of(tangent)
-        known = dict(zip(given.graphdef.leaf_paths, given.values(), strict=True))
-        for path in flat.graphdef.leaf_paths:
-            if path not in known:
-                raise errors.StructureError(
-                    f"jvp: {name} has no value at `{errors.format_path(path)}`, where its primal, "
-                    f"a {type(root).__name__}, has one; give a module of the same structure, or a "
-                    "State with the tangents that are not zero"
-                )
-    else:
-        raise errors.StructureError(
-            f"jvp: {name} is a {type(tangent).__name__} in the place of a {type(root).__name__}; "
-            "give a module of the same structure, a State, or None for zero"
-        )
-    for path, value in known.items():
-        text = f"{name} at `{errors.format_path(path)}`" if path else name
-        leaf = flat.graphdef.path_to_leaf.get(path)
-        if leaf is None:
-            raise errors.StructureError(
-                f"jvp: {text} is a tangent without a primal: the {type(root).__name__} has no "
-                "value there"
-            )
-        value = value._value if isinstance(value, Variable) else value
-        key = _key(flat.holders[leaf])
-        other, where = found.setdefault(key, (value, text))
-        if other is not value:
-            raise errors.StructureError(
-                f"jvp: {where} and {text} are two tangents of the same "
-                f"{type(flat.holders[leaf]).__name__}, which was passed twice; give the same "
-                "tangent, or leave it out of one State"
-            )
-
-
-def _tangent(primal: Any, tangent: Any, name: str) -> Any:
-    leaves, treedef = jax.tree.flatten(primal)
-    given: Any = [None] * len(leaves)
-    if tangent is not None:
-        given, structure = jax.tree.flatten(tangent)
-        if structure != treedef:
-            raise errors.StructureError(
-                f"jvp: {name} has the structure {outline(tangent)}, but its primal "
-                f"{outline(primal)}; give a tangent of the same structure"
-            )
-    made = []
-    for leaf, direction in zip(leaves, given, strict=True):
-        kind = jax.typeof(leaf)
-        if not jnp.issubdtype(kind.dtype, jnp.inexact):
-            made.append(np.zeros(kind.shape, jax.dtypes.float0))
-        elif direction is None:
-            made.append(jnp.zeros(kind.shape, kind.dtype))
-        else:
-            if jnp.shape(direction) != kind.shape:
-                raise errors.ShapeError(
-                    f"jvp: {name} has shape {jnp.shape(direction)}, but its primal has shape "
-                    f"{kind.shape}; a tangent has the shape of its primal"
-                )
-            made.append(jnp.asarray(direction, kind.dtype))
-    return jax.tree.unflatten(treedef, made)

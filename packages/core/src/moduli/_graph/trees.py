@@ -10,7 +10,7 @@ import jax
 from moduli import errors
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
-from moduli._graph.graphdef import GraphDef
+from moduli._graph.graphdef import GraphDef, root_and_path
 from moduli._graph.unflatten import build, decode
 
 __all__ = ["NodeStates", "from_tree", "to_tree"]
@@ -132,8 +132,7 @@ def _build_group(group: dict[int, NodeStates]) -> list[Any]:
         values.update(zip(state.places, state.values, strict=True))
     for place in range(graphdef.num_leaves):
         if place not in values:
-            path = graphdef.leaf_paths[place]
-            number, inner = (path[0], path[1:]) if len(graphdef.roots) > 1 else (0, path)
+            number, inner = root_and_path((graphdef,), 0, graphdef.leaf_paths[place])
             raise errors.StructureError(
                 f"from_tree: the value at `{errors.format_path(inner)}` of module {number} is not "
                 "in the pytree; to_tree converts modules together, so pass all of them back, and "

@@ -1,0 +1,129 @@
+"""Tangents that a user gives, matched with the values of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moduli import errors
+from moduli._base.node import Node
+from moduli._call.change_texts import outline
+from moduli._call.given_values import given_values, value_of, with_values
+from moduli._call.lift import Leaf
+from moduli._call.places import Places
+from moduli._call.plain_call import PlainCall
+from moduli._graph.cache import flat_of
+from moduli._graph.data import is_graph_leaf
+from moduli._graph.state import State
+from moduli._variable.box import Variable
+
+__all__ = ["match_tangents"]
+
+
+def match_tangents(
+    call: PlainCall, args: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
+) -> list[Any]:
+    """Returns the tangent of each dynamic value of a call, in order: zero where none was given.
+
+    Args:
+      call: the call.
+      args: its arguments.
+      tangents: a tangent like each argument: for a module a module, a State, or None.
+      names: what each tangent is, for messages.
+
+    Raises:
+      StructureError: if a tangent does not fit its argument.
+      ShapeError: if it has another shape.
+    """
+    found: dict[Leaf, tuple[Any, str]] = {}
+    places = Places(call.binding.flats)
+    plain: list[tuple[Any, str]] = []
+    for primal, tangent, name in zip(args, tangents, names, strict=True):
+        pairs, treedef = jax.tree_util.tree_flatten_with_path(primal, is_leaf=is_graph_leaf)
+        if tangent is None:
+            tangent = treedef.unflatten([None] * len(pairs))
+        try:
+            parts = treedef.flatten_up_to(tangent)
+        except (ValueError, TypeError):
+            raise errors.StructureError(
+                f"jvp: {name} is {outline(tangent)}, but its primal is {outline(primal)}; give a "
+                "tangent of the same structure"
+            ) from None
+        for (path, leaf), part in zip(pairs, parts, strict=True):
+            spot = name + jax.tree_util.keystr(path)
+            if is_graph_leaf(leaf):
+                _take(leaf, part, spot, places.below(leaf), found)
+            else:
+                plain.append((part, spot))
+    return [_tangent(primal, *item) for primal, item in with_values(call, found, plain)]
+
+
+def _take(
+    root: Any, tangent: Any, name: str, leaves: list[Leaf], found: dict[Leaf, tuple[Any, str]]
+) -> None:
+    """Notes the tangents of the values below one module or Variable."""
+    if tangent is None:
+        return
+    flat = flat_of(root)
+    if isinstance(root, Variable):
+        known: Any = {(): value_of(tangent)}
+    elif isinstance(tangent, (State, Node)):
+        known = dict(given_values(tangent))
+        for path in flat.graphdef.leaf_paths if isinstance(tangent, Node) else ():
+            if path not in known:
+                raise errors.StructureError(
+                    f"jvp: {name} has no value at `{errors.format_path(path)}`, where its primal, "
+                    f"a {type(root).__name__}, has one; give a module of the same structure, or a "
+                    "State with the tangents that are not zero"
+                )
+    else:
+        raise errors.StructureError(
+            f"jvp: {name} is a {type(tangent).__name__} in the place of a {type(root).__name__}; "
+            "give a module of the same structure, a State, or None for zero"
+        )
+    for path, value in known.items():
+        text = f"{name} at `{errors.format_path(path)}`" if path else name
+        leaf = flat.graphdef.path_to_leaf.get(path)
+        if leaf is None:
+            raise errors.StructureError(
+                f"jvp: {text} is a tangent without a primal: the {type(root).__name__} has no "
+                "value there"
+            )
+        other, where = found.setdefault(leaves[leaf], (value, text))
+        if other is not value:
+            raise errors.StructureError(
+                f"jvp: {where} and {text} are two tangents of the same "
+                f"{type(flat.holders[leaf]).__name__}, which was passed twice; give the same "
+                "tangent, or leave it out of one State"
+            )
+
+
+def _tangent(primal: Any, tangent: Any, name: str) -> Any:
+    leaves, treedef = jax.tree.flatten(primal)
+    given: Any = [None] * len(leaves)
+    if tangent is not None:
+        given, structure = jax.tree.flatten(tangent)
+        if structure != treedef:
+            raise errors.StructureError(
+                f"jvp: {name} has the structure {outline(tangent)}, but its primal "
+                f"{outline(primal)}; give a tangent of the same structure"
+            )
+    made = []
+    for leaf, direction in zip(leaves, given, strict=True):
+        kind = jax.typeof(leaf)
+        if not jnp.issubdtype(kind.dtype, jnp.inexact):
+            made.append(np.zeros(kind.shape, jax.dtypes.float0))
+        elif direction is None:
+            made.append(jnp.zeros(kind.shape, kind.dtype))
+        else:
+            if jnp.shape(direction) != kind.shape:
+                raise errors.ShapeError(
+                    f"jvp: {name} has shape {jnp.shape(direction)}, but its primal has shape "
+                    f"{kind.shape}; a tangent has the shape of its primal"
+                )
+            made.append(jnp.asarray(direction, kind.dtype))
+    return jax.tree.unflatten(treedef, made)
