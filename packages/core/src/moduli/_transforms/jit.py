@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import types
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
-from moduli import _plugins, errors
-from moduli._base.closed_over import ClosedOver
-from moduli._base.node import Node
-from moduli._base.static_keys import UnhashableStatic, static_key
+from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.function import Function, unbound
+from moduli._call.jit_program import Program, Programs, donated_marks, forget_with_plugins
 from moduli._call.jit_shardings import Layout
-from moduli._call.lift import Binding, Frame, Signature, bind, read_value
-from moduli._call.naming import Names, explain, explain_deleted, named
+from moduli._call.lift import Binding, Signature, bind, read_value
+from moduli._call.naming import Names
 from moduli._call.recompiled import Compiled, note_compiled
-from moduli._call.running import running
 from moduli._call.shortcut import Shortcut
 from moduli._call.stages import Lowered, Traced
-from moduli._call.writeback import Packed
+from moduli._call.static_arguments import (
+    StaticArguments,
+    as_names,
+    as_numbers,
+    check_plain,
+    match_names,
+)
 
 __all__ = ["JitWrapped", "cached_partial", "jit", "jit_partial"]
 
@@ -63,7 +63,7 @@ class JitWrapped(Generic[P, R]):
         self._donate_argnames = donate_argnames
         self._plain = not (static_argnums or static_argnames or self._function.has_module_defaults)
         self._options = options
-        self._programs, self._source = shared(fun, key, _Programs)
+        self._programs, self._source = shared(fun, key, Programs)
         self._shortcut: Shortcut | None = None
         self._compiled: Compiled | None = None
 
@@ -93,10 +93,9 @@ class JitWrapped(Generic[P, R]):
             program, binding = self._prepare(args, kwargs, recorded=True)
             return program, binding.flats, binding.plain
         binding = bind(args, kwargs)
-        key = (binding.signature, _plugins.active().token)
-        program = self._program(key)
+        key, program = self._programs.find(binding)
         if program is None:
-            program = self._programs[key] = self._compile(binding, args, kwargs, len(args), (), {})
+            program = self._programs[key] = self._compile(binding, args, kwargs, {}, {})
             self._note_compiled(key, binding)
         else:
             self._note_called_again()
@@ -117,14 +116,6 @@ class JitWrapped(Generic[P, R]):
             self._compiled.called_again()
             self._compiled = None
 
-    def _program(self, key: Any) -> Any:
-        """Returns the program of a key; None if there is none, or it holds outdated constants."""
-        program = self._programs.get(key)
-        if program is not None and program.closed_over and program.closed_over.is_stale():
-            self._programs.pop(key, None)
-            return None
-        return program
-
     def _prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, recorded: bool = False
     ) -> tuple[Any, Binding]:
@@ -133,35 +124,22 @@ class JitWrapped(Generic[P, R]):
         Nothing is recorded of what is only looked at, or compiled ahead of time.
         """
         args, kwargs = self._function.complete(args, kwargs)
-        count = len(args)
-        numbers = {n + count if n < 0 else n for n in self._static_argnums}
-        fixed = {n: args[n] for n in numbers if n < count}
-        fixed_names = {n: kwargs[n] for n in self._static_argnames if n in kwargs}
-        for name, value in (*fixed.items(), *fixed_names.items()):
-            _check_static(name, value, self._fun)
-        args = tuple([arg for n, arg in enumerate(args) if n not in fixed])
-        kwargs = {n: v for n, v in kwargs.items() if n not in fixed_names}
-        binding = bind(args, kwargs, recorded=recorded)
-        static = (
-            tuple((n, static_key(v)) for n, v in sorted(fixed.items())),
-            tuple((n, static_key(v)) for n, v in sorted(fixed_names.items())),
+        static = StaticArguments(
+            self._fun, args, kwargs, self._static_argnums, self._static_argnames
         )
-        key = (
-            binding.signature,
-            _plugins.active().token,
-            *(static if fixed or fixed_names else ()),
-        )
-        program = self._program(key)
+        binding = bind(static.args, static.kwargs, recorded=recorded)
+        key, program = self._programs.find(binding, static.key)
         if program is None:
-            pairs = tuple(sorted(fixed.items()))
-            program = self._compile(binding, args, kwargs, count, pairs, fixed_names)
+            program = self._compile(
+                binding, static.args, static.kwargs, static.fixed, static.fixed_names
+            )
             self._programs[key] = program
             if recorded:
                 self._note_compiled(key, binding)
         else:
             self._note_called_again()
         if recorded and not self._function.has_module_defaults:
-            self._keep_shortcut(Shortcut.after(binding, program, fixed, fixed_names))
+            self._keep_shortcut(Shortcut.after(binding, program, static.fixed, static.fixed_names))
         return program, binding
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
@@ -208,14 +186,13 @@ class JitWrapped(Generic[P, R]):
         binding: Binding,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        count: int,
-        fixed: tuple[tuple[int, Any], ...],
+        fixed: dict[int, Any],
         fixed_names: dict[str, Any],
-    ) -> Any:
-        numbers = {n for n, _ in fixed}
-        positions = [n for n in range(count) if n not in numbers]
-        _check_plain(self._fun, binding, positions)
-        marks = _donated_marks(
+    ) -> Program:
+        count = len(args) + len(fixed)
+        positions = [n for n in range(count) if n not in fixed]
+        check_plain(self._fun, binding, positions)
+        marks = donated_marks(
             binding,
             [n in self._donate_argnums or n - count in self._donate_argnums for n in positions]
             + [name in self._donate_argnames for name in binding.names],
@@ -226,11 +203,11 @@ class JitWrapped(Generic[P, R]):
                 self._function, args, kwargs, count, positions, *self._shardings, binding
             )
         signature = Signature(binding)
-        for keeper in (self, self._programs):
-            _plugins.active().token.used_by(keeper)
+        forget_with_plugins(self, self._programs)
         names = Names(self._function.signature, signature, positions)
-        return _Program(
-            self._source, signature, names, fixed, fixed_names, marks, layout, self._options
+        pairs = tuple(sorted(fixed.items()))
+        return Program(
+            self._source, signature, names, pairs, fixed_names, marks, layout, self._options
         )
 
     @overload
@@ -301,235 +278,6 @@ class BoundJit(functools.partial[R], Generic[Q, R]):
     def __repr__(self) -> str:
         name = getattr(self.func, "__qualname__", self.func)
         return f"<moduli.jit of {name!r}, bound to a {type(self.args[0]).__name__}>"
-
-
-class _Programs(dict[Any, Any]):
-    """The programs of one function with one set of options, for all wrappers of these."""
-
-    __slots__ = ("__weakref__",)
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def forget(self, token: Any) -> None:
-        """Forgets the programs of plugins that exist no more."""
-        for key in [key for key in list(self) if key[1] is token]:
-            self.pop(key, None)
-
-
-class _Program:
-    """One jitted pure function: for one structure, set of static arguments and plugins.
-
-    Attributes:
-      jitted: what ``jax.jit`` made; its arguments are those of :meth:`arguments`.
-      closed_over: the Variables that the function read without being given them.
-      simple: whether these are just (values, plain), its result is the Effects' own, and nothing
-        was read through a closure.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_fun",
-        "_groups",
-        "_layout",
-        "_names",
-        "_plain",
-        "closed_over",
-        "jitted",
-        "simple",
-    )
-
-    def __init__(
-        self,
-        fun: Callable[..., Any],
-        signature: Signature,
-        names: Names,
-        fixed: tuple[tuple[int, Any], ...],
-        fixed_names: dict[str, Any],
-        donated: tuple[frozenset[int], frozenset[int]],
-        layout: Layout | None,
-        options: dict[str, Any],
-    ):
-        self._groups, self._plain = donated
-        self._layout, self._fun, self._names = layout, fun, names
-        kept = self._groups
-        keep = (lambda leaf: leaf[0] in kept) if kept else None
-        name = getattr(fun, "__name__", type(fun).__name__)
-        closed_over = self.closed_over = ClosedOver(fun)
-        this = weakref.ref(self)  # the program dies with its last reference
-
-        def run(values: Any, plain: Any) -> Packed:
-            frame = Frame(signature, values, plain)
-            args = list(frame.args)
-            for position, value in fixed:
-                args.insert(position, value)
-            with closed_over.noting(), running("jit", name, frame.recordings, fun):
-                out = fun(*args, **frame.kwargs, **fixed_names)
-            program = this()
-            if closed_over and program is not None:
-                program.simple = False
-            if layout is not None:
-                return layout.pack(frame, out, keep)
-            effects, outputs = frame.finish(out, keep=keep)
-            return Packed(effects, outputs)
-
-        def pairs(values: Any, plain: Any) -> Iterator[tuple[str, Any]]:
-            for group_names, group in zip(names.groups, values, strict=True):
-                yield from zip(group_names, group or (), strict=group is not None)
-            for name, value in zip(names.plain, plain, strict=True):
-                if value is not None:
-                    yield name, value
-
-        run.__name__ = run.__qualname__ = name
-        named(run, fun, pairs)
-        self.simple = layout is None and not (self._groups or self._plain)
-        if not (self._groups or self._plain):
-            if layout is not None:
-                options = {**options, **layout.options(layout.inputs)}
-            self.jitted = jax.jit(run, **options)
-            return
-
-        def split_run(values: Any, plain: Any, gone_values: Any, gone_plain: Any) -> Packed:
-            values = [v if w is None else w for v, w in zip(values, gone_values, strict=True)]
-            plain = [v if w is None else w[0] for v, w in zip(plain, gone_plain, strict=True)]
-            return run(values, plain)
-
-        def split_pairs(
-            values: Any, plain: Any, gone_values: Any, gone_plain: Any
-        ) -> Iterator[tuple[str, Any]]:
-            yield from pairs(values, plain)
-            yield from pairs(gone_values, [v if v is None else v[0] for v in gone_plain])
-
-        split_run.__name__ = split_run.__qualname__ = name
-        named(split_run, fun, split_pairs)
-        if layout is not None:
-            options = {**options, **layout.options(self._split(*layout.inputs))}
-        self.jitted = jax.jit(split_run, donate_argnums=(2, 3), **options)
-
-    def arguments(self, values: list[Any], plain: list[Any]) -> tuple[Any, ...]:
-        """The arguments of ``jitted``."""
-        if self._groups or self._plain:
-            return self._split(values, plain)
-        return values, plain
-
-    def run(self, stage: Callable[..., Any], values: list[Any], plain: list[Any]) -> Any:
-        """Calls ``jitted``, or a method of it that takes the same.
-
-        Raises:
-          StructureError: if a sharding does not fit its value, with the value's place.
-          ShapeError: likewise.
-        """
-        try:
-            return stage(*self.arguments(values, plain))
-        except Exception as error:
-            misfit = isinstance(error, ValueError) and not isinstance(error, errors.ModuliError)
-            if self._layout is not None and misfit:
-                self._layout.check(values, plain)
-            self.explain(error, values, plain)
-            raise
-
-    def explain(self, error: Exception, values: list[Any], plain: list[Any]) -> None:
-        """Adds to an error of JAX's own the function that it is about, and what was deleted."""
-        explain(error, "jit", self._fun)
-        explain_deleted(error, self._names, values, plain)
-
-    def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
-        """Returns (effects, out, outputs) from what ``jitted`` returned."""
-        if self._layout is not None:
-            return self._layout.unpack(packed)
-        return (packed.effects, *packed.parts)
-
-    def _split(self, values: list[Any], plain: list[Any]) -> tuple[Any, Any, Any, Any]:
-        return (
-            [None if n in self._groups else v for n, v in enumerate(values)],
-            [None if n in self._plain else v for n, v in enumerate(plain)],
-            [v if n in self._groups else None for n, v in enumerate(values)],
-            [(v,) if n in self._plain else None for n, v in enumerate(plain)],
-        )
-
-
-def _donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int], frozenset[int]]:
-    """Finds which graphs and plain arguments are donated, from flags for the arguments."""
-    roots: list[bool] = []
-    plain: list[bool] = []
-    for mark, flag in zip(binding.template, donated, strict=True):
-        if isinstance(mark, tuple):
-            for is_root in mark[1]:
-                (roots if is_root else plain).append(flag)
-        else:
-            (roots if mark else plain).append(flag)
-    groups: set[int] = set()
-    start = 0
-    for number, flat in enumerate(binding.flats):
-        stop = start + len(flat.graphdef.roots)
-        if all(roots[start:stop]):
-            groups.add(number)
-        start = stop
-    return frozenset(groups), frozenset(n for n, flag in enumerate(plain) if flag)
-
-
-def _check_plain(fun: Callable[..., Any], binding: Binding, positions: list[int]) -> None:
-    """Raises if an argument is text or a function, which JAX cannot trace."""
-    plain = iter(binding.plain)
-    for place, mark in zip([*positions, *binding.names], binding.template, strict=True):
-        marks = mark[1] if isinstance(mark, tuple) else (bool(mark),)
-        for value in [next(plain) for is_root in marks if not is_root]:
-            if isinstance(value, (str, bytes, types.FunctionType)):
-                option = "static_argnames" if isinstance(place, str) else "static_argnums"
-                raise errors.StructureError(
-                    f"jit: argument {place!r} of {getattr(fun, '__qualname__', fun)} is a "
-                    f"{type(value).__name__} ({value!r}), which cannot be traced; mark it static: "
-                    f"`moduli.jit(f, {option}={place!r})`"
-                )
-
-
-def _check_static(name: int | str, value: Any, fun: Callable[..., Any]) -> None:
-    where = f"argument {name!r} of {getattr(fun, '__qualname__', fun)}"
-    if isinstance(value, Node):
-        raise errors.StructureError(
-            f"jit: {where} is a {type(value).__name__} and marked static; modules carry arrays, so "
-            "leave it out of static_argnums / static_argnames"
-        )
-    try:
-        static_key(value)
-    except UnhashableStatic:
-        raise errors.StructureError(
-            f"jit: the static {where} is a {type(value).__name__}, which cannot be hashed; use a "
-            "hashable value such as a tuple, or do not mark it static"
-        ) from None
-
-
-def _names(value: str | Iterable[str] | None) -> frozenset[str]:
-    if value is None:
-        return frozenset()
-    return frozenset((value,) if isinstance(value, str) else value)
-
-
-def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _match(
-    fun: Callable[..., Any], numbers: tuple[int, ...], names: frozenset[str]
-) -> tuple[tuple[int, ...], frozenset[str]]:
-    """Completes numbers by names and names by numbers, as JAX does, from the signature."""
-    try:
-        parameters = list(inspect.signature(fun).parameters.values())
-    except (TypeError, ValueError):
-        return numbers, names
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [p.name for p in parameters if p.kind in kinds]
-    known = {p.name for p in parameters}
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    unknown = sorted(names - known)
-    if unknown and not takes_any:
-        raise errors.StructureError(
-            f"jit: {getattr(fun, '__qualname__', fun)} has no argument {unknown[0]!r}; it has "
-            f"{[p.name for p in parameters]}"
-        )
-    more_names = {positional[n] for n in numbers if -len(positional) <= n < len(positional)}
-    more_numbers = {positional.index(name) for name in names if name in positional}
-    return tuple(sorted({*numbers, *more_numbers})), frozenset(names | more_names)
 
 
 _OF_ARGUMENTS = (
@@ -653,11 +401,11 @@ def jit(
         )
     bound, call = unbound(fun)
     shift = 0 if bound is None else 1
-    static = _match(
-        call, tuple(n + shift for n in _numbers(static_argnums)), _names(static_argnames)
+    static = match_names(
+        call, tuple(n + shift for n in as_numbers(static_argnums)), as_names(static_argnames)
     )
-    donated = _match(
-        call, tuple(n + shift for n in _numbers(donate_argnums)), _names(donate_argnames)
+    donated = match_names(
+        call, tuple(n + shift for n in as_numbers(donate_argnums)), as_names(donate_argnames)
     )
     chosen = {"device": device, "backend": backend}
     wrapped = JitWrapped(
