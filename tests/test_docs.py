@@ -60,3 +60,21 @@ def test_the_page_on_layers_lists_every_name_and_says_which_are_not_flaxs():
     for name, own in listed.items():
         theirs = name in newer or any(hasattr(family, name) for family in families)
         assert own == (not theirs), name
+
+
+def test_contributing_says_which_tests_guard_each_room_and_package():
+    root = DOCS.parent
+    text = (root / "CONTRIBUTING.md").read_text().split("## Which tests guard what")[1]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("\n## ")[0], re.M)
+    packages = {path.name for path in (root / "packages").iterdir() if path.is_dir()}
+    source = root / "packages" / "core" / "src" / "moduli"
+    rooms = {path.parent.name for path in source.glob("_*/__init__.py")}
+    assert {name for name, _ in rows} == packages | rooms
+    for name, files in rows:
+        folder = root / "packages" / (name if name in packages else "core") / "tests"
+        named = re.findall(r"(debug's )?`([\w/*.]+\.py)`", files)
+        assert named, name
+        for of_debug, pattern in named:
+            where = root / "packages" / "debug" / "tests" if of_debug else folder
+            where = root if "/" in pattern else where
+            assert list(where.glob(pattern)), (name, pattern)
