@@ -1,6 +1,7 @@
 """A user's mistakes: type checkers find each line that says so, and no other."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import moduli as nnx
@@ -65,6 +66,9 @@ model.blocks.append(3)  # error
 model.scale.value.shap  # error
 model.step("x")  # error
 rngs.normal("x", shape=3)  # error
+model.extra = 3  # error
+model.linear = model.scale  # error
+jnp.sum(model.scale)  # error
 
 # transforms
 forward(model, 3)  # error

@@ -128,6 +128,7 @@ blocks.append(model.blocks[0])
 
 stacked = nnx.Stack(lambda rngs: Block(8, rngs=rngs), 2, rngs=nnx.Rngs(0))
 assert_type(stacked[0].linear, nnx.Linear)
+assert_type(stacked(x), jax.Array)
 assert_type(Positive(x) * 2, jax.Array)
 doubling = Doubling(Doubling(nnx.Linear(8, 8, rngs=nnx.Rngs(0))))
 assert_type(doubling(x), jax.Array)
@@ -264,6 +265,9 @@ def body(i: jax.Array, model: Model) -> Model:
 
 assert_type(nnx.while_loop(unfinished, grow, model), Model)
 assert_type(nnx.fori_loop(0, 3, body, model), Model)
+assert_type(nnx.cached_partial(nnx.jit(loss_fn), model)(tokens), jax.Array)
+assert_type(nnx.jit_partial(loss_fn, model)(tokens), jax.Array)
+assert_type(nnx.filter_state(params, nnx.Param), nnx.State)
 output, pullback = nnx.vjp(loss_fn, model, tokens)
 assert_type(output, jax.Array)
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=moduli.Module, default=Any)
     M_co = TypeVar("M_co", covariant=True)
+    X = TypeVar("X")
 else:
     from typing import TypeVar
 
     M = TypeVar("M", bound=moduli.Module)
     M_co = TypeVar("M_co", covariant=True)
+    X = TypeVar("X")
 
 __all__ = ["Stack"]
 
@@ -198,7 +200,7 @@ class Stack(moduli.Module, Generic[M]):
         stack._set(len(blocks), scan, remat, policy, unroll)
         return stack
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: X, *args: Any, **kwargs: Any) -> X:
         """Runs the blocks.
 
         Args:

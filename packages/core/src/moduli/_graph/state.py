@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 
@@ -337,6 +337,12 @@ def merge_state(
     return from_flat_state(flat, cls=cls)
 
 
+@overload
+def filter_state(state: Mapping[Any, Any], first: Any, /) -> State: ...
+@overload
+def filter_state(
+    state: Mapping[Any, Any], first: Any, second: Any, /, *filters: Any
+) -> tuple[State, ...]: ...
 def filter_state(state: Mapping[Any, Any], first: Any, /, *filters: Any) -> Any:
     """Selects parts of a State; what no filter selects is left out.
 
@@ -353,6 +359,12 @@ def filter_state(state: Mapping[Any, Any], first: Any, /, *filters: Any) -> Any:
     return states if filters else states[0]
 
 
+@overload
+def split_state(state: Mapping[Any, Any], first: Any, /) -> State: ...
+@overload
+def split_state(
+    state: Mapping[Any, Any], first: Any, second: Any, /, *filters: Any
+) -> tuple[State, ...]: ...
 def split_state(state: Mapping[Any, Any], first: Any, /, *filters: Any) -> Any:
     """Splits a State into parts that together are all of it.
 

@@ -32,6 +32,8 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
+S2 = TypeVar("S2")
+S3 = TypeVar("S3")
 
 
 class JitWrapped(Generic[P, R]):
@@ -430,6 +432,20 @@ def _after_bound(shardings: Any, shift: int) -> Any:
     return (None, *shardings) if shift and isinstance(shardings, (tuple, list)) else shardings
 
 
+@overload
+def jit_partial(
+    fun: Callable[Concatenate[S, P], R], first: S, /, **options: Any
+) -> Callable[P, R]: ...
+@overload
+def jit_partial(
+    fun: Callable[Concatenate[S, S2, P], R], first: S, second: S2, /, **options: Any
+) -> Callable[P, R]: ...
+@overload
+def jit_partial(
+    fun: Callable[Concatenate[S, S2, S3, P], R], first: S, second: S2, third: S3, /, **options: Any
+) -> Callable[P, R]: ...
+@overload
+def jit_partial(fun: Callable[..., R], *partial_args: Any, **options: Any) -> Callable[..., R]: ...
 def jit_partial(fun: Callable[..., Any], *partial_args: Any, **options: Any) -> Any:
     """Jits a function and fixes its first arguments: ``functools.partial(jit(fun), *args)``.
 
@@ -454,6 +470,18 @@ def jit_partial(fun: Callable[..., Any], *partial_args: Any, **options: Any) -> 
     return functools.partial(jit(fun, **options), *partial_args)
 
 
+@overload
+def cached_partial(f: Callable[Concatenate[S, P], R], first: S, /) -> Callable[P, R]: ...
+@overload
+def cached_partial(
+    f: Callable[Concatenate[S, S2, P], R], first: S, second: S2, /
+) -> Callable[P, R]: ...
+@overload
+def cached_partial(
+    f: Callable[Concatenate[S, S2, S3, P], R], first: S, second: S2, third: S3, /
+) -> Callable[P, R]: ...
+@overload
+def cached_partial(f: Callable[..., R], *cached_args: Any) -> Callable[..., R]: ...
 def cached_partial(f: Callable[..., Any], *cached_args: Any) -> Any:
     """Fixes the first arguments of a transformed function; the same as ``functools.partial``.
 
