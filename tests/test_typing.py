@@ -1,12 +1,15 @@
 """What users see of types: mypy on their programs, and signatures at run time."""
 
 import dataclasses
+import importlib
 import inspect
 import runpy
+import subprocess
 import sys
 import typing
 from pathlib import Path
 
+import jax
 import pytest
 
 import moduli as nnx
@@ -154,3 +157,19 @@ def test_every_package_says_that_it_is_typed():
     root = Path(__file__).parent.parent
     typed = {path.parent.parent.parent.name for path in root.glob("packages/*/src/*/py.typed")}
     assert typed == {path.name for path in (root / "packages").iterdir() if path.is_dir()}
+
+
+def test_what_only_checkers_read_is_not_imported():
+    code = (
+        "import sys, moduli as nnx; nnx.Linear(2, 2, rngs=nnx.Rngs(0)); nnx.jit(lambda x: x)(1);"
+        "print(sorted(m for m in sys.modules if m.startswith('moduli') and m.endswith('_types')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_checkers_know_every_draw():
+    found = vars(importlib.import_module("moduli._rngs.draw_types").Draws)
+    streams = importlib.import_module("moduli._rngs.streams")
+    drawn = {name for name in streams._RANDOM if hasattr(jax.random, name)}
+    assert {name for name in found if not name.startswith("_")} == {*drawn, *streams._INITIALIZERS}
