@@ -215,7 +215,7 @@ class RNN(moduli.Module):
             axes = moduli.StateAxes({only: None, **(self.state_axes or {...: moduli.Carry})})
         elif self.state_axes is not None:
             axes = self.state_axes
-        run = moduli.scan(
+        run: Callable[..., Any] = moduli.scan(
             _step if lengths is None else _step_until_end,
             in_axes=(axes, moduli.Carry, 0) if lengths is None else (axes, moduli.Carry, 0, None),
             out_axes=(moduli.Carry, 0),
