@@ -430,6 +430,9 @@ def test_a_variable_that_a_function_reads_through_a_closure_is_never_old():
         write()
         np.testing.assert_allclose(run(X, jnp.zeros(1))[0], expected(), rtol=1e-6)
     OUTSIDE.scale = 1.0
+    for _ in range(2):  # another Variable, another module: the structure is the same
+        OUTSIDE.w = nnx.Param(OUTSIDE.w.value + 1.0)
+        np.testing.assert_allclose(run(X, jnp.zeros(1))[0], expected(), rtol=1e-6)
 
 
 FACTOR = jnp.array(2.0)
@@ -445,6 +448,21 @@ def test_a_global_name_that_stands_for_something_else(monkeypatch):
     for value in (3.0, jnp.array(5.0), np.float32(7.0)):
         monkeypatch.setitem(globals(), "FACTOR", value)
         assert float(nnx.fori_loop(0, 2, times_factor, 1.0)) == float(value) ** 2
+
+
+def beside(x):
+    return x * FACTOR
+
+
+def through_another(index, x):
+    return beside(x)
+
+
+def test_a_global_name_of_a_function_beside(monkeypatch):
+    for value in (2.0, 3.0, 3.0):
+        monkeypatch.setitem(globals(), "FACTOR", value)
+        assert float(nnx.fori_loop(0, 2, through_another, 1.0)) == value**2
+    assert compilations(lambda: nnx.fori_loop(0, 2, through_another, 1.0)) == 0
 
 
 def test_a_closure_that_is_written():

@@ -11,8 +11,8 @@ jitted: a *program*.
 - Calls are alike if they have the same structure, labels, options, plugins and static values. JAX
   tells shapes and dtypes apart.
 - What a function reads from outside is a constant in its programs. Variables that it reads there
-  are noted, and what its code names (globals, closures) is compared at each call; if one of them
-  is another now, its programs are made anew. So they are never old.
+  are noted, and what its code names (globals, closures, those of functions beside it) is compared
+  at each call; if one of them is another now, its programs are made anew. So they are never old.
 - Values of a running trace in a closure go to no program: such a call works as without all this.
 """
 
@@ -22,7 +22,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,7 @@ Result = tuple[Any, Any, Any]
 
 _NO_EXTRA: dict[str, Any] = {}
 _MOST = 256  # programs of one tuple of functions; a loop of another length is another program
+_MOST_FUNCTIONS = 32  # that are looked into
 _UNKNOWN: Any = object()
 
 
@@ -195,20 +196,23 @@ class _Table:
       traced: not empty if a program was traced since the last :meth:`settle`.
     """
 
-    __slots__ = ("__weakref__", "_inner", "_nodes", "_programs", "_seen", "functions", "traced")
+    __slots__ = (
+        "__weakref__",
+        "_bases",
+        "_inner",
+        "_nodes",
+        "_programs",
+        "_seen",
+        "functions",
+        "traced",
+    )
 
     def __init__(self, recipes: Sequence[Recipe], gone: Callable[[Any], Any]):
         bases = [weakref.ref(recipe.base, gone) for recipe in recipes]
         self.functions = functools.partial(_make, bases, [recipe.steps for recipe in recipes])
         self.traced: list[bool] = []
         self._programs: dict[Any, _Program] = {}
-        self._inner = [
-            (weakref.ref(inner), tuple(dict.fromkeys(_names_in(inner.__code__))))
-            for recipe in recipes
-            for inner in _python_functions(recipe.base)
-        ]
-        self._seen: list[Any] = []
-        self._nodes: list[tuple[weakref.ref[Any], Any]] = []
+        self._bases = bases
         self._look()
 
     def get(self, key: Any) -> _Program | None:
@@ -243,8 +247,7 @@ class _Table:
             len(now) != len(self._seen)
             or not all(map(_is, self._seen, now))
             or any(
-                ref() is not None and _structure_of(ref()) is not structure
-                for ref, structure in self._nodes
+                node() is not None and not _is_flat(node(), *known) for node, *known in self._nodes
             )
         ):
             self._programs.clear()
@@ -252,10 +255,15 @@ class _Table:
         return not any(map(_in_trace, now))
 
     def _look(self) -> None:
+        """Notes what the functions see now."""
+        self._inner = [
+            (weakref.ref(function), tuple(dict.fromkeys(_names_in(function.__code__))))
+            for function in _reached([base() for base in self._bases])
+        ]
         found = self._names()
         self._seen = list(map(_hold, found))
         self._nodes = [
-            (weakref.ref(value), _structure_of(value))
+            (weakref.ref(value), *_flat_of(value))
             for value in found
             if isinstance(value, Node) and not _in_trace(value)
         ]
@@ -267,12 +275,7 @@ class _Table:
             function = ref()
             if function is None:
                 continue
-            for cell in function.__closure__ or ():
-                try:
-                    found.append(cell.cell_contents)
-                except ValueError:  # not filled yet
-                    found.append(_UNKNOWN)
-            found.extend(map(function.__globals__.get, names))
+            found.extend(_values_of(function, names))
         return found
 
 
@@ -331,6 +334,30 @@ def _python_functions(function: Any) -> list[types.FunctionType]:
     return found
 
 
+def _reached(functions: Sequence[Any]) -> list[types.FunctionType]:
+    """The functions, what they wrap, and the functions of the same file that their code names."""
+    found = [inner for function in functions for inner in _python_functions(function)]
+    for function in found:  # it grows
+        for value in _values_of(function, _names_in(function.__code__)):
+            near = isinstance(value, types.FunctionType) and (
+                value.__globals__ is function.__globals__
+            )
+            if near and value not in found and len(found) < _MOST_FUNCTIONS:
+                found.append(value)
+    return found
+
+
+def _values_of(function: types.FunctionType, names: Iterable[str]) -> list[Any]:
+    found: list[Any] = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            found.append(_UNKNOWN)
+    found.extend(map(function.__globals__.get, names))
+    return found
+
+
 def _names_in(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
     for constant in code.co_consts:
@@ -359,8 +386,19 @@ def _in_trace(value: Any) -> bool:
     return isinstance(value, Variable) and value._trace != eager_trace_state()
 
 
-def _structure_of(node: Any) -> Any:
+def _flat_of(node: Any) -> tuple[Any, Any]:
+    """What tells whether a module has other parts, or another structure, than before."""
     try:
-        return flat_of(node).graphdef
+        flat = flat_of(node)
     except errors.ModuliError:  # it says so where the node is used
-        return None
+        return _gone, None
+    return weakref.ref(flat), flat.graphdef
+
+
+def _is_flat(node: Any, known: Callable[[], Any], graphdef: Any) -> bool:
+    flat, now = _flat_of(node)
+    return flat() is known() and now is graphdef
+
+
+def _gone() -> None:
+    return None
