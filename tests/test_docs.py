@@ -53,7 +53,7 @@ def test_the_page_on_layers_lists_every_name_and_says_which_are_not_flaxs():
     rows = re.findall(r"^\| \w.*\|$", (DOCS / "layers.md").read_text(), re.M)
     names = re.findall(r"(\*?)`(\w+)`", "\n".join(row.split("|")[2] for row in rows))
     listed = {name: bool(own) for own, name in names if hasattr(moduli_layers, name)}
-    public = {name for name in vars(moduli_layers) if not name.startswith("_")} - {"errors"}
+    public = {name for name in dir(moduli_layers) if not name.startswith("_")} - {"errors"}
     assert set(listed) == public
     families = [nnx, *(thing for thing in vars(nnx.nn).values() if inspect.ismodule(thing))]
     newer = {"RoPE", "dot_product_attention_with_rope"}  # from flax 0.12.12, Python 3.12 on

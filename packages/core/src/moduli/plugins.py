@@ -2,9 +2,11 @@
 
 Declare hooks with :func:`add_hookspecs` (and name the module under the entry point group
 ``moduli.hookspecs``), call them with :func:`collect` or :func:`call_first`. Hand values out of a
-model, through every transform, with :func:`recording` and :func:`recordings`.
+model, through every transform, with :func:`recording` and :func:`recordings`. Make the map of a
+package with :func:`lazy_names`, so that finding its plugin imports little.
 """
 
+from moduli._base.lazy_names import lazy_names as lazy_names
 from moduli._plugins import PluginRecord as PluginRecord
 from moduli._plugins import PluginSet as PluginSet
 from moduli._plugins import PluginWarning as PluginWarning

@@ -1,26 +1,53 @@
 """moduli_interop: checkpoints, and doors to other frameworks and file formats."""
 
-from moduli_interop._atomic import atomic_write as atomic_write
-from moduli_interop._checkpoint import load as load
-from moduli_interop._checkpoint import load_state as load_state
-from moduli_interop._checkpoint import save as save
-from moduli_interop._errors import CheckpointError as CheckpointError
-from moduli_interop._errors import CheckpointFormatError as CheckpointFormatError
-from moduli_interop._errors import CheckpointMismatchError as CheckpointMismatchError
-from moduli_interop._errors import CheckpointVersionError as CheckpointVersionError
-from moduli_interop._errors import CorruptCheckpointError as CorruptCheckpointError
-from moduli_interop._errors import NotACheckpointError as NotACheckpointError
-from moduli_interop._errors import TruncatedCheckpointError as TruncatedCheckpointError
-from moduli_interop._errors import UnsupportedValueError as UnsupportedValueError
-from moduli_interop._format import Format as Format
-from moduli_interop._inspect import CheckpointInfo as CheckpointInfo
-from moduli_interop._inspect import LeafInfo as LeafInfo
-from moduli_interop._inspect import inspect_checkpoint as inspect_checkpoint
-from moduli_interop._manifest import decode_manifest as decode_manifest
-from moduli_interop._manifest import encode_manifest as encode_manifest
-from moduli_interop._stored import Checkpoint as Checkpoint
-from moduli_interop._stored import Leaf as Leaf
-from moduli_interop._stored import StoredArray as StoredArray
-from moduli_interop._stored import StoredNamedTuple as StoredNamedTuple
+from typing import TYPE_CHECKING
+
+from moduli.plugins import lazy_names as _lazy_names
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moduli_interop._atomic import atomic_write as atomic_write
+    from moduli_interop._checkpoint import load as load
+    from moduli_interop._checkpoint import load_state as load_state
+    from moduli_interop._checkpoint import save as save
+    from moduli_interop._errors import CheckpointError as CheckpointError
+    from moduli_interop._errors import CheckpointFormatError as CheckpointFormatError
+    from moduli_interop._errors import CheckpointMismatchError as CheckpointMismatchError
+    from moduli_interop._errors import CheckpointVersionError as CheckpointVersionError
+    from moduli_interop._errors import CorruptCheckpointError as CorruptCheckpointError
+    from moduli_interop._errors import NotACheckpointError as NotACheckpointError
+    from moduli_interop._errors import TruncatedCheckpointError as TruncatedCheckpointError
+    from moduli_interop._errors import UnsupportedValueError as UnsupportedValueError
+    from moduli_interop._format import Format as Format
+    from moduli_interop._inspect import CheckpointInfo as CheckpointInfo
+    from moduli_interop._inspect import LeafInfo as LeafInfo
+    from moduli_interop._inspect import inspect_checkpoint as inspect_checkpoint
+    from moduli_interop._manifest import decode_manifest as decode_manifest
+    from moduli_interop._manifest import encode_manifest as encode_manifest
+    from moduli_interop._stored import Checkpoint as Checkpoint
+    from moduli_interop._stored import Leaf as Leaf
+    from moduli_interop._stored import StoredArray as StoredArray
+    from moduli_interop._stored import StoredNamedTuple as StoredNamedTuple
+else:  # the same names; tests/test_package_maps.py compares the two
+    __getattr__, __dir__, __all__ = _lazy_names(
+        __name__,
+        {
+            "_atomic": ["atomic_write"],
+            "_checkpoint": ["load", "load_state", "save"],
+            "_errors": [
+                "CheckpointError",
+                "CheckpointFormatError",
+                "CheckpointMismatchError",
+                "CheckpointVersionError",
+                "CorruptCheckpointError",
+                "NotACheckpointError",
+                "TruncatedCheckpointError",
+                "UnsupportedValueError",
+            ],
+            "_format": ["Format"],
+            "_inspect": ["CheckpointInfo", "LeafInfo", "inspect_checkpoint"],
+            "_manifest": ["decode_manifest", "encode_manifest"],
+            "_stored": ["Checkpoint", "Leaf", "StoredArray", "StoredNamedTuple"],
+        },
+    )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from moduli_interop._stored import Checkpoint
+if TYPE_CHECKING:
+    from moduli_interop._stored import Checkpoint
 
 __all__ = ["Format"]
 

@@ -1,13 +1,29 @@
 """moduli_train: what training needs besides the model: an optimizer over optax, and metrics."""
 
-from moduli_train import metrics as metrics
-from moduli_train._metrics.metric import Metric as Metric
-from moduli_train._metrics.multi_metric import MultiMetric as MultiMetric
-from moduli_train._optimizer import ModelAndOptimizer as ModelAndOptimizer
-from moduli_train._optimizer import Optimizer as Optimizer
-from moduli_train._variables import MetricState as MetricState
-from moduli_train._variables import OptArray as OptArray
-from moduli_train._variables import OptState as OptState
-from moduli_train._variables import OptVariable as OptVariable
+from typing import TYPE_CHECKING
+
+from moduli.plugins import lazy_names as _lazy_names
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moduli_train import metrics as metrics
+    from moduli_train._metrics.metric import Metric as Metric
+    from moduli_train._metrics.multi_metric import MultiMetric as MultiMetric
+    from moduli_train._optimizer import ModelAndOptimizer as ModelAndOptimizer
+    from moduli_train._optimizer import Optimizer as Optimizer
+    from moduli_train._variables import MetricState as MetricState
+    from moduli_train._variables import OptArray as OptArray
+    from moduli_train._variables import OptState as OptState
+    from moduli_train._variables import OptVariable as OptVariable
+else:  # the same names; tests/test_package_maps.py compares the two
+    __getattr__, __dir__, __all__ = _lazy_names(
+        __name__,
+        {
+            "_metrics.metric": ["Metric"],
+            "_metrics.multi_metric": ["MultiMetric"],
+            "_optimizer": ["ModelAndOptimizer", "Optimizer"],
+            "_variables": ["MetricState", "OptArray", "OptState", "OptVariable"],
+        },
+        submodules=["metrics"],
+    )

@@ -74,7 +74,7 @@ def installed(group: str) -> Scan:
             continue
         if f"[{group}]" not in text.replace(" ", ""):
             continue
-        name = _field(distribution, "Name")
+        name, version = _name_and_version(distribution)
         if name:
             key = re.sub(r"[-_.]+", "-", name).lower()
             if key in seen:
@@ -82,7 +82,6 @@ def installed(group: str) -> Scan:
             seen.add(key)
             text = _first_text(name, text)
         title = name or _place(distribution)
-        version = _field(distribution, "Version")
         for line, target in _lines(text, group):
             if target:
                 points.setdefault((line, target), Point(line, target, group, title, version))
@@ -150,19 +149,20 @@ def _lines(text: str, group: str) -> Iterator[tuple[str, str]]:
 
 
 def _damaged(distribution: Any, error: BaseException) -> PluginRecord:
-    title = _field(distribution, "Name") or _place(distribution)
-    record = PluginRecord("", title, _field(distribution, "Version"))
+    name, version = _name_and_version(distribution)
+    record = PluginRecord("", name or _place(distribution), version)
     quarantine(record, "to declare its entry points (entry_points.txt)", error)
     return record
 
 
-def _field(distribution: Any, name: str) -> str:
+def _name_and_version(distribution: Any) -> tuple[str, str]:
     try:
-        return distribution.metadata.get(name) or ""
+        metadata = distribution.metadata  # parses the whole file each time
+        return metadata.get("Name") or "", metadata.get("Version") or ""
     except KeyboardInterrupt:
         raise
     except BaseException:  # there is no METADATA, or it is no text
-        return ""
+        return "", ""
 
 
 def _place(distribution: Any) -> str:

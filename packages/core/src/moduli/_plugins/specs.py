@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import threading
 from collections.abc import Iterable
@@ -121,9 +122,8 @@ def in_programs() -> set[str]:
 
 @functools.cache
 def _core() -> Spec:
-    from moduli import hookspecs  # which needs this package's marks
-
-    return _read(hookspecs)
+    # needs this package's marks; asked of moduli itself, it would come through the lazy facade
+    return _read(importlib.import_module("moduli.hookspecs"))
 
 
 def _checked(module: Any) -> Spec | None:
