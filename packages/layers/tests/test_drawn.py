@@ -165,6 +165,7 @@ def test_initializers_are_values():
     )
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA's bits depend on the shape there")
 def test_many_shapes_compile_few_programs():
     compiled = []
 

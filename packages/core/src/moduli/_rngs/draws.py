@@ -1,12 +1,13 @@
 """Eager random draws that compile a handful of programs, not one for each shape.
 
 XLA compiles a random function anew for every shape, which takes most of the time in which a model
-is built. With JAX's partitionable threefry (its default) the bits of an array depend on the place
-of each element in row-major order alone. So a draw of any shape is the beginning of a flat draw of
-one of a few sizes, equal to the bit, and is cut from it.
+is built. Up to JAX 0.10, with its partitionable threefry (the default), the bits of an array depend
+on the place of each element in row-major order alone. So a draw of any shape is the beginning of a
+flat draw of one of a few sizes, equal to the bit, and is cut from it.
 
-Traced draws, arrays of keys, other implementations of keys, draws under a mesh, and very large ones
-go JAX's own way.
+Traced draws, arrays of keys, other implementations of keys, other devices than a CPU, draws under a
+mesh, and very large ones go JAX's own way; so do all with JAX 0.11 and newer, where XLA's last bits
+depend on the shape.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moduli._base.compat import is_eager
+from moduli._base.compat import draws_alike_in_any_shape, is_eager
 
 __all__ = ["FLAT", "flat_draw", "flat_full"]
 
@@ -83,12 +84,12 @@ def flat_draw(
       >>> from moduli.lowlevel import flat_draw
       >>> key = jax.random.key(0)
       >>> values = flat_draw("normal", key, (3, 5), "float32")
-      >>> bool((values == jax.random.normal(key, (3, 5))).all())
+      >>> values is None or bool((values == jax.random.normal(key, (3, 5))).all())
       True
       >>> jax.jit(lambda key: flat_draw("normal", key, (3, 5), "float32"))(key) is None
       True
     """
-    if not _can_be_cut(key, shape, dtype, bounds):
+    if not draws_alike_in_any_shape() or not _can_be_cut(key, shape, dtype, bounds):
         return None
     shape = tuple(map(int, shape))
     size = _size(math.prod(shape))
@@ -118,7 +119,9 @@ def _can_be_cut(key: Any, shape: Any, dtype: Any, bounds: Sequence[Any]) -> bool
     if not all(isinstance(bound, (int, float)) for bound in bounds):
         return False
     count = math.prod(shape)
-    return 0 < count <= _LARGEST and len(key.devices()) == 1 and _no_mesh()
+    if not 0 < count <= _LARGEST or not _no_mesh():
+        return False
+    return [device.platform for device in key.devices()] == ["cpu"]
 
 
 def _is_size(size: Any) -> bool:
@@ -131,7 +134,7 @@ def _no_mesh() -> bool:
 
 def _begin(flat: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns the first elements of a flat array in a shape; on a CPU without a program."""
-    if flat.committed or next(iter(flat.devices())).platform != "cpu":
+    if flat.committed:
         return _cut(flat, shape=shape)
     return jax.device_put(np.array(np.asarray(flat)[: math.prod(shape)]).reshape(shape))
 
