@@ -12,12 +12,17 @@ from moduli._graph.cache import flat_of
 from moduli._graph.state import _flat_items
 from moduli._variable.box import Variable
 
-__all__ = ["given_values", "value_of", "with_values"]
+__all__ = ["given_values", "unboxed", "value_of", "with_values"]
 
 
 def value_of(given: Any) -> Any:
-    """Returns the value of a Variable, and anything else as it is."""
+    """Returns what a Variable holds, past its hooks; anything else as it is."""
     return given._value if isinstance(given, Variable) else given
+
+
+def unboxed(given: Any) -> Any:
+    """Returns what a Variable holds, as ``.value`` does; anything else as it is."""
+    return given.value if isinstance(given, Variable) else given
 
 
 def given_values(given: Node | Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:

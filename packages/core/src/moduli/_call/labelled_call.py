@@ -23,6 +23,7 @@ from moduli._call.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._call.recorded_values import Given, Recorded, carries_records
 from moduli._graph.data import is_graph_leaf, plain_key
 from moduli._graph.flatten import Slot
+from moduli._graph.graphdef import root_and_path
 from moduli._graph.state import State
 from moduli._rngs.streams import Rngs, RngStream
 from moduli._variable.box import Intermediate, RngState, Variable
@@ -258,9 +259,8 @@ class LabelledCall:
         """The labels of the values below an object of a graph; without any, of those around it."""
         graphdef = self.signature.graphdefs[number]
         path = graphdef.object_paths[index]
-        root, top = sum(len(earlier.roots) for earlier in self.signature.graphdefs[:number]), 0
-        if len(graphdef.roots) > 1:
-            root, top = root + path[0], 1
+        root, inner = root_and_path(self.signature.graphdefs, number, path)
+        top = len(path) - len(inner)
         places = graphdef.path_to_leaf.items()
         for length in range(len(path), top - 1, -1):
             above = path[:length]

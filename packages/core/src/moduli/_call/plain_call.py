@@ -15,7 +15,6 @@ from moduli._call.function import Function
 from moduli._call.lift import Frame, Leaf, Signature, bind
 from moduli._call.naming import Names, named
 from moduli._call.recorded_values import carries_records
-from moduli._call.running import running
 from moduli._graph.data import is_graph_leaf
 
 __all__ = ["PlainCall"]
@@ -155,8 +154,7 @@ class PlainCall:
           **finish: arguments of ``Frame.finish``.
         """
         frame = self.make_frame(dynamic)
-        with running(self.transform, function.name, frame.recordings, function.call):
-            out = function.call(*frame.args, **frame.kwargs)
+        out = frame.run(self.transform, function.name, function.call)
         if after is not None:
             after(frame)
         return self.finish(frame, out, **finish)

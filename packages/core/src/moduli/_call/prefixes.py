@@ -27,6 +27,7 @@ __all__ = [
     "StateAxes",
     "StateSharding",
     "label_finder",
+    "is_detailed",
     "labels_in",
     "prefix",
     "spread",
@@ -284,7 +285,7 @@ def _kind(tree: Any) -> str:
 
 def _children(tree: Any) -> dict[Any, Any] | None:
     """The parts of a container in JAX's order, or None for a leaf, a label or None."""
-    if tree is None or isinstance(tree, FilterPrefix) or is_graph_leaf(tree):
+    if tree is None or is_detailed(tree):
         return None
     pairs, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda item: item is not tree or is_graph_leaf(item)
@@ -294,12 +295,17 @@ def _children(tree: Any) -> dict[Any, Any] | None:
     return {plain_key(key_path[0]): child for key_path, child in pairs}
 
 
+def is_detailed(item: Any) -> bool:
+    """Returns whether an entry of a prefix labels parts of a module: what `prefix` makes too."""
+    return isinstance(item, FilterPrefix) or is_graph_leaf(item)
+
+
 def labels_in(labels: Any) -> list[Any]:
     """Lists all labels that a prefix contains, those of its parts for modules included."""
     found: list[Any] = []
 
     def stop(item: Any) -> bool:
-        return item is None or is_graph_leaf(item) or isinstance(item, FilterPrefix)
+        return item is None or is_detailed(item)
 
     for item in jax.tree.leaves(labels, is_leaf=stop):
         if isinstance(item, FilterPrefix):

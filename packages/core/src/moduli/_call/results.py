@@ -6,7 +6,7 @@ from typing import Any
 
 from moduli import errors
 from moduli._call.function import holds_modules
-from moduli._variable.box import Variable
+from moduli._call.given_values import unboxed
 
 __all__ = ["arrays_and_aux", "scalar_and_aux"]
 
@@ -33,8 +33,7 @@ def scalar_and_aux(out: Any, has_aux: bool, transform: str, name: str) -> tuple[
                 + (f" of {len(out)}" if isinstance(out, (tuple, list)) else "")
             )
         out, aux = out
-    if isinstance(out, Variable):
-        out = out.value
+    out = unboxed(out)
     shape = getattr(out, "shape", ())
     if shape != ():
         raise errors.ShapeError(
@@ -64,8 +63,7 @@ def arrays_and_aux(out: Any, has_aux: bool, transform: str, name: str) -> tuple[
                 f"(result, aux); it returned a {type(out).__name__}"
             )
         out, aux = out
-    if isinstance(out, Variable):
-        out = out.value
+    out = unboxed(out)
     if holds_modules(out):
         raise errors.StructureError(
             f"{transform}: {name} returns a module or a Variable as its result, "

@@ -12,11 +12,11 @@ from moduli._call.carried import is_array_like
 from moduli._call.change_texts import Word, describe_changes
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.function import Function, check_callable, wraps
+from moduli._call.given_values import unboxed
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 from moduli._call.recorded_branches import record_alike
 from moduli._call.writeback import ChangedEffects, only_written
-from moduli._variable.box import Variable
 
 __all__ = ["cond", "switch"]
 
@@ -58,8 +58,7 @@ def cond(
     """
     for f in (true_fun, false_fun):
         check_callable(f, "cond", "pred, true_fun, false_fun, *operands")
-    if isinstance(pred, Variable):
-        pred = pred.value
+    pred = unboxed(pred)
     return _branch(
         "cond",
         ("true_fun", "false_fun"),
@@ -91,8 +90,7 @@ def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts) -
       >>> float(nnx.switch(jnp.array(1), branches, model, 2.0))
       6.0
     """
-    if isinstance(index, Variable):
-        index = index.value
+    index = unboxed(index)
     branches = tuple(branches)
     if not branches:
         raise errors.StructureError("switch: branches is empty; give at least one function")

@@ -12,6 +12,7 @@ from moduli import errors
 from moduli._call.carried import is_array_like
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.function import Function, check_callable, function_name
+from moduli._call.given_values import unboxed
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
@@ -19,7 +20,6 @@ from moduli._call.naming import named, naming, parameter_name
 from moduli._call.prefixes import Carry
 from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects
-from moduli._variable.box import Variable
 
 __all__ = ["fori_loop", "while_loop"]
 
@@ -95,7 +95,7 @@ def _while_loop(
         frame.mute()
         with running("while_loop", function_name(cond_fun), frame.recordings, cond_fun):
             out = cond_fun(*frame.args[1:last], frame.args[0])
-        out = _value_of(out)
+        out = unboxed(out)
         _check_reads_only(call, frame, out, function_name(cond_fun))
         return out
 
@@ -139,7 +139,7 @@ def fori_loop(
     check_callable(body_fun, "fori_loop", "lower, upper, body_fun, init_val")
     function = Function(body_fun)
     call = _call("fori_loop", function.name, init_val, function)
-    lower, upper = _value_of(lower), _value_of(upper)
+    lower, upper = unboxed(lower), unboxed(upper)
     bounds = {"lower": lower, "upper": upper}
     known = {name: _known_bound(bound) for name, bound in bounds.items()}
     if call.keeps_records and isinstance(lower, int) and isinstance(upper, int):
@@ -295,10 +295,6 @@ def _call(transform: str, name: str, init_val: Any, *functions: Function) -> Lab
                 "function instead"
             )
     return call
-
-
-def _value_of(item: Any) -> Any:
-    return item.value if isinstance(item, Variable) else item
 
 
 def _only_carry(call: LabelledCall, body: LoopBody, carry: Any) -> list[Any]:

@@ -14,12 +14,12 @@ from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.function import Function, check_callable, split_static, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
+from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis
 from moduli._call.programs import LabelledProgram, Programs, program_key
 from moduli._call.split_streams import SPLIT, SplitStreams
-from moduli._transforms.vmap import all_axes, check_sizes, find_batched
 
 __all__ = ["pmap"]
 

@@ -15,12 +15,11 @@ from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
 from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
+from moduli._call.mapped_axes import check_sizes
 from moduli._call.naming import named, naming
 from moduli._call.partition_names import PartitionNames
-from moduli._call.prefixes import Carry, FilterPrefix, is_axis
+from moduli._call.prefixes import Carry, is_axis, is_detailed
 from moduli._call.split_streams import SplitStreams
-from moduli._graph.data import is_graph_leaf
-from moduli._transforms.vmap import check_sizes
 
 __all__ = ["scan"]
 
@@ -235,16 +234,12 @@ def _carry_place(axes: Any, name: str) -> int | None:
         if not isinstance(entry, (tuple, list, dict)):
             continue
         # inside of a StateAxes or a module's prefix it stands for parts of a module, and may
-        if Carry in jax.tree.leaves(entry, is_leaf=_stop):
+        if Carry in jax.tree.leaves(entry, is_leaf=is_detailed):
             raise errors.StructureError(
                 f"scan: {name}[{number}]={entry!r} has moduli.Carry inside; it stands for a whole "
                 "argument, so move what is carried into an argument of its own"
             )
     return places[0] if places else None
-
-
-def _stop(item: Any) -> bool:
-    return isinstance(item, FilterPrefix) or is_graph_leaf(item)
 
 
 def _check_result(out: Any, out_axes: Any, name: str) -> None:
