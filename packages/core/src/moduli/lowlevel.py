@@ -1,8 +1,44 @@
 """What our own packages are made of, for third parties that need the same.
 
+The door between graphs of modules and JAX, with which every transform is written; the page
+``docs/lowlevel.md`` adds one:
+
+- Arguments taken apart: :class:`Function`, :func:`bind` and :class:`Binding`; on top of them
+  :class:`PlainCall`, :class:`LabelledCall` with :class:`Outputs`, :class:`DifferentiatedCall`.
+- What programs keep of a call: :class:`Signature`; inside of them the arguments are rebuilt by a
+  :class:`Frame`.
+- What a function did to its arguments: :class:`Effects`; a :class:`Packed` carries them out.
+- Values that users give or return: :func:`match_tangents`, :func:`arrays_and_aux`,
+  :func:`scalar_and_aux`, :func:`holds_modules`, :func:`is_array_like`, :func:`is_plain`.
+- Messages: :func:`check_callable`, :func:`naming`, :func:`named`, :func:`wraps`.
+
+For initializers:
+
 - :func:`flat_draw`, :func:`flat_full`: eager random draws and constants of many shapes with few
-  compiled programs, for initializers.
+  compiled programs.
 """
 
+from moduli._call.carried import is_array_like as is_array_like
+from moduli._call.differentiated import DifferentiatedCall as DifferentiatedCall
+from moduli._call.function import Function as Function
+from moduli._call.function import check_callable as check_callable
+from moduli._call.function import holds_modules as holds_modules
+from moduli._call.function import wraps as wraps
+from moduli._call.labelled_call import LabelledCall as LabelledCall
+from moduli._call.labelled_call import Outputs as Outputs
+from moduli._call.lift import Binding as Binding
+from moduli._call.lift import Frame as Frame
+from moduli._call.lift import Leaf as Leaf
+from moduli._call.lift import Signature as Signature
+from moduli._call.lift import bind as bind
+from moduli._call.lift import is_plain as is_plain
+from moduli._call.naming import named as named
+from moduli._call.naming import naming as naming
+from moduli._call.plain_call import PlainCall as PlainCall
+from moduli._call.results import arrays_and_aux as arrays_and_aux
+from moduli._call.results import scalar_and_aux as scalar_and_aux
+from moduli._call.tangents import match_tangents as match_tangents
+from moduli._call.writeback import Effects as Effects
+from moduli._call.writeback import Packed as Packed
 from moduli._rngs.draws import flat_draw as flat_draw
 from moduli._rngs.draws import flat_full as flat_full

@@ -146,6 +146,18 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
 
     Returns:
       The Binding.
+
+    Example:
+      >>> import moduli as nnx
+      >>> from moduli import lowlevel
+      >>> model = nnx.Dict({"w": nnx.Param(2.0)})
+      >>> binding = lowlevel.bind((model, 3.0), {})
+      >>> binding.values(), binding.plain
+      ([[2.0]], [3.0])
+      >>> frame = lowlevel.Frame(lowlevel.Signature(binding), [[5.0]], [7.0])
+      >>> copy, number = frame.args
+      >>> copy["w"].value, number, copy is model
+      (5.0, 7.0, False)
     """
     template: list[Any] = []
     roots: list[Any] = []

@@ -50,20 +50,27 @@ def match_tangents(
             parts = treedef.flatten_up_to(tangent)
         except (ValueError, TypeError):
             raise errors.StructureError(
-                f"jvp: {name} is {outline(tangent)}, but its primal is {outline(primal)}; give a "
-                "tangent of the same structure"
+                f"{call.transform}: {name} is {outline(tangent)}, but its primal is "
+                f"{outline(primal)}; give a tangent of the same structure"
             ) from None
         for (path, leaf), part in zip(pairs, parts, strict=True):
             spot = name + jax.tree_util.keystr(path)
             if is_graph_leaf(leaf):
-                _take(leaf, part, spot, places.below(leaf), found)
+                _take(call.transform, leaf, part, spot, places.below(leaf), found)
             else:
                 plain.append((part, spot))
-    return [_tangent(primal, *item) for primal, item in with_values(call, found, plain)]
+    return [
+        _tangent(call.transform, primal, *item) for primal, item in with_values(call, found, plain)
+    ]
 
 
 def _take(
-    root: Any, tangent: Any, name: str, leaves: list[Leaf], found: dict[Leaf, tuple[Any, str]]
+    transform: str,
+    root: Any,
+    tangent: Any,
+    name: str,
+    leaves: list[Leaf],
+    found: dict[Leaf, tuple[Any, str]],
 ) -> None:
     """Notes the tangents of the values below one module or Variable."""
     if tangent is None:
@@ -76,40 +83,40 @@ def _take(
         for path in flat.graphdef.leaf_paths if isinstance(tangent, Node) else ():
             if path not in known:
                 raise errors.StructureError(
-                    f"jvp: {name} has no value at `{errors.format_path(path)}`, where its primal, "
-                    f"a {type(root).__name__}, has one; give a module of the same structure, or a "
-                    "State with the tangents that are not zero"
+                    f"{transform}: {name} has no value at `{errors.format_path(path)}`, where its "
+                    f"primal, a {type(root).__name__}, has one; give a module of the same "
+                    "structure, or a State with the tangents that are not zero"
                 )
     else:
         raise errors.StructureError(
-            f"jvp: {name} is a {type(tangent).__name__} in the place of a {type(root).__name__}; "
-            "give a module of the same structure, a State, or None for zero"
+            f"{transform}: {name} is a {type(tangent).__name__} in the place of a "
+            f"{type(root).__name__}; give a module of the same structure, a State, or None for zero"
         )
     for path, value in known.items():
         text = f"{name} at `{errors.format_path(path)}`" if path else name
         leaf = flat.graphdef.path_to_leaf.get(path)
         if leaf is None:
             raise errors.StructureError(
-                f"jvp: {text} is a tangent without a primal: the {type(root).__name__} has no "
-                "value there"
+                f"{transform}: {text} is a tangent without a primal: the {type(root).__name__} "
+                "has no value there"
             )
         other, where = found.setdefault(leaves[leaf], (value, text))
         if other is not value:
             raise errors.StructureError(
-                f"jvp: {where} and {text} are two tangents of the same "
+                f"{transform}: {where} and {text} are two tangents of the same "
                 f"{type(flat.holders[leaf]).__name__}, which was passed twice; give the same "
                 "tangent, or leave it out of one State"
             )
 
 
-def _tangent(primal: Any, tangent: Any, name: str) -> Any:
+def _tangent(transform: str, primal: Any, tangent: Any, name: str) -> Any:
     leaves, treedef = jax.tree.flatten(primal)
     given: Any = [None] * len(leaves)
     if tangent is not None:
         given, structure = jax.tree.flatten(tangent)
         if structure != treedef:
             raise errors.StructureError(
-                f"jvp: {name} has the structure {outline(tangent)}, but its primal "
+                f"{transform}: {name} has the structure {outline(tangent)}, but its primal "
                 f"{outline(primal)}; give a tangent of the same structure"
             )
     made = []
@@ -122,8 +129,8 @@ def _tangent(primal: Any, tangent: Any, name: str) -> Any:
         else:
             if jnp.shape(direction) != kind.shape:
                 raise errors.ShapeError(
-                    f"jvp: {name} has shape {jnp.shape(direction)}, but its primal has shape "
-                    f"{kind.shape}; a tangent has the shape of its primal"
+                    f"{transform}: {name} has shape {jnp.shape(direction)}, but its primal has "
+                    f"shape {kind.shape}; a tangent has the shape of its primal"
                 )
             made.append(jnp.asarray(direction, kind.dtype))
     return jax.tree.unflatten(treedef, made)
