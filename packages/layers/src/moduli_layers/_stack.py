@@ -223,8 +223,8 @@ class Stack(moduli.Module, Generic[M]):
             length=self.n,  # blocks may hold no value at all
             unroll=self.unroll if self.scan else True,
         )
-        x = x.value if isinstance(x, moduli.Variable) else x  # blocks return arrays
-        return run(x, self.block, args, kwargs)
+        first: Any = x.value if isinstance(x, moduli.Variable) else x  # blocks return arrays
+        return run(first, self.block, args, kwargs)
 
     def __len__(self) -> int:
         return self.n
