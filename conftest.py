@@ -21,6 +21,12 @@ jax.config.update("jax_num_cpu_devices", 4)  # before anything starts a backend
 STRICT = ("packages/core/", "packages/layers/", "tests/test_layer")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first: at the end one worker would wait for the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     """Core and layers rely on no implicit promotion of dtypes; optax does, and so do its users."""

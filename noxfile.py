@@ -20,6 +20,10 @@ SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 HAS_TORCH = "import importlib.util as i; print('yes' if i.find_spec('torch') else 'no')"
 JAX_ENDS = ["0.9.0", "newest"]
+# Files go whole to a worker, which compiles once for all tests of a file. They stay in the order in
+# which the root's conftest puts them: by number of tests, few slow ones would run last and alone.
+WORKERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+LAYER_TABLE = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_layer_*.py"))]
 
 
 def install(session: nox.Session, *groups: str, jax: str = "newest") -> None:
@@ -51,8 +55,7 @@ def install_torch(session: nox.Session) -> None:
 def run_tests(session: nox.Session) -> None:
     """Runs one pytest over packages, docs and docstrings, so that its summary is the last line."""
     everything = ["packages", "tests", "docs", "README.md", "--doctest-modules"]
-    workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
-    paths = session.posargs or [*everything, *workers]
+    paths = session.posargs or [*everything, *WORKERS]
     session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu"})
 
 
@@ -72,6 +75,30 @@ def tests_matrix(session: nox.Session, jax: str) -> None:
     install_torch(session)
     session.run("python", "-c", "import sys, jax; print(sys.version.split()[0], jax.__version__)")
     run_tests(session)
+
+
+@nox.session(python=THIS_PYTHON)
+def long(session: nox.Session) -> None:
+    """The table of layers with every property on every row, which ``tests`` runs on structures."""
+    install(session, "test")
+    install_torch(session)
+    paths = session.posargs or [*LAYER_TABLE, *WORKERS]
+    session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu", "EVERY_ROW": "1"})
+
+
+@nox.session(python=THIS_PYTHON)
+def coverage(session: nox.Session) -> None:
+    """Which lines the table of layers runs; ``-- packages/core/tests`` measures other tests."""
+    install(session, "test")
+    session.install("coverage>=7.6")
+    env = {
+        "JAX_PLATFORMS": "cpu",
+        "COVERAGE_FILE": str(pathlib.Path(session.create_tmp()) / "data"),
+    }
+    paths = session.posargs or LAYER_TABLE
+    sources = ",".join(SOURCES)
+    session.run("coverage", "run", f"--source={sources}", "-m", "pytest", "-q", *paths, env=env)
+    session.run("coverage", "report", "--show-missing", "--skip-covered", env=env)
 
 
 @nox.session(python=THIS_PYTHON)
