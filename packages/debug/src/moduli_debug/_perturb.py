@@ -17,6 +17,7 @@ from moduli_debug._wanted import Perturbed, innermost
 __all__ = ["perturb"]
 
 
+@moduli.hookimpl(specname="moduli_perturb")
 def perturb(
     module: moduli.Module, name: str, value: Any, variable_type: type[moduli.Variable[Any]]
 ) -> Any:

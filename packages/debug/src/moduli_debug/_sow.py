@@ -18,6 +18,7 @@ __all__ = ["sow"]
 _MANY = 32
 
 
+@moduli.hookimpl(specname="moduli_sow")
 def sow(
     module: moduli.Module,
     variable_type: type[moduli.Variable[Any]],
@@ -83,7 +84,7 @@ def _warn_of_growth(
         f"which leaves nothing in the model, or `moduli.pop(model, moduli.{kind.__name__})` after "
         "each call",
         SownGrowthWarning,
-        stacklevel=7,
+        stacklevel=6,
     )
 
 
@@ -95,7 +96,7 @@ def _warn_uncaptured(
         f"sow: `{errors.format_path(path)}` is of kind {kind.__name__}, and the capture that is "
         f"running captures {kinds}, so the value is dropped; capture moduli.{kind.__name__} too",
         UncapturedWarning,
-        stacklevel=7,
+        stacklevel=6,
     )
 
 
