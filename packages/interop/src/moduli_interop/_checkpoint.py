@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import moduli
 from moduli.errors import PathError
-from moduli_interop._capture import capture, live_leaves, root_of
 from moduli_interop._choose import choose_format
 from moduli_interop._errors import UnsupportedValueError
+from moduli_interop._leaves import capture, live_leaves, root_of
 from moduli_interop._manifest import check_metadata
 from moduli_interop._match import check_match
 from moduli_interop._restore import restore
@@ -59,7 +59,8 @@ def save(
     """
     file = os.fspath(path)
     chosen = choose_format(file, format)
-    leaves = capture(root_of(model))
+    root = root_of(model)
+    leaves = capture(root, live_leaves(root))
     for leaf in leaves:
         _check_concrete(leaf)
     chosen.save(file, Checkpoint(tuple(leaves), check_metadata(metadata), moduli.__version__))
@@ -94,9 +95,10 @@ def load(path: str | os.PathLike[str], model: M, *, format: str | None = None) -
     file = os.fspath(path)
     checkpoint = choose_format(file, format).load(file)
     root = root_of(model)
-    check_match(checkpoint.leaves, capture(root), file)
+    live = live_leaves(root)
+    check_match(checkpoint.leaves, capture(root, live), file)
     stored = {leaf.path: leaf.value for leaf in checkpoint.leaves}
-    new = [(path, leaf, _new_value(leaf, stored[path])) for path, leaf in live_leaves(root)]
+    new = [(path, leaf, _new_value(leaf, stored[path])) for path, leaf in live]
     if isinstance(root, moduli.State):
         _fill_state(root, new)
     else:
@@ -163,10 +165,10 @@ def _fill_state(state: moduli.State, new: list[tuple[Any, Any, Any]]) -> None:
 
 def _rebuilt(leaf: Leaf) -> Any:
     value = restore(leaf.value)
-    return value if leaf.kind == "array" else _kind(leaf)(value)
+    return value if leaf.kind == "array" else _variable_type(leaf)(value)
 
 
-def _kind(leaf: Leaf) -> type[moduli.Variable[Any]]:
+def _variable_type(leaf: Leaf) -> type[moduli.Variable[Any]]:
     """Finds the class by its registered name; never by importing what the file says."""
     if leaf.kind_name is not None:
         try:

@@ -1,4 +1,4 @@
-"""Capture: from a live model to the leaves of a checkpoint, without copying any array."""
+"""From a live model to the leaves of a checkpoint, without copying any array."""
 
 from __future__ import annotations
 
@@ -51,18 +51,19 @@ def live_leaves(root: Any) -> list[tuple[Path, Any]]:
     return list(moduli.to_flat_state(state).items())
 
 
-def capture(root: Any) -> list[Leaf]:
+def capture(root: Any, live: list[tuple[Path, Any]]) -> list[Leaf]:
     """Describes every leaf of a graph; arrays are read only when a format asks for their bits.
 
     Args:
       root: what :func:`root_of` returned.
+      live: what :func:`live_leaves` returned for it.
 
     Raises:
       UnsupportedValueError: if a leaf holds something that a checkpoint cannot store.
     """
     aliases = _aliases(root)
     leaves = []
-    for path, leaf in live_leaves(root):
+    for path, leaf in live:
         _check_path(path)
         if isinstance(leaf, moduli.Variable):
             kind, value = type(leaf).__name__, leaf.get_raw_value()
