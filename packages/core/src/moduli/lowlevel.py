@@ -18,25 +18,25 @@ For initializers:
   compiled programs.
 """
 
+from moduli._call.bind import Binding as Binding
+from moduli._call.bind import bind as bind
+from moduli._call.bind import is_plain as is_plain
 from moduli._call.carried import is_array_like as is_array_like
 from moduli._call.differentiated import DifferentiatedCall as DifferentiatedCall
+from moduli._call.frame import Frame as Frame
 from moduli._call.function import Function as Function
 from moduli._call.function import check_callable as check_callable
 from moduli._call.function import holds_modules as holds_modules
 from moduli._call.function import wraps as wraps
 from moduli._call.labelled_call import LabelledCall as LabelledCall
 from moduli._call.labelled_call import Outputs as Outputs
-from moduli._call.lift import Binding as Binding
-from moduli._call.lift import Frame as Frame
-from moduli._call.lift import Leaf as Leaf
-from moduli._call.lift import Signature as Signature
-from moduli._call.lift import bind as bind
-from moduli._call.lift import is_plain as is_plain
 from moduli._call.naming import named as named
 from moduli._call.naming import naming as naming
 from moduli._call.plain_call import PlainCall as PlainCall
 from moduli._call.results import arrays_and_aux as arrays_and_aux
 from moduli._call.results import scalar_and_aux as scalar_and_aux
+from moduli._call.signature import Leaf as Leaf
+from moduli._call.signature import Signature as Signature
 from moduli._call.tangents import match_tangents as match_tangents
 from moduli._call.writeback import Effects as Effects
 from moduli._call.writeback import Packed as Packed

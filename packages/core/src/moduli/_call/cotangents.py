@@ -13,9 +13,9 @@ from moduli._base.compat import trace_state
 from moduli._base.node import Node
 from moduli._call.change_texts import outline
 from moduli._call.given_values import given_values, value_of, with_values
-from moduli._call.lift import Leaf
 from moduli._call.places import Places
 from moduli._call.plain_call import PlainCall
+from moduli._call.signature import Leaf
 from moduli._call.writeback import ChangedEffects
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.source_lines import describe_site
+from moduli._call.bind import Binding, bind
+from moduli._call.frame import Frame
 from moduli._call.function import Function
-from moduli._call.lift import Binding, Frame, Leaf, Signature, bind
 from moduli._call.naming import Names, named
 from moduli._call.places import Places
+from moduli._call.signature import Leaf, Signature
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
 from moduli._graph.state import from_flat_state

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moduli._base.node import Node
-from moduli._call.lift import Leaf
 from moduli._call.plain_call import PlainCall
+from moduli._call.signature import Leaf
 from moduli._graph.cache import flat_of
 from moduli._graph.state import _flat_items
 from moduli._variable.box import Variable

@@ -10,9 +10,11 @@ import jax
 
 from moduli import _plugins, errors
 from moduli._base.closed_over import ClosedOver
+from moduli._call.bind import Binding
+from moduli._call.frame import Frame
 from moduli._call.jit_shardings import Layout
-from moduli._call.lift import Binding, Frame, Signature
 from moduli._call.naming import Names, explain, explain_deleted, named
+from moduli._call.signature import Signature
 from moduli._call.writeback import Packed
 
 __all__ = ["Program", "Programs", "donated_marks", "forget_with_plugins"]

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec, Sharding
 
+from moduli._call.bind import Binding
+from moduli._call.frame import Frame
 from moduli._call.function import Function
 from moduli._call.labelled_call import LabelledCall, Outputs
-from moduli._call.lift import Binding, Frame, Leaf
 from moduli._call.misfit_texts import (
     check_inputs,
     check_layouts,
@@ -18,6 +19,7 @@ from moduli._call.misfit_texts import (
     check_outputs,
 )
 from moduli._call.prefixes import labels_in
+from moduli._call.signature import Leaf
 from moduli._call.writeback import Packed
 
 __all__ = ["Layout"]

@@ -17,10 +17,12 @@ import jax
 
 from moduli import errors
 from moduli._base.node import Node
-from moduli._call.lift import Binding, Frame, Leaf, New, Signature, bind
+from moduli._call.bind import Binding, bind
+from moduli._call.frame import Frame, New
 from moduli._call.naming import Names
 from moduli._call.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._call.recorded_values import Given, Recorded, carries_records
+from moduli._call.signature import Leaf, Signature
 from moduli._graph.data import is_graph_leaf, plain_key
 from moduli._graph.flatten import Slot
 from moduli._graph.graphdef import root_and_path
@@ -55,7 +57,7 @@ class LabelledCall:
       binding: the arguments, if they are bound already.
 
     Attributes:
-      binding, signature: see ``lift``.
+      binding, signature: see ``bind`` and ``signature``.
       values: the values of each graph; ``value_labels`` their labels.
       leaves: the other arguments' leaves; ``leaf_labels`` their labels.
     """
@@ -361,7 +363,7 @@ class Outputs:
       finish: arguments of ``Frame.finish``.
 
     Attributes:
-      effects: see ``lift``.
+      effects: see ``writeback``.
       labels: the label of each value, the result's leaves first.
       values: the values.
       count: how many of them are leaves of the result.

@@ -9,8 +9,8 @@ import jax
 
 from moduli import errors
 from moduli._call.carried import check_same_objects, check_same_types, is_array_like
+from moduli._call.frame import Frame
 from moduli._call.labelled_call import LabelledCall, Outputs
-from moduli._call.lift import Frame
 from moduli._call.prefixes import Carry
 from moduli._call.recorded_values import RecordedValues
 from moduli._call.running import running

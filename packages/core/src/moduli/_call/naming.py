@@ -25,7 +25,7 @@ from moduli import errors
 from moduli._base.compat import Tracer
 
 if TYPE_CHECKING:
-    from moduli._call.lift import Signature
+    from moduli._call.signature import Signature
 
 __all__ = [
     "code_of",

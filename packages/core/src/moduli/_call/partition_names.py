@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._call.frame import Frame
 from moduli._call.labelled_call import LabelledCall
-from moduli._call.lift import Frame
 from moduli._call.prefixes import label_finder, spread
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moduli._call.lift import Leaf
+from moduli._call.signature import Leaf
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, identity
 

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import jax
 
 from moduli import errors
+from moduli._call.bind import bind
 from moduli._call.carried import is_array_like
+from moduli._call.frame import Frame
 from moduli._call.function import Function
-from moduli._call.lift import Frame, Leaf, Signature, bind
 from moduli._call.naming import Names, named
 from moduli._call.recorded_values import carries_records
+from moduli._call.signature import Leaf, Signature
 from moduli._graph.data import is_graph_leaf
 
 __all__ = ["PlainCall"]

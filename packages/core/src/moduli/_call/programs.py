@@ -10,8 +10,8 @@ from moduli import _plugins
 from moduli._base.closed_over import ClosedOver
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.carried import is_array_like
+from moduli._call.frame import Frame
 from moduli._call.labelled_call import LabelledCall, Outputs
-from moduli._call.lift import Frame
 
 __all__ = ["LabelledProgram", "Programs", "program_key"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moduli._call.frame import Frame
 from moduli._call.function import Function
-from moduli._call.lift import Frame
 from moduli._call.plain_call import PlainCall
 from moduli._call.running import running
 from moduli._recording.recording import Entry

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moduli._call.labelled_call import LabelledCall
-from moduli._call.lift import Leaf
+from moduli._call.signature import Leaf
 from moduli._graph.graphdef import NODE, OBJECT, VARIABLE
 from moduli._rngs.streams import RngStream
 

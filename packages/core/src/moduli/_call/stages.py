@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from moduli import errors
+from moduli._call.bind import Binding, bind
 from moduli._call.function import Function
-from moduli._call.lift import Binding, Signature, bind
+from moduli._call.signature import Signature
 from moduli._graph.graphdef import NODE
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from moduli import errors
 from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
-from moduli._call.lift import Binding
+from moduli._call.bind import Binding
 
 __all__ = ["StaticArguments", "as_names", "as_numbers", "check_plain", "match_names"]
 

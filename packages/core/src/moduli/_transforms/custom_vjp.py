@@ -14,12 +14,13 @@ from moduli import errors
 from moduli._call.change_texts import describe_changes
 from moduli._call.cotangents import Cotangents
 from moduli._call.differentiated import DiffState
+from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, function_name, holds_modules
-from moduli._call.lift import Frame, Leaf
 from moduli._call.naming import naming
 from moduli._call.plain_call import PlainCall
 from moduli._call.residuals import Residuals
 from moduli._call.running import running
+from moduli._call.signature import Leaf
 from moduli._call.writeback import ChangedEffects, only_written
 
 __all__ = ["CustomVjp", "custom_vjp"]

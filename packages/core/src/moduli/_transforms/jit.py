@@ -10,13 +10,14 @@ import jax
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
+from moduli._call.bind import Binding, bind, read_value
 from moduli._call.function import Function, unbound
 from moduli._call.jit_program import Program, Programs, donated_marks, forget_with_plugins
 from moduli._call.jit_shardings import Layout
-from moduli._call.lift import Binding, Signature, bind, read_value
 from moduli._call.naming import Names
 from moduli._call.recompiled import Compiled, note_compiled
 from moduli._call.shortcut import Shortcut
+from moduli._call.signature import Signature
 from moduli._call.stages import Lowered, Traced
 from moduli._call.static_arguments import (
     StaticArguments,

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from moduli import errors
 from moduli._call.carried import is_array_like
 from moduli._call.eager_programs import Result, run_program
+from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, function_name
 from moduli._call.given_values import unboxed
 from moduli._call.labelled_call import LabelledCall
-from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
 from moduli._call.naming import named, naming, parameter_name
 from moduli._call.prefixes import Carry

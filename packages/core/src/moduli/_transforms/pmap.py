@@ -11,9 +11,9 @@ import jax
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
+from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, split_static, wraps
 from moduli._call.labelled_call import LabelledCall
-from moduli._call.lift import Frame
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames

@@ -11,9 +11,9 @@ import jax
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember
 from moduli._call.eager_programs import Result, run_program
+from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
-from moduli._call.lift import Frame
 from moduli._call.loop_body import LoopBody
 from moduli._call.mapped_axes import check_sizes
 from moduli._call.naming import named, naming

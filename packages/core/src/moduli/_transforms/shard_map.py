@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
+from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.labelled_call import LabelledCall
-from moduli._call.lift import Frame
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
 from moduli._call.prefixes import labels_in

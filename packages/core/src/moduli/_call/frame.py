@@ -1,214 +1,35 @@
-"""The one place where graphs of modules meet JAX.
+"""Inside of a trace: the arguments as fresh objects, and what a function did to them.
 
-A lifted call has four steps:
-
-1. :func:`bind` finds the modules and Variables among the arguments (*roots*), takes their cached
-   flatten, and leaves the other arguments as they are. What is left of the call besides values is
-   its *signature*: hashable, equal for calls that may share a compiled program.
-2. Inside the trace a :class:`Frame` rebuilds the arguments as fresh objects around the tracers. The
-   caller's objects are out of reach, so an exception leaves them as they were.
-3. ``Frame.finish`` compares what the function left behind with what it was given and writes the
-   difference down as :class:`Effects`: which values were written, and, if the structure changed,
-   the new structure. Effects are static; the values are outputs of the pure function.
-4. ``Effects.apply`` does to the caller's own objects what the function did to the fresh ones, on
-   every call that runs the program, also with other objects of equal structure.
-
-A transform only says how the leaves are partitioned between steps 1 and 2.
+A :class:`Frame` rebuilds the arguments around the tracers. The caller's objects are out of reach,
+so an exception leaves them as they were. ``Frame.finish`` compares what the function left behind
+with what it was given and writes the difference down as Effects: which values were written, and, if
+the structure changed, the new structure. Effects are static; the values are outputs of the pure
+function.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from moduli._base.closed_over import ACTIVE, note_holders
-from moduli._base.compat import Tracer
 from moduli._base.node import Node
-from moduli._base.source_lines import describe_place
 from moduli._base.static_keys import has_key
-from moduli._call.recorded_values import RecordedValues, carries_records, name_of_records
+from moduli._call.bind import PASS, ROOT
+from moduli._call.recorded_values import RecordedValues, carries_records
 from moduli._call.running import running
+from moduli._call.signature import Leaf, Signature
 from moduli._call.writeback import ChangedEffects, Effects
-from moduli._graph.cache import flats_of
 from moduli._graph.data import is_graph_leaf
-from moduli._graph.flatten import Flat, Slot, flatten_roots, watch_containers
+from moduli._graph.flatten import Slot, flatten_roots, watch_containers
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef, root_and_path
 from moduli._graph.unflatten import build, decode
-from moduli._recording.recording import Recording, RecordingKey, recordings
+from moduli._recording.recording import Recording
 from moduli._variable.box import _EMPTY, Variable
 
-__all__ = [
-    "Binding",
-    "Frame",
-    "Signature",
-    "bind",
-    "is_plain",
-    "plain_types",
-    "read_value",
-]
-
-_PASS, _ROOT, _TREE = range(3)
-_LEAF_TYPES = (
-    jax.Array,
-    Tracer,
-    np.ndarray,
-    np.generic,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type(None),
-)
-plain_types: set[type] = set()  # the classes seen so far whose instances go straight to JAX
-read_value = operator.attrgetter("_value")
-
-
-def _kind(value: Any) -> int:
-    if isinstance(value, (Node, Variable)):
-        return _ROOT
-    return _PASS if is_plain(value) else _TREE
-
-
-def is_plain(value: Any) -> bool:
-    """Says of a value that it goes straight to JAX; False if that takes a closer look."""
-    cls = value.__class__
-    if cls in plain_types:
-        return True
-    if cls is dict:
-        return all(map(is_plain, value.values()))
-    if cls is tuple or cls is list:
-        return all(map(is_plain, value))
-    if isinstance(value, _LEAF_TYPES):
-        plain_types.add(cls)
-        return True
-    return False
-
-
-class Binding:
-    """The arguments of one call, taken apart.
-
-    Attributes:
-      template: for each argument how to put it together again (part of the signature).
-      names: the names of the keyword arguments, sorted.
-      roots: the modules and Variables found, in order.
-      flats: their flattened graphs: one each, or one for all of them if they share objects.
-      plain: the other arguments and parts of arguments, in order.
-      recordings: what the program has to know of the recordings that are running. Those that keep
-        values have a node each among the roots, the last ones, as keyword arguments that the
-        function never sees.
-    """
-
-    __slots__ = ("flats", "names", "plain", "recordings", "roots", "template")
-
-    def __init__(
-        self,
-        template: tuple[Any, ...],
-        names: tuple[str, ...],
-        roots: list[Any],
-        flats: tuple[Flat, ...],
-        plain: list[Any],
-        running: tuple[RecordingKey, ...],
-    ):
-        self.template, self.names, self.roots = template, names, roots
-        self.flats, self.plain, self.recordings = flats, plain, running
-
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """What calls must have in common to share a compiled program."""
-        graphdefs = [flat.graphdef for flat in self.flats]
-        if self.recordings:
-            return (self.template, self.names, *graphdefs, self.recordings)
-        return (self.template, self.names, *graphdefs)
-
-    @property
-    def keeps_records(self) -> bool:
-        """Whether what is recorded inside has to be handed out."""
-        return any(key.keeps for key in self.recordings)
-
-    def values(self) -> list[list[Any]]:
-        """The values of all graphs, a list for each of ``flats``."""
-        return [list(map(read_value, flat.holders)) for flat in self.flats]
-
-
-def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = True) -> Binding:
-    """Takes the arguments of a call apart.
-
-    Args:
-      args: positional arguments: modules, Variables, arrays, and any pytree of these.
-      kwargs: keyword arguments, likewise.
-      recorded: whether the recordings that are running take part.
-
-    Returns:
-      The Binding.
-
-    Example:
-      >>> import moduli as nnx
-      >>> from moduli import lowlevel
-      >>> model = nnx.Dict({"w": nnx.Param(2.0)})
-      >>> binding = lowlevel.bind((model, 3.0), {})
-      >>> binding.values(), binding.plain
-      ([[2.0]], [3.0])
-      >>> frame = lowlevel.Frame(lowlevel.Signature(binding), [[5.0]], [7.0])
-      >>> copy, number = frame.args
-      >>> copy["w"].value, number, copy is model
-      (5.0, 7.0, False)
-    """
-    template: list[Any] = []
-    roots: list[Any] = []
-    plain: list[Any] = []
-    names: tuple[str, ...] = ()
-    if kwargs:
-        names = tuple(sorted(kwargs))
-        args = (*args, *[kwargs[name] for name in names])
-    for arg in args:
-        kind = _PASS if arg.__class__ in plain_types else _kind(arg)
-        if kind == _PASS:
-            plain.append(arg)
-        elif kind == _ROOT:
-            roots.append(arg)
-        else:
-            kind = _bind_tree(arg, roots, plain)
-        template.append(kind)
-    running = recordings()
-    if not (running and recorded):
-        flats = flats_of(roots) if roots else ()
-        if ACTIVE:
-            note_holders(flats)
-        return Binding(tuple(template), names, roots, flats, plain, ())
-    for number, recording in enumerate(running):
-        if recording.keeps:
-            records = RecordedValues()
-            records.give(recording.given_inside())
-            recording.await_records(records)
-            roots.append(records)
-            template.append(_ROOT)
-            names += (name_of_records(number),)
-    flats = flats_of(roots) if roots else ()
-    if ACTIVE:
-        note_holders(flats)
-    keys = tuple([recording.key(flat.objects for flat in flats) for recording in running])
-    return Binding(tuple(template), names, roots, flats, plain, keys)
-
-
-def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:
-    leaves, treedef = jax.tree.flatten(arg, is_leaf=is_graph_leaf)
-    marks = tuple([is_graph_leaf(leaf) for leaf in leaves])
-    if True not in marks:
-        plain.append(arg)
-        return _PASS
-    for leaf, is_root in zip(leaves, marks, strict=True):
-        (roots if is_root else plain).append(leaf)
-    return (treedef, marks)
-
-
-Leaf = tuple[int, int]
-"""(number of the graph, number of the leaf in it)"""
+__all__ = ["Frame", "New"]
 
 
 class New(NamedTuple):
@@ -223,38 +44,6 @@ class New(NamedTuple):
     root: int
     path: tuple[Any, ...]
     holder: Any
-
-
-class Signature:
-    """The part of a Binding that programs keep: how to rebuild the arguments from values.
-
-    Attributes:
-      template: from the Binding.
-      names: from the Binding.
-      graphdefs: the structure of each graph.
-      sites: for each value of each graph the line where its Variable was made, or None.
-      recordings: from the Binding.
-    """
-
-    __slots__ = ("graphdefs", "names", "recordings", "sites", "template")
-
-    def __init__(self, binding: Binding):
-        self.template, self.names = binding.template, binding.names
-        self.recordings = binding.recordings
-        self.graphdefs = tuple([flat.graphdef for flat in binding.flats])
-        self.sites = [
-            [getattr(holder, "_made", None) for holder in flat.holders] for flat in binding.flats
-        ]
-
-    def describe(self, leaf: Leaf) -> tuple[str, int, tuple[Any, ...]]:
-        """Returns what a value is (kind, file and line), and its root's number and the path."""
-        number, index = leaf
-        graphdef, site = self.graphdefs[number], self.sites[number][index]
-        kind = graphdef.leaf_types[index]
-        text = "array" if kind is None else kind.__name__
-        if site is not None:
-            text += f" (made at {describe_place(site)})"
-        return text, *root_and_path(self.graphdefs, number, graphdef.leaf_paths[index])
 
 
 class Frame:
@@ -592,9 +381,9 @@ def _slot_leaves(graphdef: GraphDef) -> dict[tuple[int, Any, int | None], int]:
 
 
 def _rebuild(mark: Any, roots: Any, plain: Any) -> Any:
-    if mark == _PASS:
+    if mark == PASS:
         return next(plain)
-    if mark == _ROOT:
+    if mark == ROOT:
         return next(roots)
     treedef, marks = mark
     return jax.tree.unflatten(treedef, [next(roots if is_root else plain) for is_root in marks])
