@@ -54,7 +54,7 @@ def _counter() -> collections.Counter[str]:
     """Counts JAX's events from the first use on."""
     counted: collections.Counter[str] = collections.Counter()
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: counted.update([event])
+        lambda event, duration_secs, **_: counted.update([event])
     )
     return counted
 

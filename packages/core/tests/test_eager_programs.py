@@ -21,7 +21,7 @@ from moduli import errors, plugins
 _COUNTS: collections.Counter[str] = collections.Counter()
 
 
-def _count(event: str, seconds: float, **_: object) -> None:
+def _count(event: str, duration_secs: float, **_: object) -> None:
     _COUNTS[event] += 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from moduli_layers import RNN, Bidirectional, Dropout, GRUCell, Linear, Optimize
 _COUNTS: collections.Counter[str] = collections.Counter()
 
 
-def _count(event: str, seconds: float, **_: object) -> None:
+def _count(event: str, duration_secs: float, **_: object) -> None:
     _COUNTS[event] += 1
 
 
@@ -70,15 +71,20 @@ def loss(model: Any, x: jax.Array, options: dict[str, Any]) -> Any:
     return (run(model, x, options) ** 2).sum()
 
 
+def _append(out: list[Any], of: Any, *args: Any) -> None:
+    out.append(of(*args))
+
+
 @pytest.mark.parametrize("of", [run, moduli.grad(loss)], ids=["call", "gradient"])
 @pytest.mark.parametrize("name", MODELS)
 def test_warm_calls(name: str, of: Any) -> None:
     make, options = MODELS[name]
     model, jitted, compiled = make(), make(), moduli.jit(of)
     for number in range(4):
-        x, out = X + number, []
+        x: Any = X + number
+        out: list[Any] = []
         expected = compiled(jitted, x, options)
-        count = compilations(lambda x=x, out=out: out.append(of(model, x, options)))
+        count = compilations(functools.partial(_append, out, of, model, x, options))
         assert number < 2 or count == 0
-        for ours, theirs in zip(*map(jax.tree.leaves, (out[0], expected)), strict=True):
+        for ours, theirs in zip(jax.tree.leaves(out[0]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
