@@ -195,7 +195,7 @@ class Pytree(Node):
     if not TYPE_CHECKING:  # for type checkers, a constructor is a class's own __init__
         __signature__ = _Constructor()
 
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        def __new__(cls, /, *args: Any, **kwargs: Any) -> Any:
             init = cls.__init__
             if not hasattr(init, "_moduli_function"):  # dataclasses write one after the class
                 if _is_frozen(cls):  # its fields are not set by __setattr__
@@ -203,7 +203,7 @@ class Pytree(Node):
                 wrap_init(cls, init)
             return super().__new__(cls, *args, **kwargs)
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, /, *args: Any, **kwargs: Any) -> None:
             following = super().__init__  # of another base class, or object's
             if (args or kwargs) and getattr(following, "__objclass__", None) is object:
                 raise TypeError(f"{type(self).__name__}() takes no arguments")
@@ -479,7 +479,7 @@ def wrap_init(cls: type, init: Any) -> None:
     watches_creation = _plugins.watches_creation
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         if watches_creation() and type(self).__init__ is __init__:  # not one that super() called
             _plugins.module_created(self)
