@@ -61,6 +61,7 @@ class DifferentiatedCall:
       args: the positional arguments.
       kwargs: the keyword arguments.
       allow_int: whether integers may be differentiated.
+      transform: the transform, for messages.
 
     Attributes:
       wanted: the differentiated values: for each argument those in its modules, and the others.
@@ -78,14 +79,15 @@ class DifferentiatedCall:
         kwargs: Mapping[str, Any],
         *,
         allow_int: bool,
+        transform: str = "grad",
     ):
         self._many = isinstance(argnums, (list, tuple))
-        self._targets = _targets(argnums, len(args), function.name)
+        self._targets = _targets(transform, argnums, len(args), function.name)
         for target in self._targets:
             target.shift = len(function.bound)
         args, kwargs = function.complete(args, kwargs)
         self._function, self._binding = function, bind(args, kwargs)
-        _select(self._binding, self._targets, allow_int)
+        _select(transform, self._binding, self._targets, allow_int)
         self._signature, self._values = Signature(self._binding), self._binding.values()
         self._effects: Any = None
         self.wanted = [
@@ -157,32 +159,32 @@ class _Target:
         return [leaf for root in self.leaves for _, _, leaf in root]
 
 
-def _targets(argnums: Any, num_args: int, name: str) -> list[_Target]:
+def _targets(transform: str, argnums: Any, num_args: int, name: str) -> list[_Target]:
     found = []
     for item in argnums if isinstance(argnums, (list, tuple)) else (argnums,):
         if not isinstance(item, (int, DiffState)) or isinstance(item, bool):
             raise errors.StructureError(
-                f"grad: argnums takes ints and DiffState(argnum, filter), or a sequence of them; "
-                f"got {item!r}"
+                f"{transform}: argnums takes ints and DiffState(argnum, filter), or a sequence of "
+                f"them; got {item!r}"
             )
         number = item.argnum if isinstance(item, DiffState) else item
         position = number + num_args if number < 0 else number
         if not 0 <= position < num_args:
             raise errors.StructureError(
-                f"grad: {name} was called with {num_args} positional arguments; argnums={number} "
-                "is none of them. Pass the differentiated arguments by position"
+                f"{transform}: {name} was called with {num_args} positional arguments; "
+                f"argnums={number} is none of them. Pass the differentiated arguments by position"
             )
         found.append(_Target(position, item.filter if isinstance(item, DiffState) else None))
     numbers = [target.argnum for target in found]
     if len(set(numbers)) != len(numbers):
         raise errors.StructureError(
-            f"grad: argnums names an argument twice: {numbers}; join the filters: "
+            f"{transform}: argnums names an argument twice: {numbers}; join the filters: "
             "`DiffState(0, moduli.Any(...))`"
         )
     return found
 
 
-def _select(binding: Binding, targets: list[_Target], allow_int: bool) -> None:
+def _select(transform: str, binding: Binding, targets: list[_Target], allow_int: bool) -> None:
     """Finds the leaves of each target and checks that no leaf is wanted in two ways."""
     places = Places(binding.flats)
     by_argument = {target.argnum + target.shift: target for target in targets}
@@ -206,7 +208,7 @@ def _select(binding: Binding, targets: list[_Target], allow_int: bool) -> None:
                 others.append((argnum, root))
                 continue
             target.roots.append(root)
-            target.leaves.append(_select_leaves(root, target, places, taken, allow_int))
+            target.leaves.append(_select_leaves(transform, root, target, places, taken, allow_int))
     for argnum, root in others:
         flat = flat_of(root)
         for path, holder, leaf in zip(
@@ -216,8 +218,9 @@ def _select(binding: Binding, targets: list[_Target], allow_int: bool) -> None:
             if spot is not None:
                 other = _Spot(argnum, path, holder)
                 raise errors.StructureError(
-                    f"grad: {spot} is differentiated, but the same {spot.kind} is also passed as "
-                    f"{other}, which is not; pass it once, or differentiate both with one filter"
+                    f"{transform}: {spot} is differentiated, but the same {spot.kind} is also "
+                    f"passed as {other}, which is not; pass it once, or differentiate both with "
+                    "one filter"
                 )
 
 
@@ -241,14 +244,19 @@ class _Spot(NamedTuple):
 
 
 def _select_leaves(
-    root: Any, target: _Target, places: Places, taken: dict[Leaf, _Spot], allow_int: bool
+    transform: str,
+    root: Any,
+    target: _Target,
+    places: Places,
+    taken: dict[Leaf, _Spot],
+    allow_int: bool,
 ) -> list[tuple[Any, Any, Leaf]]:
     flat = flat_of(root)
     filter = target.filter
     if filter is None:
         filter = ... if isinstance(root, Variable) else Param
     predicate = to_predicate(filter)
-    _check_one_answer(flat, target, predicate)
+    _check_one_answer(transform, flat, target, predicate)
     chosen = []
     for path, holder, leaf in zip(
         flat.graphdef.leaf_paths, flat.holders, places.below(root), strict=True
@@ -259,17 +267,17 @@ def _select_leaves(
         spot = _Spot(target.argnum, path, holder)
         if leaf in taken:
             raise errors.StructureError(
-                f"grad: {taken[leaf]} and {spot} are the same {spot.kind}, and both are "
+                f"{transform}: {taken[leaf]} and {spot} are the same {spot.kind}, and both are "
                 "differentiated; pass it once, or leave one of the arguments out of argnums"
             )
         taken[leaf] = spot
         if not allow_int:
-            _check_inexact(holder._value, spot)
+            _check_inexact(transform, holder._value, spot)
         chosen.append((path, holder, leaf))
     return chosen
 
 
-def _check_one_answer(flat: Flat, target: _Target, predicate: Any) -> None:
+def _check_one_answer(transform: str, flat: Flat, target: _Target, predicate: Any) -> None:
     """Raises if the filter selects a shared value by one of its paths and not by another."""
     if flat.graphdef.is_tree:
         return
@@ -282,19 +290,19 @@ def _check_one_answer(flat: Flat, target: _Target, predicate: Any) -> None:
         if first != answer:
             yes, no = (spot, other) if answer else (other, spot)
             raise errors.StructureError(
-                f"grad: {yes} and {no} are the same {spot.kind}, but the filter "
+                f"{transform}: {yes} and {no} are the same {spot.kind}, but the filter "
                 f"{target.filter!r} selects it by the first path and not by the second; use a "
                 "filter that selects both"
             )
 
 
-def _check_inexact(value: Any, spot: _Spot) -> None:
+def _check_inexact(transform: str, value: Any, spot: _Spot) -> None:
     for leaf in jax.tree.leaves(value):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise errors.VariableError(
-                f"grad: the {spot.kind} at {spot} has dtype {dtype}, which has no gradient. Store "
-                "integers in another kind of Variable, select others with DiffState(argnum, "
+                f"{transform}: the {spot.kind} at {spot} has dtype {dtype}, which has no gradient. "
+                "Store integers in another kind of Variable, select others with DiffState(argnum, "
                 "filter), or pass allow_int=True"
             )
 
