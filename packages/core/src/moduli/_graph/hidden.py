@@ -150,7 +150,9 @@ def check_class(node: Node, path: tuple[Any, ...]) -> None:
             for base in cls.__mro__
             if not base.__module__.startswith("moduli.")
             for name, item in vars(base).items()
-            if _is_shared(item) and getattr(cls, name, None) is item
+            if not name.startswith("__")  # such as the fields of a dataclass
+            and _is_shared(item)
+            and getattr(cls, name, None) is item
         }
         known = _of_classes[cls] = (size, tuple(sorted(found)))
     for name in known[1]:
