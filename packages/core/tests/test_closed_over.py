@@ -189,6 +189,51 @@ def test_other_shapes_of_the_arguments_are_traced_with_what_is_held_then():
         np.testing.assert_allclose(run(X), expected(model), rtol=1e-6)
 
 
+class Pair(nnx.Module):
+    def __init__(self):
+        self.first, self.rest = Affine(), {"b": Affine()}
+        self.scale = 1.0
+
+    def __call__(self, x):
+        return self.scale * (self.first(x) + self.rest["b"](x))
+
+
+def replace_part(model):
+    model.first = Affine()
+    model.first.bias.value = jnp.full(2, 9.0)
+
+
+def replace_part_in_a_dict(model):
+    model.rest["b"] = Affine()
+    model.rest["b"].kernel.value = jnp.full((3, 2), 4.0)
+
+
+def change_an_attribute(model):
+    model.scale += 1.0
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["gone", "kept"])
+@pytest.mark.parametrize("change", [replace_part, replace_part_in_a_dict, change_an_attribute])
+def test_a_part_or_an_attribute_of_what_is_read_is_another_one(change, kept):
+    model, old = Pair(), []
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("i",))
+    spec = jax.sharding.PartitionSpec("i")
+    for run in (
+        nnx.jit(lambda x: model(x)),
+        nnx.jit(lambda x, flag: model(x), static_argnums=1),
+        nnx.shard_map(lambda x: model(x), mesh=mesh, in_specs=spec, out_specs=spec),
+    ):
+        args = (X, True) if "flag" in str(getattr(run, "_static_argnames", "")) else (X,)
+        np.testing.assert_allclose(run(*args), model(X), rtol=1e-6)
+        if kept:
+            old.append([model.first, model.rest["b"]])
+        change(model)
+        with pytest.warns(ClosedOverWarning, match="reads the Pair through a closure"):
+            got = run(*args)
+        np.testing.assert_allclose(got, model(X), rtol=1e-6)
+        np.testing.assert_allclose(run(*args), model(X), rtol=1e-6)  # and no warning
+
+
 def test_a_program_compiled_ahead_of_time_is_refused():
     model = Affine()
     compiled = nnx.jit(lambda x: model(x)).lower(X).compile()

@@ -57,6 +57,14 @@ def note_holders(flats: Iterable[Any]) -> None:
                 note_read(holder)
 
 
+def _warn(text: str) -> None:
+    """Warns at the user's line that a program is made anew."""
+    site = find_site()
+    file, line = (__file__, 1) if site is None else (site[0].co_filename, place_of(site)[1])
+    message = f"{text}, so the function is compiled again. {_REMEDY}"
+    warnings.warn_explicit(message, errors.ClosedOverWarning, file, line)
+
+
 class ClosedOver:
     """The Variables that one program has read through closures, with the values it has read.
 
@@ -103,11 +111,20 @@ class ClosedOver:
         """
         written = self.written()
         if written:
-            site = find_site()
-            file, line = (__file__, 1) if site is None else (site[0].co_filename, place_of(site)[1])
-            message = f"{self._describe(written)}, so the function is compiled again. {_REMEDY}"
-            warnings.warn_explicit(message, errors.ClosedOverWarning, file, line)
+            _warn(self._describe(written))
         return bool(written)
+
+    def warn_of(self, modules: list[Any]) -> None:
+        """Warns of modules that the function reads through a closure, and that have changed.
+
+        Args:
+          modules: those that have other parts or static attributes now.
+        """
+        names = " and ".join(dict.fromkeys(type(module).__name__ for module in modules))
+        _warn(
+            f"the compiled function {self._name} reads the {names} through a closure, and a part "
+            "or an attribute there (such as a mode) is another one since"
+        )
 
     def check(self) -> None:
         """Raises if a noted Variable was written since: what was compiled ahead of time is old.

@@ -24,7 +24,15 @@ from moduli._call.function import UNBOUND, unbound, wraps
 from moduli._call.naming import code_of
 from moduli._variable.box import Variable
 
-__all__ = ["Recipe", "options_key", "options_key_or_none", "recipe_of", "remember", "shared"]
+__all__ = [
+    "Recipe",
+    "base_of",
+    "options_key",
+    "options_key_or_none",
+    "recipe_of",
+    "remember",
+    "shared",
+]
 
 _TABLE, _RECIPE = "_moduli_programs", "_moduli_recipe"
 _MOST = 64  # tables of one function: options made anew at each call fill no memory
@@ -166,6 +174,11 @@ class _Weak:
         if code is not None:
             self.__code__ = code
 
+    @property
+    def base(self) -> Any:
+        """The Python function at the bottom, None if it is gone."""
+        return self._base()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         fun = base = self._base()
         for step in self._steps:
@@ -174,6 +187,11 @@ class _Weak:
             return fun(*args, **kwargs)  # type: ignore[misc]
         finally:
             _table_of(base).seen = [_hold(value) for value in _names_seen(base)]
+
+
+def base_of(fun: Any) -> Any:
+    """Returns the function at the bottom of what :func:`shared` returned; or the function."""
+    return fun.base if isinstance(fun, _Weak) else fun
 
 
 class _Table:

@@ -20,24 +20,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from moduli import _plugins, errors
+from moduli import _plugins
 from moduli._base.closed_over import ClosedOver
-from moduli._base.compat import Tracer, eager_trace_state, is_staged
-from moduli._base.node import Node
+from moduli._base.compat import is_staged
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.again import Recipe, recipe_of
 from moduli._call.carried import is_array_like
 from moduli._call.naming import named
+from moduli._call.seen import Seen, python_functions
 from moduli._call.writeback import Packed
-from moduli._graph.cache import flat_of
-from moduli._variable.box import Variable
 
 __all__ = ["Result", "find_program", "run_program"]
 
@@ -46,8 +43,6 @@ Result = tuple[Any, Any, Any]
 
 _NO_EXTRA: dict[str, Any] = {}
 _MOST = 256  # programs of one tuple of functions; a loop of another length is another program
-_MOST_FUNCTIONS = 32  # that are looked into
-_UNKNOWN: Any = object()
 
 
 def run_program(
@@ -199,8 +194,6 @@ class _Table:
     __slots__ = (
         "__weakref__",
         "_bases",
-        "_inner",
-        "_nodes",
         "_programs",
         "_seen",
         "functions",
@@ -242,41 +235,14 @@ class _Table:
 
     def check(self) -> bool:
         """Forgets programs that saw something else; returns whether programs may be kept."""
-        now = self._names()
-        if (
-            len(now) != len(self._seen)
-            or not all(map(_is, self._seen, now))
-            or any(
-                node() is not None and not _is_flat(node(), *known) for node, *known in self._nodes
-            )
-        ):
+        if self._seen.is_another() or self._seen.changed_modules():
             self._programs.clear()
             self._look()
-        return not any(map(_in_trace, now))
+        return not self._seen.is_in_trace()
 
     def _look(self) -> None:
         """Notes what the functions see now."""
-        self._inner = [
-            (weakref.ref(function), tuple(dict.fromkeys(_names_in(function.__code__))))
-            for function in _reached([base() for base in self._bases])
-        ]
-        found = self._names()
-        self._seen = list(map(_hold, found))
-        self._nodes = [
-            (weakref.ref(value), *_flat_of(value))
-            for value in found
-            if isinstance(value, Node) and not _in_trace(value)
-        ]
-
-    def _names(self) -> list[Any]:
-        """What the names stand for that the functions' code takes from outside."""
-        found: list[Any] = []
-        for ref, names in self._inner:
-            function = ref()
-            if function is None:
-                continue
-            found.extend(_values_of(function, names))
-        return found
+        self._seen = Seen([base() for base in self._bases])
 
 
 _tables: dict[Any, _Table] = {}
@@ -305,7 +271,7 @@ def _recipe_of(function: Any) -> Recipe | None:
     tells. What wraps a Python function, such as what ``jax.jit`` makes, is taken for one.
     """
     recipe = recipe_of(function)
-    if recipe is None and _python_functions(function):
+    if recipe is None and python_functions(function):
         return Recipe(function, (), ())
     return recipe
 
@@ -318,87 +284,3 @@ def _make(bases: Sequence[Callable[[], Any]], steps: Sequence[Any]) -> list[Any]
             function = step(function)
         made.append(function)
     return made
-
-
-def _python_functions(function: Any) -> list[types.FunctionType]:
-    """The Python function behind a callable, with those that it wraps."""
-    found = []
-    if isinstance(function, (types.MethodType, type)):
-        return []
-    for _ in range(64):
-        if isinstance(function, types.FunctionType):
-            found.append(function)
-        function = getattr(function, "__wrapped__", None)
-        if function is None:
-            break
-    return found
-
-
-def _reached(functions: Sequence[Any]) -> list[types.FunctionType]:
-    """The functions, what they wrap, and the functions of the same file that their code names."""
-    found = [inner for function in functions for inner in _python_functions(function)]
-    for function in found:  # it grows
-        for value in _values_of(function, _names_in(function.__code__)):
-            near = isinstance(value, types.FunctionType) and (
-                value.__globals__ is function.__globals__
-            )
-            if near and value not in found and len(found) < _MOST_FUNCTIONS:
-                found.append(value)
-    return found
-
-
-def _values_of(function: types.FunctionType, names: Iterable[str]) -> list[Any]:
-    found: list[Any] = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            found.append(_UNKNOWN)
-    found.extend(map(function.__globals__.get, names))
-    return found
-
-
-def _names_in(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
-
-
-def _hold(value: Any) -> Any:
-    """Refers to a value so that it is known again: weakly where that is possible."""
-    try:
-        return weakref.ref(value)
-    except TypeError:
-        return value
-
-
-def _is(held: Any, value: Any) -> bool:
-    return held is value or (type(held) is weakref.ref and held() is value)
-
-
-def _in_trace(value: Any) -> bool:
-    """Returns whether a value belongs to a trace that is running."""
-    if isinstance(value, Tracer):
-        return True
-    if isinstance(value, Node):
-        return value._moduli.trace != eager_trace_state()
-    return isinstance(value, Variable) and value._trace != eager_trace_state()
-
-
-def _flat_of(node: Any) -> tuple[Any, Any]:
-    """What tells whether a module has other parts, or another structure, than before."""
-    try:
-        flat = flat_of(node)
-    except errors.ModuliError:  # it says so where the node is used
-        return _gone, None
-    return weakref.ref(flat), flat.graphdef
-
-
-def _is_flat(node: Any, known: Callable[[], Any], graphdef: Any) -> bool:
-    flat, now = _flat_of(node)
-    return flat() is known() and now is graphdef
-
-
-def _gone() -> None:
-    return None

@@ -10,10 +10,12 @@ import jax
 
 from moduli import _plugins, errors
 from moduli._base.closed_over import ClosedOver
+from moduli._call.again import base_of
 from moduli._call.bind import Binding
 from moduli._call.frame import Frame
 from moduli._call.jit_shardings import Layout
 from moduli._call.naming import Names, explain, explain_deleted, named
+from moduli._call.seen import Seen, is_outdated
 from moduli._call.signature import Signature
 from moduli._call.writeback import Packed
 
@@ -39,7 +41,7 @@ class Programs(dict[Any, Any]):
         """
         key = (binding.signature, _plugins.active().token, *static)
         program = self.get(key)
-        if program is not None and program.closed_over and program.closed_over.is_stale():
+        if program is not None and is_outdated(program):
             self.pop(key, None)
             program = None
         return key, program
@@ -66,6 +68,7 @@ class Program:
     Attributes:
       jitted: what ``jax.jit`` made; its arguments are those of :meth:`arguments`.
       closed_over: the Variables that the function read without being given them.
+      seen: what the function saw from outside, if it read something there.
       simple: whether these are just (values, plain), its result is the Effects' own, and nothing
         was read through a closure.
     """
@@ -79,6 +82,7 @@ class Program:
         "_plain",
         "closed_over",
         "jitted",
+        "seen",
         "simple",
     )
 
@@ -99,6 +103,7 @@ class Program:
         keep = (lambda leaf: leaf[0] in kept) if kept else None
         name = getattr(fun, "__name__", type(fun).__name__)
         closed_over = self.closed_over = ClosedOver(fun)
+        self.seen: Seen | None = None
         this = weakref.ref(self)  # the program dies with its last reference
 
         def run(values: Any, plain: Any) -> Packed:
@@ -108,7 +113,7 @@ class Program:
                 out = frame.run("jit", name, fun)
             program = this()
             if closed_over and program is not None:
-                program.simple = False
+                program.simple, program.seen = False, Seen([base_of(fun)])
             if layout is not None:
                 return layout.pack(frame, out, keep)
             effects, outputs = frame.finish(out, keep=keep)

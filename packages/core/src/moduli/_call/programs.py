@@ -9,9 +9,11 @@ from typing import Any
 from moduli import _plugins
 from moduli._base.closed_over import ClosedOver
 from moduli._base.static_keys import UnhashableStatic, static_key
+from moduli._call.again import base_of
 from moduli._call.carried import is_array_like
 from moduli._call.frame import Frame
 from moduli._call.labelled_call import LabelledCall, Outputs
+from moduli._call.seen import Seen, is_outdated
 
 __all__ = ["LabelledProgram", "Programs", "program_key"]
 
@@ -41,7 +43,7 @@ class Programs:
     def get(self, key: Any) -> Any:
         """Returns the program of a key; None if there is none, or it holds outdated constants."""
         found = None if key is None else self._found.get(key)
-        if found is not None and found[0].closed_over and found[0].closed_over.is_stale():
+        if found is not None and is_outdated(found[0]):
             return self._found.pop(key, None) and None
         return found
 
@@ -96,7 +98,8 @@ class LabelledProgram:
         self._out_labels, self._out_name = out_labels, out_name
         self.labels, self._finish = list(labels), finish
         self.outputs: Any = None
-        self.closed_over = ClosedOver(function)
+        self.closed_over, self._function = ClosedOver(function), function
+        self.seen: Seen | None = None
 
     def dynamic(self, call: LabelledCall) -> list[Any]:
         """The traced values of a call."""
@@ -115,6 +118,8 @@ class LabelledProgram:
         frame = self.call.frame(every)
         with self.closed_over.noting():
             out = self._run(frame)
+        if self.closed_over:
+            self.seen = Seen([base_of(self._function)])
         outputs = Outputs(self.call, frame, out, self._out_labels, self._out_name, **self._finish)
         groups = outputs.grouped(self.labels)
         outputs.values = []  # tracers
