@@ -243,6 +243,7 @@ TRACED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::moduli.errors.RecompilationWarning")  # fresh lambdas
 @SHOWN
 @pytest.mark.parametrize("run", TRACED.values(), ids=TRACED)
 def test_traced_as_an_argument_and_from_a_closure(kind, run):
