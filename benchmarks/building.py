@@ -116,7 +116,7 @@ def parts(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes the table of parts."""
+    """Formats the table of parts."""
     by_library = {name: times for name, times in found.items() if name != "depth"}
     split = {name: parts(times) for name, times in by_library.items()}
     rows = [[part, *[f"{split[name][part]:.2f}" for name in split]] for part in PARTS]

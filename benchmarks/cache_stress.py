@@ -46,7 +46,7 @@ def measure(settings: Settings) -> dict[Any, Any]:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes the table."""
+    """Formats the table."""
     sizes, cases = found["sizes"], found["cases"]
     names = [name for name in next(iter(cases.values())) if name != RAW]
     return [

@@ -29,12 +29,12 @@ def measure(settings: Settings) -> dict[Any, Any]:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes a table for each job."""
+    """Formats a table for each job."""
     lines = [
         "Time of a call relative to the same computation written by hand in raw JAX (1.00), for a",
         "batch-normalised MLP of width 32 on batches of 32, statistics written back: the median of",
         "the ratios of all rounds, everyone in one process in turns; in brackets, their quartiles.",
-        '"raw again" is raw JAX a second time: what is no further from 1 than it, is noise.',
+        '"raw again" is raw JAX a second time: differences from 1 as small as its own are noise.',
         "",
     ]
     for job, by_depth in found.items():
@@ -54,13 +54,13 @@ def report(found: dict[Any, Any]) -> list[str]:
 
 
 def _added(times: dict[str, list[float]], name: str) -> str:
-    """Writes the median of what one takes longer than raw JAX in a round, and its quartiles."""
+    """Formats the median of what one takes longer than raw JAX in a round, and its quartiles."""
     differences = [a - b for a, b in zip(times[name], times[RAW], strict=True)]
     return spread_cell(differences, digits=0)
 
 
 def by_depth_table(title: str, by_depth: dict[int, dict[str, list[float]]]) -> list[str]:
-    """Writes a table of ratios to raw JAX: a line for each depth, a column for each peer."""
+    """Formats a table of ratios to raw JAX: a line for each depth, a column for each peer."""
     names = [name for name in next(iter(by_depth.values())) if name != RAW]
     return table(
         [title, "raw", *names],

@@ -51,7 +51,7 @@ def measure(settings: Settings) -> dict[Any, Any]:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes how many times faster moduli is."""
+    """Formats how many times faster moduli is."""
     if not any("flax.nnx" in times for by in found.values() for times in by.values()):
         return ["Graph operations: flax is not installed, so there is nothing to compare with.", ""]
     depths = list(next(iter(found.values())))

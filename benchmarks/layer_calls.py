@@ -137,7 +137,7 @@ def values_of(state: Any) -> dict[str, jax.Array]:
 
 
 def report(found: Mapping[str, Any]) -> list[str]:
-    """Writes the table."""
+    """Formats the table."""
     lines = [
         "Jitted forward and backward of one layer (gradients for parameters and inputs, state",
         "written back), relative to the same maths by hand:",

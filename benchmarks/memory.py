@@ -35,7 +35,7 @@ def total(sizes: dict[str, int]) -> int:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes the table: bytes of raw JAX, and ratios to it."""
+    """Formats the table: bytes of raw JAX, and ratios to it."""
     if not found:
         return ["Memory: this backend gives no memory analysis.", ""]
     depth = found["depth"]

@@ -105,7 +105,7 @@ def _label_depths(axis: Any, depths: Sequence[int]) -> None:
 
 
 def _label_times(axis: Any) -> None:
-    """Writes plain numbers on the shared log axis of a row."""
+    """Formats plain numbers on the shared log axis of a row."""
     low, high = axis.get_ylim()
     ticks = [tick for tick in TICKS if low <= tick <= high]
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -8,7 +8,7 @@ from benchmarks.sections import SECTIONS
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Writes the tables.
+    """Formats the tables.
 
     Args:
       result: ``environment``; ``rounds``; ``sections``: name -> what its ``measure`` returned.

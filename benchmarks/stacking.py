@@ -34,7 +34,7 @@ def measure(settings: Settings) -> dict[Any, Any]:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes a table for each stage, and what is left out."""
+    """Formats a table for each stage, and what is left out."""
     lines = ["Forward and backward through a deep model, before the first call:", ""]
     for stage, by_depth in found["times"].items():
         names = list(next(iter(by_depth.values())))

@@ -14,19 +14,19 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]
 
 
 def row(cells: Iterable[object]) -> str:
-    """Writes one line of a table."""
+    """Formats one line of a table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def ratio_cell(
     times: Mapping[str, Sequence[float]], name: str, reference: str, digits: int = 2
 ) -> str:
-    """Writes the median ratio to the reference, and its quartiles if there are enough rounds."""
+    """Formats the median ratio to the reference, and its quartiles if there are enough rounds."""
     return spread_cell(ratios(times, name, reference), digits)
 
 
 def spread_cell(values: Sequence[float], digits: int = 2) -> str:
-    """Writes the median, and the quartiles if there are at least four values."""
+    """Formats the median, and the quartiles if there are at least four values."""
     text = f"{statistics.median(values):.{digits}f}"
     if len(values) < 4:
         return text
@@ -39,7 +39,7 @@ def spread_cell(values: Sequence[float], digits: int = 2) -> str:
 
 
 def time_text(microseconds: Sequence[float]) -> str:
-    """Writes the median of times, in the unit that suits it."""
+    """Formats the median of times, in the unit that suits it."""
     median = statistics.median(microseconds)
     if median < 10_000:
         return f"{median:.0f} µs"

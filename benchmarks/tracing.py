@@ -30,7 +30,7 @@ def _lower(job: Job) -> Callable[[], Any]:
 
 
 def report(found: dict[Any, Any]) -> list[str]:
-    """Writes the table."""
+    """Formats the table."""
     return [
         "Time to trace and lower the train step (`jitted.lower(...)`) relative to raw JAX: a new",
         "function each time, with JAX's caches cleared before it.",

@@ -111,7 +111,7 @@ class DroppedWriteWarning(UserWarning):
 
 
 def format_path(path: Iterable[object]) -> str:
-    """Writes a path of attribute names and indices as a person would: ``blocks[0].kernel``.
+    """Formats a path of attribute names and indices as a person would: ``blocks[0].kernel``.
 
     Args:
       path: attribute names (str) and indices (int) from the root to the place.

@@ -226,7 +226,7 @@ def _finite(arrays: list[Any]) -> jax.Array:
 
 
 def _all_finite(leaves: Sequence[Any]) -> bool:
-    """Says whether all numbers are finite: one program for all arrays on the same devices."""
+    """Returns whether all numbers are finite: one program for all arrays on the same devices."""
     groups: dict[Any, list[Any]] = {}
     for leaf in leaves:
         if isinstance(leaf, (float, complex)):

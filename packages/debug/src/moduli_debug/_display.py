@@ -65,7 +65,7 @@ def _notebook() -> Any:
 
 
 def tree_text(value: Any) -> str:
-    """Writes a value as a tree of text.
+    """Formats a value as a tree of text.
 
     Args:
       value: a module, a Variable, a State, an array, or any nesting of these in dicts, lists,

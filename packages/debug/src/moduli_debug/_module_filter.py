@@ -36,7 +36,7 @@ _KINDS = (
 
 
 def path_text(path: Iterable[Any]) -> str:
-    """Writes a module's path as a path pattern has it: ``blocks/0/attention``, ``""`` for the root.
+    """Formats a module's path as in a path pattern: ``blocks/0/attention``, ``""`` for the root.
 
     Args:
       path: attribute names and indices.
@@ -79,7 +79,7 @@ class PathPattern:
         return self.fits(path)
 
     def fits(self, path: Path) -> bool:
-        """Says whether a path fits."""
+        """Returns whether a path fits."""
         return _fits(self._parts, tuple(map(str, path)))
 
     def __eq__(self, other: object) -> bool:
@@ -296,7 +296,7 @@ def _nothing(
     other_paths: dict[Path, list[Path]],
     caller: str,
 ) -> str:
-    """Writes the error for a filter that selects nothing."""
+    """Makes the error for a filter that selects nothing."""
     places = {place: module for path, module in modules for place in other_paths.get(path, (path,))}
     called = {
         path_text(place): module for place, module in places.items() if not _is_container(module)

@@ -151,12 +151,12 @@ class Profile:
 
 
 def _has_outer(path: Path, paths: tuple[Path, ...]) -> bool:
-    """Says whether a module that holds the one at a path is among others."""
+    """Returns whether a module that holds the one at a path is among others."""
     return any(path[:stop] in paths for stop in range(len(path)))
 
 
 def _bytes_text(count: int, sign: str = "") -> str:
-    """Writes a number of bytes with a binary unit."""
+    """Formats a number of bytes with a binary unit."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(size) < 1024:

@@ -89,5 +89,5 @@ def innermost(module: Any) -> tuple[plugins.Recording, Wanted, tuple[Any, ...]] 
 
 
 def made_inside(path: tuple[Any, ...]) -> bool:
-    """Says whether a path is that of a module which the call itself made."""
+    """Returns whether a path is that of a module which the call itself made."""
     return any(isinstance(part, str) and part.startswith("<") for part in path)

@@ -45,7 +45,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\[\]]{0,199}")
 
 
 def encode_manifest(checkpoint: Checkpoint) -> tuple[str, dict[str, StoredArray]]:
-    """Writes a checkpoint as JSON.
+    """Formats a checkpoint as JSON.
 
     Args:
       checkpoint: the checkpoint.

@@ -137,7 +137,7 @@ def _same_structure(stored: Any, model: Any) -> bool:
 
 
 def _is_number(array: StoredArray, scalar: type) -> bool:
-    """Says whether an array is one number of the kind of a Python scalar.
+    """Returns whether an array is one number of the kind of a Python scalar.
 
     A count that starts as ``0`` becomes an array in the first jitted step.
     """

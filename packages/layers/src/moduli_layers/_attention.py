@@ -87,9 +87,9 @@ class MultiHeadAttention(moduli.Module):
       deterministic: True drops nothing, False drops, None asks each call to say; ``train()`` and
         ``eval()`` set it.
       precision: numerical precision, see :class:`jax.lax.Precision`.
-      kernel_init: initializer of the kernels; Lecun's normal unless told otherwise.
+      kernel_init: initializer of the kernels; default: Lecun's normal.
       out_kernel_init: initializer of the last kernel; ``kernel_init`` by default.
-      bias_init: initializer of the biases; zeros unless told otherwise.
+      bias_init: initializer of the biases; default: zeros.
       out_bias_init: initializer of the last bias; ``bias_init`` by default.
       use_bias: whether the four maps have biases.
       attention_fn: what computes attention from queries, keys and values, with the signature of
@@ -97,7 +97,7 @@ class MultiHeadAttention(moduli.Module):
       decode: whether calls go on where the cache ends, see :meth:`init_cache`; None asks each call
         to say.
       normalize_qk: normalise each head's queries and keys by a LayerNorm without bias.
-      qkv_promote_dtype: what brings the three maps' inputs and parameters to ``dtype``.
+      qkv_promote_dtype: function that casts the three maps' inputs and parameters to ``dtype``.
       out_promote_dtype: the same of the last map.
       ln_promote_dtype: the same of the LayerNorms.
       qkv_dot_general: what multiplies in the three maps.

@@ -94,15 +94,15 @@ class BatchNorm(Norm):
       param_dtype: dtype in which scale and bias are stored.
       use_bias: whether to add a bias.
       use_scale: whether to multiply by a scale.
-      bias_init: initializer of the bias; zeros unless told otherwise.
-      scale_init: initializer of the scale; ones unless told otherwise.
+      bias_init: initializer of the bias; default: zeros.
+      scale_init: initializer of the scale; default: ones.
       axis_name: name of a mapped axis (of :func:`jax.vmap`, ``shard_map``) over which the
         statistics are combined too.
       axis_index_groups: groups of indices of that axis that are combined with each other only,
         see :func:`jax.lax.psum`.
       use_fast_variance: compute the variance as ``mean(x²) - mean(x)²``, in one pass over the
         data; False takes a second pass, which is exact for data far from zero.
-      promote_dtype: what brings ``(inputs, mean, var, scale, bias)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, mean, var, scale, bias)`` to ``dtype``.
       rngs: where the parameters' keys come from (stream ``params``: the scale's, then the
         bias's).
       bias_metadata: metadata of the bias's Param.

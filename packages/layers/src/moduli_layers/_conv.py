@@ -85,11 +85,11 @@ class Conv(Summing):
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       precision: numerical precision, see :class:`jax.lax.Precision`.
-      kernel_init: initializer of the kernel; Lecun's normal unless told otherwise.
-      bias_init: initializer of the bias; zeros unless told otherwise.
+      kernel_init: initializer of the kernel; default: Lecun's normal.
+      bias_init: initializer of the bias; default: zeros.
       conv_general_dilated: what convolves, in the place of
         :func:`jax.lax.conv_general_dilated`.
-      promote_dtype: what brings ``(inputs, kernel, bias)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, kernel, bias)`` to ``dtype``.
       preferred_element_type: dtype in which the sum is accumulated and returned.
       rngs: where the parameters' keys come from (stream ``params``: the kernel's, then the
         bias's).

@@ -58,7 +58,7 @@ def dot_product_attention_weights(
       precision: numerical precision, see :class:`jax.lax.Precision`.
       module: the module that sows the weights, as an ``Intermediate`` named
         ``attention_weights``, before dropout.
-      promote_dtype: what brings ``(query, key)`` to ``dtype``.
+      promote_dtype: function that casts ``(query, key)`` to ``dtype``.
       is_causal: each query sees only keys up to its own place.
 
     Returns:
@@ -139,7 +139,7 @@ def dot_product_attention(
       dtype: dtype of the computation; None takes the one to which the arrays promote.
       precision: numerical precision, see :class:`jax.lax.Precision`.
       module: the module that sows the weights; see :func:`dot_product_attention_weights`.
-      promote_dtype: what brings ``(query, key, value)`` to ``dtype``.
+      promote_dtype: function that casts ``(query, key, value)`` to ``dtype``.
       is_causal: each query sees only keys up to its own place.
 
     Returns:

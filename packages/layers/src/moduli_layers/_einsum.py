@@ -48,9 +48,9 @@ class Einsum(Summing):
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       precision: numerical precision, see :class:`jax.lax.Precision`.
-      kernel_init: initializer of the kernel; Lecun's normal unless told otherwise.
-      bias_init: initializer of the bias; zeros unless told otherwise.
-      promote_dtype: what brings ``(inputs, kernel, bias)`` to ``dtype``.
+      kernel_init: initializer of the kernel; default: Lecun's normal.
+      bias_init: initializer of the bias; default: zeros.
+      promote_dtype: function that casts ``(inputs, kernel, bias)`` to ``dtype``.
       einsum_op: what computes, in the place of :func:`jax.numpy.einsum`.
       preferred_element_type: dtype in which the product is accumulated and returned.
       rngs: where the parameters' keys come from (stream ``params``: the kernel's, then the

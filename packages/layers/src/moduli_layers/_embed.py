@@ -38,9 +38,9 @@ class Embed(Summing):
       features: size of each vector.
       dtype: dtype of the result; None takes the parameter's.
       param_dtype: dtype in which the table is stored.
-      embedding_init: initializer of the table; normal with variance ``1 / features`` unless told
-        otherwise.
-      promote_dtype: what brings ``(embedding,)`` to ``dtype``; in :meth:`attend`,
+      embedding_init: initializer of the table; default: normal with variance
+        ``1 / features``.
+      promote_dtype: function that casts ``(embedding,)`` to ``dtype``; in :meth:`attend`,
         ``(query, embedding)``.
       rngs: where the table's key comes from (stream ``params``).
       embedding_metadata: metadata of the table's Param.

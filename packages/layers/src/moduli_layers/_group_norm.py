@@ -59,14 +59,14 @@ class GroupNorm(Norm):
       num_features: size of the inputs' last axis.
       num_groups: number of groups; None where ``group_size`` says it.
       group_size: number of features in a group, in the place of ``num_groups``.
-      epsilon: added to the variance, so that constant inputs do not divide by zero. (PyTorch's is
-        1e-5 unless told otherwise.)
+      epsilon: added to the variance, so that constant inputs do not divide by zero (PyTorch's
+        default: 1e-5).
       dtype: dtype of the result; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       use_bias: whether to add a bias.
       use_scale: whether to multiply by a scale.
-      bias_init: initializer of the bias; zeros unless told otherwise.
-      scale_init: initializer of the scale; ones unless told otherwise.
+      bias_init: initializer of the bias; default: zeros.
+      scale_init: initializer of the scale; default: ones.
       reduction_axes: the axes over which the statistics are taken, the last among them; None takes
         all but the first.
       axis_name: name of a mapped axis (of :func:`jax.vmap`, ``shard_map``) over which the
@@ -75,7 +75,7 @@ class GroupNorm(Norm):
         see :func:`jax.lax.psum`.
       use_fast_variance: compute the variance as ``mean(x²) - mean(x)²``, in one pass over the
         data; False takes a second pass, which is exact for data far from zero.
-      promote_dtype: what brings ``(inputs, scale, bias)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, scale, bias)`` to ``dtype``.
       rngs: where the parameters' keys come from (stream ``params``: the scale's, then the
         bias's).
       bias_metadata: metadata of the bias's Param.
@@ -233,14 +233,14 @@ class InstanceNorm(Norm):
 
     Args:
       num_features: number of entries on the ``feature_axes``, their product if these are several.
-      epsilon: added to the variance, so that constant inputs do not divide by zero. (PyTorch's is
-        1e-5 unless told otherwise.)
+      epsilon: added to the variance, so that constant inputs do not divide by zero (PyTorch's
+        default: 1e-5).
       dtype: dtype of the result; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       use_bias: whether to add a bias.
       use_scale: whether to multiply by a scale.
-      bias_init: initializer of the bias; zeros unless told otherwise.
-      scale_init: initializer of the scale; ones unless told otherwise.
+      bias_init: initializer of the bias; default: zeros.
+      scale_init: initializer of the scale; default: ones.
       feature_axes: the axes of the features, along which scale and bias differ.
       axis_name: name of a mapped axis (of :func:`jax.vmap`, ``shard_map``) over which the
         statistics are combined too, for inputs that are split over it.
@@ -248,7 +248,7 @@ class InstanceNorm(Norm):
         see :func:`jax.lax.psum`.
       use_fast_variance: compute the variance as ``mean(x²) - mean(x)²``, in one pass over the
         data; False takes a second pass, which is exact for data far from zero.
-      promote_dtype: what brings ``(inputs, scale, bias)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, scale, bias)`` to ``dtype``.
       rngs: where the parameters' keys come from (stream ``params``: the scale's, then the
         bias's).
       bias_metadata: metadata of the bias's Param.

@@ -54,7 +54,7 @@ class LayerNorm(Norm):
     """Normalises each example over its features.
 
     ``y = (x - m) / sqrt(v + epsilon) * scale + bias``, where the mean ``m`` and the biased
-    variance ``v`` are taken over ``reduction_axes``, the last axis unless told otherwise, and
+    variance ``v`` are taken over ``reduction_axes`` (default: the last axis) and
     computed in float32 or wider, whatever the inputs' dtype. Training and evaluation are the same.
 
     Attributes:
@@ -63,14 +63,14 @@ class LayerNorm(Norm):
 
     Args:
       num_features: number of entries on the ``feature_axes``, their product if these are several.
-      epsilon: added to the variance, so that constant inputs do not divide by zero. (PyTorch's is
-        1e-5 unless told otherwise.)
+      epsilon: added to the variance, so that constant inputs do not divide by zero (PyTorch's
+        default: 1e-5).
       dtype: dtype of the result; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       use_bias: whether to add a bias.
       use_scale: whether to multiply by a scale.
-      bias_init: initializer of the bias; zeros unless told otherwise.
-      scale_init: initializer of the scale; ones unless told otherwise.
+      bias_init: initializer of the bias; default: zeros.
+      scale_init: initializer of the scale; default: ones.
       reduction_axes: the axes over which the statistics are taken.
       feature_axes: the axes along which scale and bias differ.
       axis_name: name of a mapped axis (of :func:`jax.vmap`, ``shard_map``) over which the
@@ -79,7 +79,7 @@ class LayerNorm(Norm):
         see :func:`jax.lax.psum`.
       use_fast_variance: compute the variance as ``mean(x²) - mean(x)²``, in one pass over the
         data; False takes a second pass, which is exact for data far from zero.
-      promote_dtype: what brings ``(inputs, scale, bias)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, scale, bias)`` to ``dtype``.
       rngs: where the parameters' keys come from (stream ``params``: the scale's, then the
         bias's).
       bias_metadata: metadata of the bias's Param.
@@ -175,7 +175,7 @@ class LayerNorm(Norm):
 class RMSNorm(Norm):
     """Divides each example by its root mean square: ``y = x / sqrt(mean(x²) + epsilon) * scale``.
 
-    The mean is taken over ``reduction_axes``, the last axis unless told otherwise, and computed in
+    The mean is taken over ``reduction_axes`` (default: the last axis) and computed in
     float32 or wider, whatever the inputs' dtype. Training and evaluation are the same.
 
     Attributes:
@@ -183,12 +183,12 @@ class RMSNorm(Norm):
 
     Args:
       num_features: number of entries on the ``feature_axes``, their product if these are several.
-      epsilon: added to the mean square, so that zeros do not divide by zero. (PyTorch's is the
-        precision of the inputs' dtype unless told otherwise.)
+      epsilon: added to the mean square, so that zeros do not divide by zero (PyTorch's default:
+        the precision of the inputs' dtype).
       dtype: dtype of the result; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       use_scale: whether to multiply by a scale.
-      scale_init: initializer of the scale; ones unless told otherwise.
+      scale_init: initializer of the scale; default: ones.
       reduction_axes: the axes over which the mean square is taken.
       feature_axes: the axes along which the scale differs.
       axis_name: name of a mapped axis (of :func:`jax.vmap`, ``shard_map``) over which the
@@ -197,7 +197,7 @@ class RMSNorm(Norm):
         see :func:`jax.lax.psum`.
       use_fast_variance: taken for the sake of the other norms' signature; the mean square has one
         way to be computed.
-      promote_dtype: what brings ``(inputs, scale)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, scale)`` to ``dtype``.
       rngs: where the scale's key comes from (stream ``params``).
       scale_metadata: metadata of the scale's Param.
 

@@ -49,9 +49,9 @@ class LinearGeneral(Summing):
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       kernel_init: initializer of the kernel, called with a matrix's shape.
-      bias_init: initializer of the bias; zeros unless told otherwise.
+      bias_init: initializer of the bias; default: zeros.
       precision: numerical precision, see :class:`jax.lax.Precision`.
-      promote_dtype: what brings ``(inputs, kernel, bias)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, kernel, bias)`` to ``dtype``.
       dot_general: what multiplies, in the place of :func:`jax.lax.dot_general`.
       dot_general_cls: a class (or function) that makes ``dot_general``, used if that is None.
       preferred_element_type: dtype in which the product is accumulated and returned.

@@ -69,11 +69,11 @@ class LoRA(Summing):
       dtype: dtype of the low-rank product; None takes the one to which inputs and parameters
         promote. The sum has the dtype of what ``base_module`` returns.
       param_dtype: dtype in which the parameters are stored.
-      a_initializer: initializer of ``lora_a``; He's uniform unless told otherwise.
-      b_initializer: initializer of ``lora_b``; zeros unless told otherwise.
+      a_initializer: initializer of ``lora_a``; default: He's uniform.
+      b_initializer: initializer of ``lora_b``; default: zeros.
       lora_param_type: the kind of Variable of both.
       precision: numerical precision of the products, see :class:`jax.lax.Precision`.
-      promote_dtype: what brings ``(inputs, lora_a, lora_b)`` to ``dtype``.
+      promote_dtype: function that casts ``(inputs, lora_a, lora_b)`` to ``dtype``.
       rngs: where the parameters' keys come from (stream ``params``: ``lora_a``'s, then
         ``lora_b``'s).
       a_metadata: metadata of ``lora_a``.
@@ -221,10 +221,10 @@ class LoRALinear(Linear):
       lora_dtype: dtype of the low-rank product; None takes the one to which inputs and its
         parameters promote. The outputs have the dtype that the :class:`Linear`'s have.
       lora_param_dtype: dtype in which ``lora``'s parameters are stored.
-      a_initializer: initializer of ``lora.lora_a``; He's uniform unless told otherwise.
-      b_initializer: initializer of ``lora.lora_b``; zeros unless told otherwise.
+      a_initializer: initializer of ``lora.lora_a``; default: He's uniform.
+      b_initializer: initializer of ``lora.lora_b``; default: zeros.
       lora_param_type: the kind of Variable of both.
-      lora_promote_dtype: what brings ``(inputs, lora_a, lora_b)`` to ``lora_dtype``.
+      lora_promote_dtype: function that casts ``(inputs, lora_a, lora_b)`` to ``lora_dtype``.
       rngs: where the parameters' keys come from (stream ``params``: the kernel's, the bias's,
         ``lora_a``'s, ``lora_b``'s).
       a_metadata: metadata of ``lora_a``.

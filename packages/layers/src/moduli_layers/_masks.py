@@ -159,7 +159,7 @@ def combine_masks(*masks: ArrayLike | None, dtype: DTypeLike = jnp.float32) -> j
 
 
 def in_window(query: Any, key: Any, *, window: int, causal: bool) -> Any:
-    """Says whether the place of a key is near enough to that of a query."""
+    """Returns whether the place of a key is near enough to that of a query."""
     distance = query - key
     if causal:
         return (distance >= 0) & (distance < window)

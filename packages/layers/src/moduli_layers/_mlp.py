@@ -47,9 +47,9 @@ class MLP(moduli.Module):
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored.
       precision: numerical precision of the products, see :class:`jax.lax.Precision`.
-      kernel_init: initializer of the kernels; Lecun's normal unless told otherwise.
-      bias_init: initializer of the biases; zeros unless told otherwise.
-      promote_dtype: what brings ``(inputs, kernel, bias)`` to ``dtype``.
+      kernel_init: initializer of the kernels; default: Lecun's normal.
+      bias_init: initializer of the biases; default: zeros.
+      promote_dtype: function that casts ``(inputs, kernel, bias)`` to ``dtype``.
       rngs: where the parameters' keys come from (stream ``params``), and the dropout's (stream
         ``dropout``).
 

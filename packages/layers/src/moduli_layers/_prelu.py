@@ -31,7 +31,7 @@ class PReLU(moduli.Module):
       negative_slope_init: the slope at the start.
       dtype: dtype of the computation; None takes the inputs', whatever the slope's is.
       param_dtype: dtype in which the slope is stored.
-      promote_dtype: what brings ``(inputs, negative_slope)`` to ``dtype``, if there is one.
+      promote_dtype: function that casts ``(inputs, negative_slope)`` to ``dtype``, if there is one.
       negative_slope_metadata: metadata of the slope's Param.
 
     Example:

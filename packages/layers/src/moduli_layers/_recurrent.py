@@ -362,8 +362,8 @@ class Bidirectional(moduli.Module):
     Args:
       forward_rnn: a :class:`RNN`, or a Module that is called like one.
       backward_rnn: another one. (The same object shares its parameters.)
-      merge_fn: makes one output of the two, both in the order of the inputs; concatenates features
-        unless told otherwise.
+      merge_fn: makes one output of the two, both in the order of the inputs; default:
+        concatenates features.
       time_major: whether inputs and outputs are (time, ..., features); else (..., time, features).
         It holds for both networks, whatever their own attributes say, as does ``return_carry``.
       return_carry: whether to return ((forward carry, backward carry), outputs); else outputs.

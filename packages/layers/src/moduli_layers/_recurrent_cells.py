@@ -376,12 +376,12 @@ class LSTMCell(CheckedCell):
       gate_fn: the function at the gates i, f and o.
       activation_fn: the function at g and c'.
       kernel_init: initializer of the inputs' kernels.
-      recurrent_kernel_init: initializer of the kernels of h; orthogonal unless told otherwise.
+      recurrent_kernel_init: initializer of the kernels of h; default: orthogonal.
       bias_init: initializer of the biases.
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored, and of the first carry.
-      carry_init: initializer of the first carry's arrays; zeros unless told otherwise.
-      promote_dtype: what brings arrays to ``dtype``, see :class:`Linear`.
+      carry_init: initializer of the first carry's arrays; default: zeros.
+      promote_dtype: function that casts arrays to ``dtype``, see :class:`Linear`.
       keep_rngs: whether to keep a fork of the stream ``carry``, for a random first carry.
       rngs: where the parameters' keys come from (stream ``params``).
       kernel_metadata: metadata of the Params of the inputs' kernels.
@@ -525,12 +525,12 @@ class OptimizedLSTMCell(CheckedCell):
       gate_fn: the function at the gates i, f and o.
       activation_fn: the function at g and c'.
       kernel_init: initializer of the inputs' kernel.
-      recurrent_kernel_init: initializer of the kernel of h; orthogonal unless told otherwise.
+      recurrent_kernel_init: initializer of the kernel of h; default: orthogonal.
       bias_init: initializer of the bias.
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored, and of the first carry.
-      carry_init: initializer of the first carry's arrays; zeros unless told otherwise.
-      promote_dtype: what brings arrays to ``dtype``, see :class:`Linear`.
+      carry_init: initializer of the first carry's arrays; default: zeros.
+      promote_dtype: function that casts arrays to ``dtype``, see :class:`Linear`.
       keep_rngs: whether to keep a fork of the stream ``carry``, for a random first carry.
       rngs: where the parameters' keys come from (stream ``params``).
       kernel_metadata: metadata of the Param of the inputs' kernel.
@@ -656,13 +656,13 @@ class SimpleCell(CheckedCell):
       hidden_features: size of the last axis of h and the outputs.
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored, and of the first carry.
-      carry_init: initializer of the first carry; zeros unless told otherwise.
+      carry_init: initializer of the first carry; default: zeros.
       residual: whether to add h inside of the function: ``h' = tanh(W_i x + b + W_h h + h)``.
       activation_fn: the function, in the place of tanh.
       kernel_init: initializer of the inputs' kernel.
-      recurrent_kernel_init: initializer of the kernel of h; orthogonal unless told otherwise.
+      recurrent_kernel_init: initializer of the kernel of h; default: orthogonal.
       bias_init: initializer of the bias.
-      promote_dtype: what brings arrays to ``dtype``, see :class:`Linear`.
+      promote_dtype: function that casts arrays to ``dtype``, see :class:`Linear`.
       keep_rngs: whether to keep a fork of the stream ``carry``, for a random first carry.
       rngs: where the parameters' keys come from (stream ``params``).
       kernel_metadata: metadata of the Param of the inputs' kernel.
@@ -803,12 +803,12 @@ class GRUCell(CheckedCell):
       gate_fn: the function at the gates r and z.
       activation_fn: the function at n.
       kernel_init: initializer of the inputs' kernel.
-      recurrent_kernel_init: initializer of the kernel of h; orthogonal unless told otherwise.
+      recurrent_kernel_init: initializer of the kernel of h; default: orthogonal.
       bias_init: initializer of the bias.
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored, and of the first carry.
-      carry_init: initializer of the first carry; zeros unless told otherwise.
-      promote_dtype: what brings arrays to ``dtype``, see :class:`Linear`.
+      carry_init: initializer of the first carry; default: zeros.
+      promote_dtype: function that casts arrays to ``dtype``, see :class:`Linear`.
       keep_rngs: whether to keep a fork of the stream ``carry``, for a random first carry.
       rngs: where the parameters' keys come from (stream ``params``).
       kernel_metadata: metadata of the Param of the inputs' kernel.

@@ -72,7 +72,7 @@ class Sequential(moduli.Module):
 
 
 def _as_arguments(output: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Writes one callable's output as the next one's arguments."""
+    """Turns one callable's output into the next one's arguments."""
     if isinstance(output, tuple):
         return output, {}
     if isinstance(output, dict):

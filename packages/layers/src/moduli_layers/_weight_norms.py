@@ -282,13 +282,13 @@ class WeightNorm(_Wrapper):
       feature_axes: the axes along which lengths and scales differ; None gives each weight one
         length.
       use_scale: whether to multiply by a scale.
-      scale_init: initializer of the scales; ones unless told otherwise.
+      scale_init: initializer of the scales; default: ones.
       epsilon: added to squared lengths, so that zeros do not divide by zero.
       dtype: dtype of the weights in the call; None takes the one to which weight and scale promote.
         What is kept has the Param's own.
       param_dtype: dtype in which the scales are stored.
       variable_filter: filter over (path, Param) that selects the weights.
-      promote_dtype: what brings ``(weight, scale)`` to ``dtype``.
+      promote_dtype: function that casts ``(weight, scale)`` to ``dtype``.
       rngs: where the scales' keys come from (stream ``params``, in the order of the paths; ones
         need none).
 

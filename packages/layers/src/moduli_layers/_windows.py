@@ -24,7 +24,7 @@ def as_static(value: Any) -> Any:
 def per_dimension(
     owner: str, name: str, value: int | Sequence[int] | None, rank: int
 ) -> tuple[int, ...]:
-    """Writes an argument that may be one number as one number for each window dimension.
+    """Expands an argument that may be one number to one number for each window dimension.
 
     Args:
       owner: the layer or function that got the argument, for the error.
@@ -53,7 +53,7 @@ def per_dimension(
 def padding_pairs(
     owner: str, padding: Padding, rank: int, named: Sequence[str]
 ) -> str | tuple[tuple[int, int], ...]:
-    """Writes a padding as a known name or as one pair for each window dimension.
+    """Turns a padding into a known name or into one pair for each window dimension.
 
     Args:
       owner: the layer or function that got the argument, for the error.

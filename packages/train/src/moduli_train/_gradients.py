@@ -17,7 +17,7 @@ Path = tuple[Any, ...]
 
 
 def is_variable(value: object) -> bool:
-    """Says whether pytree traversal should stop at ``value`` because it is a Variable."""
+    """Returns whether pytree traversal should stop at ``value`` because it is a Variable."""
     return isinstance(value, moduli.Variable)
 
 

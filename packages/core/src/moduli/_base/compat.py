@@ -58,7 +58,7 @@ def eager_trace_state() -> Any:
 
 
 def is_eager() -> bool:
-    """Says whether no JAX trace is running."""
+    """Returns whether no JAX trace is running."""
     return (_get_trace_state or _find_trace_state())() == (_eager or eager_trace_state())
 
 
@@ -99,7 +99,7 @@ PyTreeDef = jax.tree_util.PyTreeDef
 
 
 def is_key_array(value: object) -> bool:
-    """Says whether ``value`` is an array of typed PRNG keys."""
+    """Returns whether ``value`` is an array of typed PRNG keys."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 

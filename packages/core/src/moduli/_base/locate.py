@@ -60,7 +60,7 @@ def _has_dict(candidate: Any, attributes: dict[str, Any]) -> bool:
 
 
 def describe_owner(target: Any) -> str:
-    """Writes a Variable or node and its place: ``BatchStat at `mean` of BatchNorm```."""
+    """Formats a Variable or node and its place: ``BatchStat at `mean` of BatchNorm```."""
     root, path = locate(target)
     name = type(target).__name__
     if not path:

@@ -69,7 +69,7 @@ def note_trace() -> Any:
 
 
 def now_inside(before: Any) -> bool:
-    """Says whether the current trace is inside an earlier one, rather than the other way round.
+    """Returns whether the current trace is inside an earlier one, rather than the other way round.
 
     An object also changes its trace when a function returns it. The trace where it was taken apart
     has then ended.

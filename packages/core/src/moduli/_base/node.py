@@ -109,7 +109,7 @@ class Node:
         raise NotImplementedError
 
     def _snapshot(self) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
-        """Returns keys and values of all items, in any order that stays; None if that is dear."""
+        """Returns keys and values of all items, in a stable order; None if that is costly."""
         return None
 
     def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:

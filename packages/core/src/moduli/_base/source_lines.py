@@ -46,7 +46,7 @@ def find_site() -> Site | None:
 
 
 def _counts(frame: FrameType) -> bool:
-    """Says whether the code in this frame is the user's, and remembers it for the file."""
+    """Returns whether the code in this frame is the user's, and remembers it for the file."""
     package = str(frame.f_globals.get("__name__")).partition(".")[0]
     counts = package not in _PACKAGES
     (_counted if counts else _passed_over).add(frame.f_code.co_filename)
@@ -73,13 +73,13 @@ def _relative(path: str) -> str:
 
 
 def describe_place(site: Site) -> str:
-    """Writes a site as ``model.py:12``."""
+    """Formats a site as ``model.py:12``."""
     file, line = place_of(site)
     return f"{file}:{line}"
 
 
 def describe_site(variable: Any) -> str:
-    """Writes where a Variable was made.
+    """Describes where a Variable was made.
 
     Args:
       variable: a Variable.

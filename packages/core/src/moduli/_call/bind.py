@@ -50,7 +50,7 @@ def _kind(value: Any) -> int:
 
 
 def is_plain(value: Any) -> bool:
-    """Says of a value that it goes straight to JAX; False if that takes a closer look."""
+    """Returns whether a value goes straight to JAX; False if that takes a closer look."""
     cls = value.__class__
     if cls in plain_types:
         return True

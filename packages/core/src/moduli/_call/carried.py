@@ -14,7 +14,7 @@ __all__ = ["check_same_objects", "check_same_types", "is_array_like"]
 
 
 def is_array_like(value: Any) -> bool:
-    """Says whether JAX can trace a value: each of its leaves is an array or a number."""
+    """Returns whether JAX can trace a value: each of its leaves is an array or a number."""
     if isinstance(value, jax.Array):
         return True
     return all(

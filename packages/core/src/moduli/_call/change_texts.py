@@ -29,7 +29,7 @@ class Word(str):
 
 
 def outline(tree: Any) -> str:
-    """Writes the structure of a pytree with the types of its leaves."""
+    """Formats the structure of a pytree with the types of its leaves."""
 
     def stop(item: Any) -> bool:
         return item is None or is_graph_leaf(item) or isinstance(item, State)

@@ -196,7 +196,7 @@ class Frame:
         ]
 
     def _same_structure(self) -> bool:
-        """Says whether no argument has changed in anything but values."""
+        """Returns whether no argument has changed in anything but values."""
         self._note_static_changes()
         for book, watches in self._watches:
             if any(watch.changed() for watch in watches):

@@ -235,12 +235,12 @@ class LabelledCall:
         return labelled
 
     def describe(self, leaf: Leaf) -> str:
-        """Writes where a value of a graph stands: kind, path, argument, file and line."""
+        """Describes where a value of a graph stands: kind, path, argument, file and line."""
         text, root, path = self.signature.describe(leaf)
         return f"the {text} at `{errors.format_path(path)}` of {self.root_names[root]}"
 
     def is_explicit(self, leaf: Leaf) -> bool:
-        """Says whether the user chose the label for this value itself, not for a module around it.
+        """Returns whether the user chose the label for this value, not for a module around it.
 
         That is so below a StateAxes or another detailed prefix, and for streams that are passed
         as arguments.
@@ -293,7 +293,7 @@ class LabelledCall:
         return [value for group in self.values for value in group] + self.leaves
 
     def describe_all(self, position: int) -> str:
-        """Writes where the value at a position of :meth:`all_values` stands."""
+        """Describes where the value at a position of :meth:`all_values` stands."""
         for number, group in enumerate(self.values):
             if position < len(group):
                 return self.describe((number, position))

@@ -99,7 +99,7 @@ class PlainCall:
         return [item for item, use in zip(every, self._mask, strict=True) if use]
 
     def is_dynamic(self, leaf: Leaf) -> bool:
-        """Says whether JAX can trace a value of a graph."""
+        """Returns whether JAX can trace a value of a graph."""
         return self._mask[sum(map(len, self.values[: leaf[0]])) + leaf[1]]
 
     def make_frame(self, dynamic: Sequence[Any], *, static: bool = True) -> Frame:
@@ -177,12 +177,12 @@ class PlainCall:
         return self.effects.apply(self.binding.flats, self.values, *outputs)
 
     def describe(self, leaf: Leaf) -> str:
-        """Writes where a value of a graph stands: kind, file and line, path, argument."""
+        """Describes where a value of a graph stands: kind, file and line, path, argument."""
         text, root, path = self.signature.describe(leaf)
         return f"the {text} at {self.place(root, path)}"
 
     def place(self, root: int, path: tuple[Any, ...]) -> str:
-        """Writes a path below one of the modules of the call."""
+        """Formats a path below one of the modules of the call."""
         text = f"`{errors.format_path(path)}`"
         names = self._root_names()
         return text if len(names) == 1 else f"{text} of {names[root]}"

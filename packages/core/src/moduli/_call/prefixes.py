@@ -45,7 +45,7 @@ class Carry:
 
 
 def is_axis(label: Any) -> bool:
-    """Says whether a label is an axis: an int or None."""
+    """Returns whether a label is an axis: an int or None."""
     return label is None or (isinstance(label, int) and not isinstance(label, bool))
 
 

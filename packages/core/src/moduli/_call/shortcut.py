@@ -25,7 +25,7 @@ _NOTHING: Mapping[Any, Any] = {}
 
 
 class Shortcut:
-    """The program of the last call, and by what to know a call that may run it too.
+    """The program of the last call, and what identifies a call that may run it too.
 
     It keeps no module alive: a Flat dies with its root.
     """
@@ -96,7 +96,7 @@ class Shortcut:
         return self
 
     def _still_holds(self) -> bool:
-        """Says whether what has changed since is no part of these graphs, nor a plugin."""
+        """Returns whether what has changed since is no part of these graphs, nor a plugin."""
         epoch = EPOCH[0]
         if active().token is not self._token:
             return False

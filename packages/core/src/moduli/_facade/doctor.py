@@ -128,7 +128,7 @@ def _version(distribution: str) -> str | None:
 
 
 def text_of_plugins(report: dict[str, Any]) -> str:
-    """Writes the report on plugins for people."""
+    """Formats the report on plugins for people."""
     lines = []
     for plugin in report["plugins"]:
         where = f"{plugin['distribution']} {plugin['version']}"
@@ -149,7 +149,7 @@ def text_of_plugins(report: dict[str, Any]) -> str:
 
 
 def text_of_doctor(report: dict[str, Any]) -> str:
-    """Writes the report on everything for people."""
+    """Formats the report on everything for people."""
     lines = [f"python {report['python']} on {report['platform']}", "", "versions:"]
     for name, version in report["versions"].items():
         lines.append(f"  {name:<18} {version or 'not installed'}")

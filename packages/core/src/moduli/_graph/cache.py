@@ -87,7 +87,7 @@ def flats_of(roots: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _are_apart(items: list[Any]) -> bool:
-    """Says whether runs of Variables and Flats share no object."""
+    """Returns whether runs of Variables and Flats share no object."""
     seen: set[int] = set()
     for item in items:
         if isinstance(item, list):
@@ -143,7 +143,7 @@ class _Recipe:
         self.objects = [objects[id(item)] for item in joint.objects]
 
     def is_current(self, flats: tuple[Flat, ...]) -> bool:
-        """Says whether no static attribute has changed since."""
+        """Returns whether no static attribute has changed since."""
         pairs = zip(self.graphdefs, flats, strict=True)
         return all(graphdef is flat.graphdef for graphdef, flat in pairs)
 

@@ -37,12 +37,12 @@ _ARRAY_TYPES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def is_array(value: object) -> bool:
-    """Says whether a bare attribute value is an array (or the shape and dtype of one)."""
+    """Returns whether a bare attribute value is an array (or the shape and dtype of one)."""
     return isinstance(value, _ARRAY_TYPES)
 
 
 def is_graph_leaf(value: object) -> bool:
-    """Says whether pytree traversal has to stop at ``value`` because the graph code owns it."""
+    """Returns whether pytree traversal has to stop at ``value`` because the graph code owns it."""
     return isinstance(value, (Node, Variable))
 
 
@@ -96,7 +96,7 @@ _FUNCTIONS = (
 
 
 def is_data(value: Any, /) -> bool:
-    """Says whether an attribute with this value is data (traversed, traced) or static.
+    """Returns whether an attribute with this value is data (traversed, traced) or static.
 
     Args:
       value: a candidate attribute value.
@@ -126,7 +126,7 @@ def is_data(value: Any, /) -> bool:
 
 
 def is_mapping_pytree(value: Any) -> bool:
-    """Says whether ``value`` is a State (a mapping that JAX flattens)."""
+    """Returns whether ``value`` is a State (a mapping that JAX flattens)."""
     return getattr(type(value), "_is_moduli_state", False)
 
 

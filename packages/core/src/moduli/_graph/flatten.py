@@ -217,7 +217,7 @@ class Flat:
         return None if self._watched or self._held else self._epoch
 
     def is_current(self) -> bool:
-        """Says whether the structure is still the one that was flattened."""
+        """Returns whether the structure is still the one that was flattened."""
         if self._watched:
             objects = self.objects
             for index in self._watched:

@@ -50,7 +50,7 @@ def _node_count(node: Node) -> str:
 
 
 def node_repr(node: Node) -> str:
-    """Writes a node and all below it as a tree; an object met again is named, not repeated."""
+    """Formats a node and all below it as a tree; an object met again is named, not repeated."""
     return _node(node, 0, {}, ())
 
 
@@ -92,7 +92,7 @@ def _item(value: Any, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -
 
 
 def state_repr(state: Mapping[Any, Any]) -> str:
-    """Writes a State as nested braces."""
+    """Formats a State as nested braces."""
     return f"{type(state).__name__}({_mapping(state, 0)})"
 
 

@@ -55,22 +55,22 @@ def active() -> PluginSet:
 
 
 def instrumented() -> bool:
-    """Says whether a plugin wants to see calls of modules."""
+    """Returns whether a plugin wants to see calls of modules."""
     return (_overlay.get() or discovery.found or discovery.discover()).wraps_calls
 
 
 def watches_creation() -> bool:
-    """Says whether a plugin wants to see new modules."""
+    """Returns whether a plugin wants to see new modules."""
     return (_overlay.get() or discovery.found or discovery.discover()).watches_creation
 
 
 def watches_methods() -> bool:
-    """Says whether a plugin wants to see calls of methods other than ``__call__``."""
+    """Returns whether a plugin wants to see calls of methods other than ``__call__``."""
     return (_overlay.get() or discovery.found or discovery.discover()).watches_methods
 
 
 def watches_writes() -> bool:
-    """Says whether a plugin wants to see values that are written."""
+    """Returns whether a plugin wants to see values that are written."""
     return (_overlay.get() or discovery.found or discovery.discover()).watches_writes
 
 

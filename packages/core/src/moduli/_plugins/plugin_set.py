@@ -76,7 +76,7 @@ def _drop(key: tuple[int, ...]) -> None:
 
 
 class _Manager(pluggy.PluginManager):
-    """A manager of Plugins and Specs, of which is known already what they hold."""
+    """A manager of Plugins and Specs, which know already what they hold."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         return plugin.options.get(name)

@@ -39,7 +39,7 @@ class Selection:
         self.included.discard("none")
 
     def allows(self, name: str) -> bool:
-        """Says whether the plugin of this name may run."""
+        """Returns whether the plugin of this name may run."""
         if name in self.excluded or (self.none and name not in self.included):
             return False
         return not self.included or name in self.included

@@ -115,7 +115,9 @@ class _Result:
         self.effects, self.homes, self.written = call.effects, call.homes, call.written
         leaves = jax.tree.leaves(out)
         types = [Word(_type(jax.typeof(leaf))) for leaf in leaves]
-        if isinstance(self.effects, ChangedEffects):  # ``out`` is then just what is no object
+        if isinstance(
+            self.effects, ChangedEffects
+        ):  # ``out`` then holds only what is not an object
             effects = self.effects
             objects = iter(effects.graphdef.roots[effects.num_roots :])
             plain = iter(types)

@@ -326,7 +326,7 @@ class Variable(Operators[A]):
         )
 
     def has_metadata(self, name: str) -> bool:
-        """Says whether the metadata has an entry of this name."""
+        """Returns whether the metadata has an entry of this name."""
         return name in self._metadata
 
     def set_metadata(self, *args: Any, **metadata: Any) -> None:

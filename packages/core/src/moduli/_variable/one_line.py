@@ -15,7 +15,7 @@ _SMALL = 8  # arrays with at most so many elements are shown whole
 
 
 def summarize(value: Any) -> str:
-    """Writes an array as ``float32[2, 3]``, a small one with its elements, the rest as is.
+    """Formats an array as ``float32[2, 3]``, a small one with its elements, the rest as is.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,6 +44,6 @@ def summarize(value: Any) -> str:
 
 
 def variable_repr(variable: Any) -> str:
-    """Writes a Variable on one line."""
+    """Formats a Variable on one line."""
     metadata = "".join(f", {k}={summarize(v)}" for k, v in variable._metadata.items())
     return f"{type(variable).__name__}({summarize(variable._value)}{metadata})"

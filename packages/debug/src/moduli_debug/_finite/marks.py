@@ -102,7 +102,7 @@ def mark_of(scopes: str) -> Mark | None:
 
 
 def is_backward(scopes: str) -> bool:
-    """Says whether an operation belongs to a backward pass.
+    """Returns whether an operation belongs to a backward pass.
 
     What ``remat`` computes again in the backward pass belongs to the forward pass.
     """
@@ -188,7 +188,7 @@ def place_of_call(module: moduli.Module, path: Path, number: int) -> Call:
 
 
 def is_object(value: Any) -> bool:
-    """Says whether a value is a module, another object of a graph, or a Variable."""
+    """Returns whether a value is a module, another object of a graph, or a Variable."""
     return isinstance(value, (moduli.Pytree, moduli.Module, moduli.Variable))
 
 

@@ -12,7 +12,7 @@ AROUND = "around: "
 
 
 def place_of(name: str) -> str:
-    """Writes where a keyword argument stands, or an object that the function uses."""
+    """Describes where a keyword argument stands, or an object that the function uses."""
     if name.startswith(AROUND):
         return f"the variable `{name.removeprefix(AROUND)}`"
     return f"argument {name!r}"

@@ -20,7 +20,7 @@ _node_types: dict[type, bool] = {}  # whether objects of a class have contents
 
 
 def is_node(value: Any) -> bool:
-    """Says whether a value is a module or another object of a graph, but no Variable."""
+    """Returns whether a value is a module or another object of a graph, but no Variable."""
     kind = value.__class__
     known = _node_types.get(kind)
     if known is None:

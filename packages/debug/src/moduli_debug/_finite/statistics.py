@@ -63,7 +63,7 @@ class ArrayStatistics(NamedTuple):
 
 
 def is_inexact(value: Any) -> bool:
-    """Says whether a value is an array of floating-point or complex numbers."""
+    """Returns whether a value is an array of floating-point or complex numbers."""
     if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
         return False
     known = _inexact.get(value.dtype)
@@ -78,7 +78,7 @@ def _all_finite(value: jax.Array) -> jax.Array:
 
 
 def is_finite(value: Any) -> bool:
-    """Says whether a floating-point array is finite everywhere."""
+    """Returns whether a floating-point array is finite everywhere."""
     if value.size < _ON_HOST:
         return bool(np.isfinite(np.asarray(value)).all())
     return bool(_all_finite(value))

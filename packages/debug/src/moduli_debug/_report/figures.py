@@ -153,7 +153,7 @@ def _draw_over_time(
 
 
 def _spans_decades(values: np.ndarray) -> bool:
-    """Says whether positive values are more than a power of ten apart."""
+    """Returns whether positive values are more than a power of ten apart."""
     shown = values[(values > 0) & np.isfinite(values)]
     return bool(len(shown)) and float(shown.max()) > 10 * float(shown.min())
 

@@ -79,7 +79,7 @@ _CAPTIONS = {
 
 
 def page(report: TrainingReport) -> str:
-    """Writes the page of a report.
+    """Formats the page of a report.
 
     Args:
       report: the report.

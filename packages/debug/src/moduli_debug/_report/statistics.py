@@ -76,7 +76,7 @@ def describe(x: jax.Array, logarithmic: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _is_sharded(x: jax.Array) -> bool:
-    """Says whether an array's type is sharded (on a mesh with explicit axes)."""
+    """Returns whether an array's type is sharded (on a mesh with explicit axes)."""
     return any(part is not None for part in getattr(jax.typeof(x).sharding, "spec", ()))
 
 

@@ -55,7 +55,7 @@ class Trace(NamedTuple):
 
 
 def is_array(value: Any) -> bool:
-    """Says whether a value is an array, a tracer or a ``jax.ShapeDtypeStruct``."""
+    """Returns whether a value is an array, a tracer or a ``jax.ShapeDtypeStruct``."""
     return isinstance(value, _ARRAYS)
 
 

@@ -46,7 +46,7 @@ class Column:
     short: Callable[[Sequence[Any]], Sequence[str]] | None = None
 
     def write(self, value: Any) -> str:
-        """Writes a value of the column."""
+        """Formats a value of the column."""
         if value is None:
             return ""
         if self.text is not None:
@@ -117,7 +117,7 @@ def _path_text(row: Row) -> str:
 
 
 def _short_paths(rows: Sequence[Row]) -> list[str]:
-    """Writes a path below that of a module above it that is shown too."""
+    """Formats a path below that of a module above it that is shown too."""
     shown = {row.path for row in rows}
     written = []
     for row in rows:

@@ -103,7 +103,7 @@ def to_text(
     column_kwargs: Mapping[str, Any],
     console_kwargs: Mapping[str, Any],
 ) -> str:
-    """Writes a table for the terminal if there is one, otherwise as wide as it has to be.
+    """Formats a table for the terminal if there is one, otherwise as wide as it has to be.
 
     Args:
       table: the table.
@@ -129,7 +129,7 @@ _CELL = "padding:3px 10px;vertical-align:top;white-space:pre;border-top:1px soli
 
 
 def to_html(table: Table) -> str:
-    """Writes a table as a piece of HTML that stands alone."""
+    """Formats a table as a piece of HTML that stands alone."""
 
     def cell(text: str, right: bool, tag: str, more: str = "") -> str:
         align = "right" if right else "left"

@@ -17,7 +17,7 @@ __all__ = [
 
 
 def describe(value: Any) -> str:
-    """Writes a value in which ``jax.ShapeDtypeStruct`` stands for arrays, one line an entry.
+    """Formats a value in which ``jax.ShapeDtypeStruct`` stands for arrays, one line an entry.
 
     Args:
       value: an array or a pytree of arrays.
@@ -38,13 +38,13 @@ def describe(value: Any) -> str:
 
 
 def describe_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], join: str = ", ") -> str:
-    """Writes the arguments of a call: ``float32[2,3], train=True``."""
+    """Formats the arguments of a call: ``float32[2,3], train=True``."""
     parts = [*map(inline, args), *(f"{name}={inline(item)}" for name, item in kwargs.items())]
     return join.join(parts)
 
 
 def inline(value: Any) -> str:
-    """Writes a value in one line; see :func:`describe`."""
+    """Formats a value in one line; see :func:`describe`."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, dict):
@@ -62,7 +62,7 @@ def inline(value: Any) -> str:
 
 
 def short_dtypes(text: str) -> str:
-    """Writes the dtypes of arrays in fewer letters.
+    """Formats the dtypes of arrays in fewer letters.
 
     Example:
       >>> from moduli_debug._summary.text import short_dtypes
@@ -80,12 +80,12 @@ _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 
 
 def count_text(count: float) -> str:
-    """Writes a whole number with separators: ``1,234,567``."""
+    """Formats a whole number with separators: ``1,234,567``."""
     return f"{count:,.0f}"
 
 
 def size_text(size: int) -> str:
-    """Writes a number of bytes.
+    """Formats a number of bytes.
 
     Example:
       >>> from moduli_debug._summary.text import size_text
@@ -96,7 +96,7 @@ def size_text(size: int) -> str:
 
 
 def number_text(number: float) -> str:
-    """Writes a number of operations in four characters or so.
+    """Formats a number of operations in four characters or so.
 
     Example:
       >>> from moduli_debug._summary.text import number_text

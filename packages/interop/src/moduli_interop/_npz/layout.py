@@ -71,7 +71,7 @@ def version_of(head: bytes) -> int | None:
 
 
 def is_beginning(data: bytes) -> bool:
-    """Says whether a few bytes may be the beginning of a checkpoint that was cut off there."""
+    """Returns whether a few bytes may be the beginning of a checkpoint that was cut off there."""
     signature = SIGNATURE.encode() + format_line(VERSION)
     start = data[:4] == b"PK\x03\x04"[: len(data)] and bool(data)
     return start and len(data) < 100 and signature.startswith(data[_LOCAL_HEADER:])
