@@ -781,3 +781,18 @@ def test_writing_a_module_that_was_not_passed_to_a_shard_map_is_refused():
         nnx.shard_map(store, mesh=MESH, in_specs=P(), out_specs=P())(jnp.ones(4))
     assert f"test_sharding.py:{made('bias')}" in str(caught.value)
     assert "moduli.shard_map of test_writing_a_module" in str(caught.value)
+
+
+def test_calls_that_differ_in_the_containers_of_arrays_have_programs_of_their_own():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("i",))
+    spec = jax.sharding.PartitionSpec("i")
+
+    def weighted(values):
+        return 2 * values.get("a", 0) + 3 * values.get("b", 0)
+
+    for run, x in (
+        (nnx.pmap(weighted), jnp.ones((2, 1))),
+        (nnx.shard_map(weighted, mesh=mesh, in_specs=spec, out_specs=spec), jnp.ones(2)),
+    ):
+        assert (run({"a": x}) == 2).all()
+        assert (run({"b": x}) == 3).all()
