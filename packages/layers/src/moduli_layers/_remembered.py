@@ -62,7 +62,7 @@ _remembered = {
 _CONSTANT = {initializers.zeros: 0, initializers.ones: 1}
 
 
-def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Calls an initializer; default ones are traced once for each shape.
 
     A user's own initializer is called as it is: it may be a new function for every layer, and
@@ -98,7 +98,7 @@ def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeL
         raise _refused(
             init, f"which returned an array of shape {tuple(value.shape)} when asked for {shape}"
         )
-    return made
+    return made  # type: ignore[return-value]  # or with metadata, which Variables take apart
 
 
 def _called(init: Any, key: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
