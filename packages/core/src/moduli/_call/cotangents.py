@@ -21,8 +21,9 @@ from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.graphdef import root_and_path
 from moduli._graph.state import State, from_flat_state
-from moduli._variable.box import _EMPTY, Variable
+from moduli._variable.box import Variable
 from moduli._variable.filters import Filter, to_predicate
+from moduli._variable.metadata import EMPTY
 
 __all__ = ["Cotangents"]
 
@@ -156,7 +157,7 @@ class Cotangents:
             if owner is None:
                 yield path, None, None, output
             else:
-                metadata = graphdef.metadatas.get(owner, _EMPTY)
+                metadata = graphdef.metadatas.get(owner, EMPTY)
                 yield path, graphdef.objects[owner][1], metadata, output
 
     def match(self, result: Sequence[Any]) -> list[Any]:

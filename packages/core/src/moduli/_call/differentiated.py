@@ -21,8 +21,9 @@ from moduli._call.signature import Leaf, Signature
 from moduli._graph.cache import flat_of
 from moduli._graph.flatten import Flat, Slot
 from moduli._graph.state import from_flat_state
-from moduli._variable.box import Param, Variable
+from moduli._variable.box import Variable
 from moduli._variable.filters import Filter, to_predicate
+from moduli._variable.kinds import Param
 
 __all__ = ["DiffState", "DifferentiatedCall"]
 

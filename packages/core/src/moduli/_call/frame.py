@@ -27,7 +27,8 @@ from moduli._graph.flatten import Slot, flatten_roots, watch_containers
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef, root_and_path
 from moduli._graph.unflatten import build, decode
 from moduli._recording.recording import Recording
-from moduli._variable.box import _EMPTY, Variable
+from moduli._variable.box import Variable
+from moduli._variable.metadata import EMPTY
 
 __all__ = ["Frame", "New"]
 
@@ -206,7 +207,7 @@ class Frame:
                 if isinstance(item, Node):
                     if item._moduli.version:
                         return False
-                elif item._metadata is not graphdef.metadatas.get(index, _EMPTY):
+                elif item._metadata is not graphdef.metadatas.get(index, EMPTY):
                     return False
         return True
 
@@ -320,7 +321,7 @@ class Frame:
                 if isinstance(item, Node):
                     changed = item._moduli.version or any(code[0] >= LEAF for _, code in entry[2])
                 else:
-                    changed = item._metadata is not graphdef.metadatas.get(index, _EMPTY)
+                    changed = item._metadata is not graphdef.metadatas.get(index, EMPTY)
                 if changed:
                     path = graphdef.object_paths[index]
                     found.append((item, *root_and_path(self._graphdefs, number, path)))

@@ -28,7 +28,8 @@ from moduli._graph.flatten import Slot
 from moduli._graph.graphdef import root_and_path
 from moduli._graph.state import State
 from moduli._rngs.streams import Rngs, RngStream
-from moduli._variable.box import Intermediate, RngState, Variable
+from moduli._variable.box import Variable
+from moduli._variable.kinds import Intermediate, RngState
 
 __all__ = ["LabelledCall", "Outputs"]
 

@@ -17,7 +17,7 @@ from moduli._call.running import running
 from moduli._call.split_streams import SPLIT
 from moduli._call.writeback import ChangedEffects
 from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
-from moduli._variable.box import Intermediate, RngState
+from moduli._variable.kinds import Intermediate, RngState
 
 __all__ = ["LoopBody"]
 

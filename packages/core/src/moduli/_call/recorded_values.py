@@ -12,7 +12,8 @@ from typing import Any
 
 from moduli._module.pytree import Pytree
 from moduli._recording.recording import Crossings, Entry, Place
-from moduli._variable.box import Intermediate, Variable
+from moduli._variable.box import Variable
+from moduli._variable.kinds import Intermediate
 
 __all__ = ["Given", "Recorded", "RecordedValues", "carries_records", "name_of_records"]
 

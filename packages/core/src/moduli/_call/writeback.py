@@ -17,7 +17,8 @@ from moduli._graph.flatten import Flat, Slot
 from moduli._graph.graphdef import HELD, LEAF, NODE, TREE, VARIABLE, GraphDef
 from moduli._graph.opened import pour
 from moduli._graph.unflatten import build, decode, refill
-from moduli._variable.box import _EMPTY, Variable
+from moduli._variable.box import Variable
+from moduli._variable.metadata import EMPTY
 
 __all__ = ["ChangedEffects", "Effects", "Packed", "only_written"]
 
@@ -175,8 +176,8 @@ class ChangedEffects:
             if entry[0] == VARIABLE:
                 if self.sources[entry[3]] != self._leaf_before(origin):
                     _write_value(target, new_values[entry[3]])
-                before = self.before[origin[0]].metadatas.get(origin[1], _EMPTY)
-                metadata = self.graphdef.metadatas.get(index, _EMPTY)
+                before = self.before[origin[0]].metadatas.get(origin[1], EMPTY)
+                metadata = self.graphdef.metadatas.get(index, EMPTY)
                 if metadata is not before and entry[2] != self._entry_before(origin)[2]:
                     target._set_all_metadata(metadata)
             elif self.changed[index]:

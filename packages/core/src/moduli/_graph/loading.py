@@ -17,7 +17,8 @@ import numpy as np
 
 from moduli import errors
 from moduli._graph.data import is_array
-from moduli._variable.box import Cache, Intermediate, Perturbation, RngState, Variable
+from moduli._variable.box import Variable
+from moduli._variable.kinds import Cache, Intermediate, Perturbation, RngState
 
 __all__ = ["fitted", "int_keys", "placed"]
 

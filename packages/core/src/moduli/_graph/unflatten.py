@@ -10,7 +10,7 @@ from moduli._base.compat import trace_state
 from moduli._base.static_keys import static_value
 from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.opened import pour
-from moduli._variable.box import _EMPTY
+from moduli._variable.metadata import EMPTY
 
 __all__ = ["build", "decode", "fill", "refill"]
 
@@ -36,7 +36,7 @@ def build(
         if existing is not None and index in existing:
             objects.append(existing[index])
         elif entry[0] == VARIABLE:
-            metadata = metadatas.get(index, _EMPTY)
+            metadata = metadatas.get(index, EMPTY)
             objects.append(entry[1]._make(values[entry[3]], metadata, trace))
         else:
             objects.append(entry[1]._make_empty(trace))

@@ -12,8 +12,9 @@ from moduli._base.foreign_trace import check_mutable
 from moduli._graph.split import clone
 from moduli._graph.walk import iter_nodes, node_children
 from moduli._module.pytree import Pytree, wrap_call, wrap_methods
-from moduli._variable.box import Perturbation, Variable
+from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
+from moduli._variable.kinds import Perturbation
 from moduli._variable.names import variable_type_from_name
 
 if TYPE_CHECKING:

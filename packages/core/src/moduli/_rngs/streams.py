@@ -19,8 +19,9 @@ from moduli import errors
 from moduli._base.compat import is_key_array
 from moduli._module.pytree import Pytree
 from moduli._rngs.draws import FLAT, flat_draw
-from moduli._variable.box import RngCount, RngKey, Variable
+from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
+from moduli._variable.kinds import RngCount, RngKey
 
 if TYPE_CHECKING:
     from moduli._rngs.draw_types import Draws

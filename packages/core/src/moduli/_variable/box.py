@@ -9,8 +9,8 @@ cheap and never changes the structure of the graph; writing metadata does.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import EllipsisType, MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, overload
 
 import jax
@@ -25,9 +25,11 @@ from moduli._base.epoch import EPOCH
 from moduli._base.locate import describe_owner, locate
 from moduli._base.lost_writes import Borrowed, mark_seen
 from moduli._base.source_lines import Site, describe_site, find_site
-from moduli._base.static_keys import metadata_key
 from moduli._base.type_variables import A
-from moduli._variable.metadata import VariableMetadata
+from moduli._variable.jax_pytree import register
+from moduli._variable.metadata import EMPTY, VariableMetadata
+from moduli._variable.operators import add_operators
+from moduli._variable.packed_keys import pack_keys, unpack_keys
 
 if TYPE_CHECKING:
     from typing import Self
@@ -36,36 +38,9 @@ if TYPE_CHECKING:
 else:
     Operators = Generic
 
-__all__ = [
-    "BatchStat",
-    "Cache",
-    "Intermediate",
-    "Param",
-    "Perturbation",
-    "RngCount",
-    "RngKey",
-    "RngState",
-    "Variable",
-]
+__all__ = ["Variable"]
 
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
-_BINARY = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-    "divmod",
-)
 _SLOTS = ("_value", "_metadata", "_trace", "_made")
 
 
@@ -105,7 +80,7 @@ class Variable(Operators[A]):
         super().__init_subclass__(**kwargs)
         cls._own_get_value = cls.get_value is not Variable.get_value
         cls._own_property = cls.value is not Variable.value
-        _register(cls)
+        register(cls)
 
     def __init__(self, value: A | VariableMetadata[A], **metadata: Any):
         if isinstance(value, VariableMetadata):
@@ -119,7 +94,7 @@ class Variable(Operators[A]):
         write = object.__setattr__
         write(self, "_trace", trace_state())
         write(self, "_made", find_site())
-        write(self, "_metadata", metadata or _EMPTY)
+        write(self, "_metadata", metadata or EMPTY)
         write(self, "_value", value)
         name = "on_create_value"  # as _hook does it, without the call
         create = metadata[name] if name in metadata else getattr(type(self), name, None)
@@ -362,7 +337,7 @@ class Variable(Operators[A]):
 
     def _hook(self, name: str) -> Any:
         metadata = self._metadata
-        if metadata is not _EMPTY and name in metadata:
+        if metadata is not EMPTY and name in metadata:
             return metadata[name]
         return getattr(type(self), name, None)
 
@@ -496,12 +471,12 @@ class Variable(Operators[A]):
         return id(self) >> 4
 
     def __getstate__(self) -> tuple[Any, dict[str, Any]]:
-        return _pack_keys(self._value), dict(self._metadata)
+        return pack_keys(self._value), dict(self._metadata)
 
     def __setstate__(self, state: tuple[Any, dict[str, Any]]) -> None:
         value, metadata = state
-        object.__setattr__(self, "_value", _unpack_keys(value))
-        object.__setattr__(self, "_metadata", metadata or _EMPTY)
+        object.__setattr__(self, "_value", unpack_keys(value))
+        object.__setattr__(self, "_metadata", metadata or EMPTY)
         object.__setattr__(self, "_trace", trace_state())
         object.__setattr__(self, "_made", None)
 
@@ -527,6 +502,10 @@ class Variable(Operators[A]):
 
 def _is_indexable(value: Any) -> bool:
     return isinstance(value, (jax.Array, np.ndarray))
+
+
+def _value_of(other: Any) -> Any:
+    return other.value if isinstance(other, Variable) else other
 
 
 def _plain_index(index: Any) -> Any:
@@ -559,188 +538,6 @@ def _run_hooks(hooks: Any, variable: Variable[Any], value: Any) -> Any:
     return value
 
 
-class _PackedKey:
-    """Typed PRNG keys as plain data: numpy cannot pickle their dtype."""
+add_operators(Variable, _value_of)
 
-    __slots__ = ("data", "impl")
-
-    def __init__(self, data: np.ndarray, impl: str):
-        self.data, self.impl = data, impl
-
-
-def _pack_keys(value: Any) -> Any:
-    def pack(leaf: Any) -> Any:
-        if not is_key_array(leaf):
-            return leaf
-        return _PackedKey(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
-
-    return jax.tree.map(pack, value)
-
-
-def _unpack_keys(value: Any) -> Any:
-    def unpack(leaf: Any) -> Any:
-        if not isinstance(leaf, _PackedKey):
-            return leaf
-        return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=leaf.impl)
-
-    return jax.tree.map(unpack, value)
-
-
-def _value_of(other: Any) -> Any:
-    return other.value if isinstance(other, Variable) else other
-
-
-def _add_operators() -> None:
-    """Arithmetic acts on the value and gives an array; augmented assignment writes the box."""
-    for name in _BINARY:
-        function: Callable[..., Any] = (
-            divmod if name == "divmod" else getattr(operator, f"__{name}__")
-        )
-
-        def forward(self: Any, other: Any, function: Callable[..., Any] = function) -> Any:
-            return function(self.value, _value_of(other))
-
-        def reflected(self: Any, other: Any, function: Callable[..., Any] = function) -> Any:
-            return function(_value_of(other), self.value)
-
-        def inplace(self: Any, other: Any, function: Callable[..., Any] = function) -> Any:
-            self.set_value(function(self.value, _value_of(other)))
-            return self
-
-        _set_method(f"__{name}__", forward)
-        _set_method(f"__r{name}__", reflected)
-        if name != "divmod":
-            _set_method(f"__i{name}__", inplace)
-    for name in ["eq", "ne", "lt", "le", "gt", "ge"]:
-        compare = getattr(operator, name)
-
-        def comparison(self: Any, other: Any, compare: Callable[..., Any] = compare) -> Any:
-            return compare(self.value, _value_of(other))
-
-        _set_method(f"__{name}__", comparison)
-    for name in ["neg", "pos", "abs", "invert"]:
-        unary = getattr(operator, f"__{name}__")
-
-        def apply(self: Any, unary: Callable[..., Any] = unary) -> Any:
-            return unary(self.value)
-
-        _set_method(f"__{name}__", apply)
-
-    def rounded(self: Any, ndigits: Any = None) -> Any:
-        return round(self.value) if ndigits is None else round(self.value, ndigits)
-
-    _set_method("__round__", rounded)
-
-
-def _set_method(name: str, function: Callable[..., Any]) -> None:
-    function.__name__ = name
-    function.__qualname__ = f"Variable.{name}"
-    setattr(Variable, name, function)
-
-
-_add_operators()
-
-
-class _Aux(tuple[Any, ...]):
-    """What a Variable is besides its value, when JAX takes it as a pytree.
-
-    A tuple of the class and of what is compared of the metadata: JAX hashes and compares one for
-    each Variable of a State in every call of a jitted function, and tuples do that in C. The
-    attributes are no part of it.
-
-    Attributes:
-      cls: the class.
-      metadata: the metadata.
-      made: where the Variable was made; for messages alone.
-    """
-
-    cls: type[Variable[Any]]
-    metadata: Mapping[str, Any]
-    made: Site | None
-
-    def __new__(
-        cls, kind: type[Variable[Any]], metadata: Mapping[str, Any], made: Site | None
-    ) -> _Aux:
-        key = metadata_key(dict(sorted(metadata.items()))) if metadata else ()
-        self = tuple.__new__(cls, (kind, key))
-        self.cls, self.metadata, self.made = kind, metadata, made
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Aux, (self.cls, self.metadata, None)
-
-    def __repr__(self) -> str:
-        return f"{self.cls.__name__}({', '.join(f'{k}={v!r}' for k, v in self.metadata.items())})"
-
-
-_VALUE_KEY = jax.tree_util.GetAttrKey("value")
-
-
-def _register(cls: type[Variable[Any]]) -> None:
-    def aux_of(variable: Variable[Any]) -> _Aux:
-        if ACTIVE or variable._trace.__class__ is Borrowed:
-            mark_seen(variable)
-        return _Aux(cls, variable._metadata or _EMPTY, variable._made)
-
-    def flatten(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:
-        return (variable._value,), aux_of(variable)
-
-    def flatten_with_keys(variable: Variable[Any]) -> tuple[tuple[Any, ...], _Aux]:
-        return ((_VALUE_KEY, variable._value),), aux_of(variable)
-
-    def unflatten(aux: _Aux, children: Iterable[Any]) -> Variable[Any]:
-        (value,) = children
-        return cls._make(value, aux.metadata, trace_state(), aux.made)
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-
-
-_register(Variable)
-
-
-class Param(Variable[A]):
-    """A parameter that training changes: kernels, biases, scales."""
-
-    __slots__ = ()
-
-
-class BatchStat(Variable[A]):
-    """A running statistic of the batches seen, such as BatchNorm's mean and variance."""
-
-    __slots__ = ()
-
-
-class Cache(Variable[A]):
-    """A value kept from step to step, such as attention's keys and values when decoding."""
-
-    __slots__ = ()
-
-
-class Intermediate(Variable[A]):
-    """A value inside the model, stored by ``Module.sow`` for looking at it later."""
-
-    __slots__ = ()
-
-
-class Perturbation(Intermediate[A]):
-    """Zeros added by ``Module.perturb``, whose gradient is that of the value they are added to."""
-
-    __slots__ = ()
-
-
-class RngState(Variable[A]):
-    """State of a random stream; base of :class:`RngKey` and :class:`RngCount`."""
-
-    __slots__ = ()
-
-
-class RngKey(RngState[A]):
-    """The key from which a random stream derives its keys."""
-
-    __slots__ = ()
-
-
-class RngCount(RngState[A]):
-    """How many keys a random stream has given (uint32)."""
-
-    __slots__ = ()
+register(Variable)

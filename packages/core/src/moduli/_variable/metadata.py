@@ -1,4 +1,4 @@
-"""A value on its way into a Variable, with the metadata that the Variable gets."""
+"""Metadata of Variables, and a value on its way into one with metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, Generic
 
 from moduli._base.type_variables import A
 
-__all__ = ["VariableMetadata"]
+__all__ = ["EMPTY", "VariableMetadata"]
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+"""The metadata of a Variable that has none: one object, so that identity tells."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import re
 from typing import Any
 
 from moduli import errors
-from moduli._variable.box import (
+from moduli._variable.box import Variable
+from moduli._variable.kinds import (
     BatchStat,
     Cache,
     Intermediate,
@@ -21,7 +22,6 @@ from moduli._variable.box import (
     RngCount,
     RngKey,
     RngState,
-    Variable,
 )
 
 __all__ = ["register_variable_name", "variable_name_from_type", "variable_type_from_name"]

@@ -9,7 +9,8 @@ import numpy as np
 
 from moduli._module.containers import Dict, List
 from moduli._module.module import Module
-from moduli._variable.box import BatchStat, Cache, Param, Variable
+from moduli._variable.box import Variable
+from moduli._variable.kinds import BatchStat, Cache, Param
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
