@@ -11,7 +11,8 @@ from moduli import _plugins, errors
 from moduli._base.foreign_trace import check_mutable
 from moduli._graph.split import clone
 from moduli._graph.walk import iter_nodes, node_children
-from moduli._module.pytree import Pytree, wrap_call, wrap_methods
+from moduli._module.class_definition import wrap_call, wrap_methods
+from moduli._module.pytree import Pytree
 from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
 from moduli._variable.kinds import Perturbation
