@@ -20,7 +20,7 @@ from moduli._base.node import Node
 from moduli._call.recorded_values import RecordedValues, name_of_records
 from moduli._graph.cache import flats_of
 from moduli._graph.data import is_graph_leaf
-from moduli._graph.flatten import Flat
+from moduli._graph.flat import Flat
 from moduli._recording.recording import RecordingKey, recordings
 from moduli._variable.box import Variable
 

@@ -19,7 +19,8 @@ from moduli._call.naming import Names, named
 from moduli._call.places import Places
 from moduli._call.signature import Leaf, Signature
 from moduli._graph.cache import flat_of
-from moduli._graph.flatten import Flat, Slot
+from moduli._graph.flat import Flat
+from moduli._graph.holders import Slot
 from moduli._graph.state import from_flat_state
 from moduli._variable.box import Variable
 from moduli._variable.filters import Filter, to_predicate

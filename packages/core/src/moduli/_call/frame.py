@@ -23,8 +23,9 @@ from moduli._call.running import running
 from moduli._call.signature import Leaf, Signature
 from moduli._call.writeback import ChangedEffects, Effects
 from moduli._graph.data import is_graph_leaf
-from moduli._graph.flatten import Slot, flatten_roots, watch_containers
+from moduli._graph.flatten import flatten_roots, watch_containers
 from moduli._graph.graphdef import LEAF, NODE, TREE, GraphDef, root_and_path
+from moduli._graph.holders import Slot
 from moduli._graph.unflatten import build, decode
 from moduli._recording.recording import Recording
 from moduli._variable.box import Variable

@@ -24,8 +24,8 @@ from moduli._call.prefixes import FilterPrefix, label_finder, labels_in, spread
 from moduli._call.recorded_values import Given, Recorded, carries_records
 from moduli._call.signature import Leaf, Signature
 from moduli._graph.data import is_graph_leaf, plain_key
-from moduli._graph.flatten import Slot
 from moduli._graph.graphdef import root_and_path
+from moduli._graph.holders import Slot
 from moduli._graph.state import State
 from moduli._rngs.streams import Rngs, RngStream
 from moduli._variable.box import Variable

@@ -7,7 +7,8 @@ from typing import Any
 
 from moduli._call.signature import Leaf
 from moduli._graph.cache import flat_of
-from moduli._graph.flatten import Flat, identity
+from moduli._graph.flat import Flat
+from moduli._graph.holders import identity
 
 __all__ = ["Places"]
 

@@ -16,7 +16,7 @@ from moduli import errors
 from moduli._base.node import Node
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf, plain_key
-from moduli._graph.flatten import Slot
+from moduli._graph.holders import Slot
 from moduli._graph.state import State, _flat_items, from_flat_state
 from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate

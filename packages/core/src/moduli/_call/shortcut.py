@@ -15,7 +15,7 @@ from typing import Any
 from moduli._base.closed_over import ACTIVE
 from moduli._base.epoch import EPOCH
 from moduli._call.bind import Binding, is_plain, plain_types
-from moduli._graph.flatten import Flat
+from moduli._graph.flat import Flat
 from moduli._plugins import active, plugin_block
 from moduli._recording.recording import recordings
 

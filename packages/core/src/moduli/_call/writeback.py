@@ -13,8 +13,9 @@ import jax
 from moduli._base.compat import is_eager, trace_state
 from moduli._base.foreign_trace import check_mutable
 from moduli._base.static_keys import has_key
-from moduli._graph.flatten import Flat, Slot
+from moduli._graph.flat import Flat
 from moduli._graph.graphdef import HELD, LEAF, NODE, TREE, VARIABLE, GraphDef
+from moduli._graph.holders import Slot
 from moduli._graph.opened import pour
 from moduli._graph.unflatten import build, decode, refill
 from moduli._variable.box import Variable

@@ -14,8 +14,10 @@ from typing import Any
 
 from moduli._base.node import Node
 from moduli._base.static_keys import metadata_key
-from moduli._graph.flatten import Flat, flatten_roots, identity
+from moduli._graph.flat import Flat
+from moduli._graph.flatten import flatten_roots
 from moduli._graph.graphdef import GraphDef
+from moduli._graph.holders import identity
 from moduli._variable.box import Variable
 
 __all__ = ["Joint", "flat_of", "flats_of"]

@@ -16,8 +16,10 @@ from moduli._base.lost_writes import mark_seen
 from moduli._base.node import Node
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf, iter_pytree, part_of
-from moduli._graph.flatten import Fixed, Flat, flatten_roots, flatten_tree
+from moduli._graph.flat import Flat
+from moduli._graph.flatten import flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
+from moduli._graph.holders import Fixed
 from moduli._graph.loading import fitted, int_keys, placed
 from moduli._graph.state import (
     FlatState,
