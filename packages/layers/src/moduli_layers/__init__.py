@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from moduli_layers._adaptive_pooling import adaptive_min_pool as adaptive_min_pool
     from moduli_layers._attention import MultiHeadAttention as MultiHeadAttention
     from moduli_layers._batch_norm import BatchNorm as BatchNorm
+    from moduli_layers._cells.base import RNNCellBase as RNNCellBase
+    from moduli_layers._cells.gru import GRUCell as GRUCell
+    from moduli_layers._cells.lstm import LSTMCell as LSTMCell
+    from moduli_layers._cells.lstm import OptimizedLSTMCell as OptimizedLSTMCell
+    from moduli_layers._cells.simple import SimpleCell as SimpleCell
     from moduli_layers._conv import Conv as Conv
     from moduli_layers._conv_transpose import ConvTranspose as ConvTranspose
     from moduli_layers._dot_product_attention import dot_product_attention as dot_product_attention
@@ -80,11 +85,6 @@ if TYPE_CHECKING:
     from moduli_layers._recurrent import RNN as RNN
     from moduli_layers._recurrent import Bidirectional as Bidirectional
     from moduli_layers._recurrent import flip_sequences as flip_sequences
-    from moduli_layers._recurrent_cells import GRUCell as GRUCell
-    from moduli_layers._recurrent_cells import LSTMCell as LSTMCell
-    from moduli_layers._recurrent_cells import OptimizedLSTMCell as OptimizedLSTMCell
-    from moduli_layers._recurrent_cells import RNNCellBase as RNNCellBase
-    from moduli_layers._recurrent_cells import SimpleCell as SimpleCell
     from moduli_layers._rotary import RoPE as RoPE
     from moduli_layers._rotary import rotary_embedding as rotary_embedding
     from moduli_layers._sequential import Sequential as Sequential
@@ -129,6 +129,10 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_adaptive_pooling": ["adaptive_avg_pool", "adaptive_max_pool", "adaptive_min_pool"],
             "_attention": ["MultiHeadAttention"],
             "_batch_norm": ["BatchNorm"],
+            "_cells.base": ["RNNCellBase"],
+            "_cells.gru": ["GRUCell"],
+            "_cells.lstm": ["LSTMCell", "OptimizedLSTMCell"],
+            "_cells.simple": ["SimpleCell"],
             "_conv": ["Conv"],
             "_conv_transpose": ["ConvTranspose"],
             "_dot_product_attention": [
@@ -157,13 +161,6 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_pooling": ["avg_pool", "max_pool", "min_pool", "pool"],
             "_prelu": ["PReLU"],
             "_recurrent": ["RNN", "Bidirectional", "flip_sequences"],
-            "_recurrent_cells": [
-                "GRUCell",
-                "LSTMCell",
-                "OptimizedLSTMCell",
-                "RNNCellBase",
-                "SimpleCell",
-            ],
             "_rotary": ["RoPE", "rotary_embedding"],
             "_sequential": ["Sequential"],
             "_stack": ["Stack"],
