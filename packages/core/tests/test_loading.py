@@ -306,3 +306,40 @@ def test_a_write_into_a_merged_module_says_copy():
         with pytest.raises(errors.TraceError, match="copy=True"):
             transform(lambda params: nnx.merge(graphdef, params, rest)())(params)
         transform(lambda params: nnx.merge(graphdef, params, rest, copy=True)())(params)
+
+
+# -- merge, where a class says which attributes give its shapes ----------------------------------
+
+
+class Sized(nnx.Module):
+    __value_shapes__ = {"kernel": ("size_in", "sizes_out"), "bias": ("sizes_out",)}
+
+    def __init__(self, size_in, *sizes_out, inner=None):
+        self.size_in, self.sizes_out, self.inner = size_in, sizes_out, inner
+        self.kernel = nnx.Param(jnp.zeros((size_in, *sizes_out)))
+        self.bias = None if size_in == 1 else nnx.Param(jnp.zeros(sizes_out))
+
+
+def test_merge_refuses_shapes_that_the_modules_sizes_deny():
+    graphdef = nnx.graphdef(Sized(3, 2, 4, inner=[Sized(1, 5)]))
+    state = nnx.state(Sized(3, 2, 7, inner=[Sized(1, 6)]))
+    with pytest.raises(errors.StructureError) as caught:
+        nnx.merge(graphdef, state)
+    text = str(caught.value)
+    for part in ("`kernel` is float32 (3, 2, 7)", "(3, 2, 4)", "`inner[0].kernel`", "resize=True"):
+        assert part in text
+    assert nnx.merge(graphdef, state, resize=True).kernel.shape == (3, 2, 7)
+
+
+def test_merge_takes_mapped_models_their_elements_and_parts_in_a_trace():
+    model = Sized(3, 4)
+    graphdef, state = nnx.split(model)
+    many = jax.tree.map(lambda value: jnp.stack([value] * 5), state)
+    assert nnx.merge(graphdef, many).kernel.shape == (5, 3, 4)
+    assert nnx.merge(graphdef, jax.tree.map(lambda value: value[0], many)).kernel.shape == (3, 4)
+    shapes = jax.eval_shape(lambda: state)
+    assert nnx.merge(graphdef, shapes).kernel.shape == (3, 4)
+    half = jax.tree.map(lambda value: value[..., :2], state)  # one of two devices' part
+    assert jax.jit(lambda s: nnx.merge(graphdef, s).kernel.value)(half).shape == (3, 2)
+    with pytest.raises(errors.StructureError, match="kernel"):
+        nnx.merge(graphdef, half)

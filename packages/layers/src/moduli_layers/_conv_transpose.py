@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,11 @@ class ConvTranspose(Summing):
     """
 
     __module__ = "moduli_layers"
+
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "kernel": ("kernel_shape",),
+        "bias": ("out_features",),
+    }
 
     @checked
     def __init__(

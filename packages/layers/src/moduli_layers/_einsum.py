@@ -6,7 +6,7 @@ import math
 import string
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,11 @@ class Einsum(Summing):
     """
 
     __module__ = "moduli_layers"
+
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "kernel": ("kernel_shape",),
+        "bias": ("bias_shape",),
+    }
 
     @checked
     def __init__(

@@ -61,6 +61,10 @@ class Embed(Summing):
 
     __module__ = "moduli_layers"
 
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "embedding": ("num_embeddings", "features"),
+    }
+
     torch_counterpart: ClassVar[Counterpart] = Counterpart(
         "torch.nn.Embedding",
         {"weight": Tensor("embedding")},

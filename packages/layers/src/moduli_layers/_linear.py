@@ -66,6 +66,11 @@ class Linear(Summing):
 
     __module__ = "moduli_layers"
 
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "kernel": ("in_features", "out_features"),
+        "bias": ("out_features",),
+    }
+
     torch_counterpart: ClassVar[Counterpart | None] = Counterpart(
         "torch.nn.Linear",
         {"weight": Tensor("kernel", "i o -> o i"), "bias": Tensor("bias")},

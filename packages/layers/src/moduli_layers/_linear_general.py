@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,11 @@ class LinearGeneral(Summing):
     """
 
     __module__ = "moduli_layers"
+
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "kernel": ("in_features", "out_features"),
+        "bias": ("out_features",),
+    }
 
     @checked
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,11 @@ class LoRA(Summing):
     """
 
     __module__ = "moduli_layers"
+
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "lora_a": ("in_features", "lora_rank"),
+        "lora_b": ("lora_rank", "out_features"),
+    }
 
     @checked
     def __init__(

@@ -46,6 +46,10 @@ class Norm(moduli.Module):
 
     __module__ = "moduli_layers"
 
+    __value_shapes__: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("scale", "bias", "mean", "var"), ("num_features",)
+    )
+
     is_norm: ClassVar[bool] = True
 
     def _build(

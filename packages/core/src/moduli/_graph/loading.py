@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli import errors
+from moduli._base.compat import is_eager
 from moduli._graph.data import is_array
+from moduli._graph.graphdef import NODE, OBJECT, STATIC, VARIABLE, GraphDef
 from moduli._variable.box import Variable
 from moduli._variable.kinds import Cache, Intermediate, Perturbation, RngState
 
-__all__ = ["fitted", "int_keys", "placed"]
+__all__ = ["check_declared", "fitted", "int_keys", "placed"]
 
 Path = tuple[Any, ...]
 _SIZED_BY_THE_RUN = (Cache, Intermediate, Perturbation, RngState)
@@ -182,6 +184,60 @@ def fitted(items: Sequence[tuple[Path, Any, Any]], caller: str, *, resize: bool)
             stacklevel=3,
         )
     return new_values
+
+
+def check_declared(graphdef: GraphDef, values: Sequence[Any], caller: str) -> None:
+    """Raises if a value has another shape than its module's static attributes say.
+
+    A class says so itself: ``__value_shapes__ = {"kernel": ("in_features", "out_features")}`` names
+    the attributes (ints, or tuples of ints) that make up the shape. More leading axes are those of
+    mapped models. Inside a trace nothing is checked: there a value may be one device's part.
+
+    Args:
+      graphdef: the structure.
+      values: a value (or Variable) for each leaf.
+      caller: the function, for messages.
+
+    Raises:
+      StructureError: with the paths and both shapes.
+    """
+    if not is_eager():
+        return
+    wrong = []
+    for index, entry in enumerate(graphdef.objects):
+        declared = getattr(entry[1], "__value_shapes__", None) if entry[0] == NODE else None
+        if not declared:
+            continue
+        nothing: tuple[Any, Any] = (None, None)
+        items = {key: (kind, value) for key, kind, value in graphdef.templates[index] or ()}
+        for name, attributes in declared.items():
+            kind, number = items.get(name, nothing)
+            wanted = _shape_of([items.get(attribute, nothing) for attribute in attributes])
+            if kind != OBJECT or wanted is None or graphdef.objects[number][0] != VARIABLE:
+                continue
+            value = values[graphdef.objects[number][3]]
+            value = value._value if isinstance(value, Variable) else value
+            shape = getattr(value, "shape", None)
+            if is_array(value) and shape is not None and shape[-len(wanted) :] != wanted:
+                path = errors.format_path((*graphdef.object_paths[index], name))
+                wrong.append(f"`{path}` is {_describe(value)} where its module says {wanted}")
+    if wrong:
+        more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise errors.StructureError(
+            f"{caller}: values do not fit: {'; '.join(wrong[:6])}{more}. Are they of another "
+            f"model? `{caller}(..., resize=True)` takes them nevertheless"
+        )
+
+
+def _shape_of(attributes: Iterable[tuple[Any, Any]]) -> tuple[int, ...] | None:
+    """Joins static attributes to a shape; None if one of them is no size."""
+    shape: list[int] = []
+    for kind, value in attributes:
+        sizes = value if isinstance(value, tuple) else (value,)
+        if kind != STATIC or not all(type(size) is int for size in sizes):
+            return None
+        shape.extend(sizes)
+    return tuple(shape) or None
 
 
 def _leaves(old: Any, new: Any) -> Iterator[tuple[Path, Any, Any]]:

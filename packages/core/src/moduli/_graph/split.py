@@ -20,7 +20,7 @@ from moduli._graph.flat import Flat
 from moduli._graph.flatten import flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
 from moduli._graph.holders import Fixed
-from moduli._graph.loading import fitted, int_keys, placed
+from moduli._graph.loading import check_declared, fitted, int_keys, placed
 from moduli._graph.state import (
     FlatState,
     State,
@@ -178,7 +178,9 @@ def graphdef(node: T, /) -> GraphDef[T]:
     return _flat(node, "graphdef").graphdef
 
 
-def merge(graphdef: GraphDef[T], state: Any, /, *states: Any, copy: bool = False) -> T:
+def merge(
+    graphdef: GraphDef[T], state: Any, /, *states: Any, copy: bool = False, resize: bool = False
+) -> T:
     """Builds a graph from a structure and values.
 
     Args:
@@ -187,12 +189,14 @@ def merge(graphdef: GraphDef[T], state: Any, /, *states: Any, copy: bool = False
       *states: more of them; together they must hold every value once.
       copy: make new Variables. By default the new graph holds the Variables of the States, so
         after ``merge(*split(model))`` both models share them; use :func:`clone` for a copy.
+      resize: take values of other shapes than the static sizes of layers say.
 
     Returns:
       The new root object.
 
     Raises:
-      StructureError: if a value is missing, or one does not belong to the structure.
+      StructureError: if a value is missing, one does not belong to the structure, or one has
+        another shape than its layer's sizes say.
 
     Example:
       >>> import moduli as nnx
@@ -229,6 +233,8 @@ def merge(graphdef: GraphDef[T], state: Any, /, *states: Any, copy: bool = False
             f"merge: the structure has no place for the value at `{errors.format_path(path)}`"
             + _near(path, paths)
         )
+    if not resize:
+        check_declared(graphdef, values, "merge")
     return _build(graphdef, values, copy)
 
 
