@@ -246,7 +246,7 @@ _running: contextvars.ContextVar[_Session | None] = contextvars.ContextVar(
 
 
 class _Profiler:
-    """The plugin; one object, because compiled programs are kept for each plugin object."""
+    """The plugin of one profile: its programs are its own, so what they hold is traced and seen."""
 
     # What other plugins do at a call is not part of the module's time: last before, first after.
 
@@ -282,9 +282,6 @@ class _Profiler:
         session = _running.get()
         if session is not None:
             session.written.extend(_arrays(value))
-
-
-_PLUGIN = _Profiler()
 
 
 @contextlib.contextmanager
@@ -346,9 +343,10 @@ def profile(fn: Callable[..., Any], *, warmup: int = 1) -> Callable[..., tuple[A
         )
 
     def profiled(*args: Any, **kwargs: Any) -> tuple[Any, Profile]:
+        plugin, traced = _Profiler(), dict[Path, None]()
         for _ in range(warmup):
-            _measured(*_copied(fn, args, kwargs))
-        return _measured(fn, args, kwargs)
+            _run(*_copied(fn, args, kwargs), plugin, traced)
+        return _measured(fn, args, kwargs, plugin, traced)
 
     return profiled
 
@@ -364,35 +362,63 @@ def _copied(
     return copy if fn is owner else getattr(copy, fn.__name__), args, kwargs
 
 
-def _measured(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Profile]:
-    """Calls a function once and measures."""
+def _run(
+    fn: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plugin: _Profiler,
+    traced: dict[Path, None],
+) -> tuple[Any, _Session, float]:
+    """Calls a function once; returns its result, what was seen, and the seconds.
+
+    Args:
+      fn: the function.
+      args: its positional arguments.
+      kwargs: its keyword arguments.
+      plugin: of this profile.
+      traced: collects the paths of modules that were traced: a program that is kept from an
+        earlier call does not call them again.
+    """
     session = _Session()
     modules = (value for value in (*args, *kwargs.values()) if isinstance(value, moduli.Module))
     root = owner_of(fn) or next(modules, None)
     session.wait((args, kwargs))
     token = _running.set(session)
     try:
-        with moduli.using(_PLUGIN), plugins.recording(_PLUGIN, root):
+        with moduli.using(plugin), plugins.recording(plugin, root):
             start = session.now()
             result = fn(*args, **kwargs)
             session.wait(result)
             seconds = session.now() - start
     finally:
         _running.reset(token)
+    traced.update(dict.fromkeys(path for path in session.called if path in session.traced))
+    return result, session, seconds
+
+
+def _measured(
+    fn: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plugin: _Profiler,
+    traced: dict[Path, None],
+) -> tuple[Any, Profile]:
+    """Calls a function once and measures."""
+    result, session, seconds = _run(fn, args, kwargs, plugin, traced)
     if not session.rows:
-        raise _nothing_measured(fn, session)
+        raise _nothing_measured(fn, traced)
     rows = tuple(session.rows[path] for path in session.called if path in session.rows)
-    compiled = tuple(path for path in session.called if path in session.traced - {*session.rows})
+    compiled = tuple(path for path in traced if path not in session.rows)
     return result, Profile(rows, seconds, compiled, _device_text(), _memory() is not None)
 
 
-def _nothing_measured(fn: Any, session: _Session) -> errors.ModuliError:
+def _nothing_measured(fn: Any, traced: dict[Path, None]) -> errors.ModuliError:
     name = getattr(fn, "__qualname__", type(fn).__name__)
-    if not session.traced:
+    if not traced:
         return errors.StructureError(
             f"profile: {name} called no module, so there is nothing to measure by module"
         )
-    shown = ", ".join(repr(path_text(path)) for path in list(session.called)[:4])
+    shown = ", ".join(repr(path_text(path)) for path in list(traced)[:4])
     return errors.TraceError(
         f"profile measures eager runs, and every call of a module in {name} ({shown}, ...) was "
         "traced by a transform, such as jit. Profile the model itself, "
