@@ -22,6 +22,7 @@ from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.function import UNBOUND, unbound, wraps
 from moduli._call.naming import code_of
+from moduli._call.seen import hold, is_same
 from moduli._variable.box import Variable
 
 __all__ = [
@@ -186,7 +187,7 @@ class _Weak:
         try:
             return fun(*args, **kwargs)  # type: ignore[misc]
         finally:
-            _table_of(base).seen = [_hold(value) for value in _names_seen(base)]
+            _table_of(base).seen = [hold(value) for value in _names_seen(base)]
 
 
 def base_of(fun: Any) -> Any:
@@ -242,7 +243,7 @@ def shared(fun: Any, key: Any, make: Callable[[], Kept]) -> tuple[Kept, Any]:
     if recipe is None:
         return make(), fun
     table = _table_of(recipe.base)
-    if table.seen is not None and not all(map(_is, table.seen, _names_seen(recipe.base))):
+    if table.seen is not None and not all(map(is_same, table.seen, _names_seen(recipe.base))):
         table.kept.clear()
         table.seen = None
     key = (recipe.key, key)
@@ -265,15 +266,3 @@ def _names_seen(base: Any) -> list[Any]:
     names = base.__globals__
     found.extend([names.get(name) for name in base.__code__.co_names])
     return found
-
-
-def _hold(value: Any) -> Any:
-    """Refers to a value so that it can be known again: weakly where that is possible."""
-    try:
-        return weakref.ref(value)
-    except TypeError:
-        return value
-
-
-def _is(held: Any, value: Any) -> bool:
-    return held is value or (type(held) is weakref.ref and held() is value)

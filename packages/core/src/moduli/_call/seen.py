@@ -18,7 +18,7 @@ from moduli._base.node import Node
 from moduli._graph.cache import flat_of
 from moduli._variable.box import Variable
 
-__all__ = ["Seen", "is_outdated", "python_functions"]
+__all__ = ["Seen", "hold", "is_outdated", "is_same", "python_functions"]
 
 _MOST_FUNCTIONS = 32  # that are looked into
 _UNKNOWN: Any = object()
@@ -39,7 +39,7 @@ class Seen:
             for function in _reached(functions)
         ]
         found = self._now()
-        self._values = list(map(_hold, found))
+        self._values = list(map(hold, found))
         self._nodes = [
             (weakref.ref(value), *_flat_of(value))
             for value in found
@@ -49,7 +49,7 @@ class Seen:
     def is_another(self) -> bool:
         """Returns whether a name stands for something else now."""
         now = self._now()
-        return len(now) != len(self._values) or not all(map(_is, self._values, now))
+        return len(now) != len(self._values) or not all(map(is_same, self._values, now))
 
     def changed_modules(self) -> list[Any]:
         """Lists the modules that have other parts, or another structure, than before."""
@@ -130,7 +130,7 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def _hold(value: Any) -> Any:
+def hold(value: Any) -> Any:
     """Refers to a value so that it is known again: weakly where that is possible."""
     try:
         return weakref.ref(value)
@@ -138,7 +138,8 @@ def _hold(value: Any) -> Any:
         return value
 
 
-def _is(held: Any, value: Any) -> bool:
+def is_same(held: Any, value: Any) -> bool:
+    """Returns whether a value is the one that :func:`hold` was given."""
     return held is value or (type(held) is weakref.ref and held() is value)
 
 
