@@ -62,16 +62,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IN_PROGRAMS",
-    "moduli_after_call",
-    "moduli_after_method",
+    "moduli_variable_names",
+    "moduli_module_created",
+    "moduli_mode_attributes",
     "moduli_before_call",
     "moduli_call_context",
-    "moduli_mode_attributes",
-    "moduli_module_created",
-    "moduli_perturb",
-    "moduli_sow",
+    "moduli_after_call",
+    "moduli_after_method",
     "moduli_value_written",
-    "moduli_variable_names",
+    "moduli_sow",
+    "moduli_perturb",
 ]
 
 IN_PROGRAMS = (

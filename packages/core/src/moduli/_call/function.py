@@ -16,9 +16,9 @@ from moduli._base.node import Node
 from moduli._graph.data import is_graph_leaf
 
 __all__ = [
-    "UNBOUND",
     "Function",
     "Static",
+    "UNBOUND",
     "check_callable",
     "function_name",
     "holds_modules",

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from moduli._call.signature import Signature
 
 __all__ = [
-    "Names",
     "code_of",
+    "name_function",
+    "Names",
     "explain",
     "explain_deleted",
-    "name_function",
     "named",
     "naming",
     "parameter_name",
