@@ -125,6 +125,7 @@ print(float(nnx.jit(nnx.grad(lambda m: m.w.value ** 2))(model).w.value))
     [
         ("Linear", "layers"),
         ("initializers", "layers"),
+        ("counterparts", "layers"),
         ("capture", "debug"),
         ("Optimizer", "train"),
         ("save", "interop"),

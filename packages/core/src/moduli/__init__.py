@@ -8,7 +8,6 @@ name that an installed extension package declares: ``nnx.Linear`` from moduli-la
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from moduli import counterparts as counterparts
 from moduli import errors as errors
 from moduli import filterlib as filterlib
 from moduli import plugins as plugins

@@ -7,6 +7,7 @@ from moduli.plugins import lazy_names as _lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from moduli_layers import counterparts as counterparts
     from moduli_layers import errors as errors
     from moduli_layers import initializers as initializers
     from moduli_layers._activations import celu as celu
@@ -168,5 +169,5 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_weight_norms": ["SpectralNorm", "WeightNorm"],
             "initializers": ["Initializer"],
         },
-        submodules=["errors", "initializers"],
+        submodules=["counterparts", "errors", "initializers"],
     )

@@ -13,7 +13,6 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
@@ -27,6 +26,7 @@ from moduli_layers._layer_norm import LayerNorm
 from moduli_layers._linear_general import LinearGeneral
 from moduli_layers._masks import check_window, combine_masks, in_window
 from moduli_layers._remembered import default_kernel_init
+from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["MultiHeadAttention"]

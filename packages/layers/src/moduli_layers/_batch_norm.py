@@ -13,7 +13,6 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Setting, Tensor
 from moduli.errors import ShapeError, StructureError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
@@ -22,6 +21,7 @@ from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import NO_METADATA, Norm
 from moduli_layers._remembered import fill, remembered
 from moduli_layers._statistics import Moments, at_least_float32, moments, normalize
+from moduli_layers.counterparts import Counterpart, Setting, Tensor
 
 __all__ = ["BatchNorm"]
 

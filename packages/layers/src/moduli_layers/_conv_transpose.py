@@ -13,7 +13,6 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
@@ -28,6 +27,7 @@ from moduli_layers._windows import (
     padding_pairs,
     per_dimension,
 )
+from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["ConvTranspose"]

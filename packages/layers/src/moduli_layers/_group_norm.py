@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
+from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["GroupNorm", "InstanceNorm"]

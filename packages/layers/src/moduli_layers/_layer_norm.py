@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Setting, Tensor
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
+from moduli_layers.counterparts import Counterpart, Setting, Tensor
 
 __all__ = ["LayerNorm", "RMSNorm"]
 

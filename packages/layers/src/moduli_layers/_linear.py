@@ -12,7 +12,6 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
@@ -20,6 +19,7 @@ from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._remembered import default_kernel_init, fill
 from moduli_layers._remembered import dot_general as remembered_dot_general
+from moduli_layers.counterparts import Counterpart, Tensor
 
 __all__ = ["Linear"]
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli_layers._arguments import checked
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
+from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import DtypeError
 
 __all__ = ["PReLU"]

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli.errors import RngError, ShapeError
 from moduli_layers._arguments import checked
 from moduli_layers._cells.base import Carry, CheckedCell, RNNCellBase, Streams
@@ -19,6 +18,7 @@ from moduli_layers._cells.gru import GRUCell
 from moduli_layers._cells.lstm import LSTMCell, OptimizedLSTMCell
 from moduli_layers._cells.simple import SimpleCell
 from moduli_layers._checks import shape_text
+from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError, DtypeError
 
 __all__ = ["RNN", "Bidirectional", "flip_sequences"]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from moduli_layers import avg_pool as avg_pool
     from moduli_layers import celu as celu
     from moduli_layers import combine_masks as combine_masks
+    from moduli_layers import counterparts as counterparts
     from moduli_layers import dot_product_attention as dot_product_attention
     from moduli_layers import dot_product_attention_weights as dot_product_attention_weights
     from moduli_layers import dot_product_attention_with_rope as dot_product_attention_with_rope
@@ -157,6 +158,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "avg_pool",
         "celu",
         "combine_masks",
+        "counterparts",
         "dot_product_attention",
         "dot_product_attention_weights",
         "dot_product_attention_with_rope",

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 import moduli
-from moduli.counterparts import Counterpart, Tensor
 from moduli_layers import initializers
 from moduli_layers._activations import tanh
 from moduli_layers._arguments import checked
@@ -25,6 +24,7 @@ from moduli_layers._cells.base import (
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._linear import Linear
 from moduli_layers._remembered import default_kernel_init
+from moduli_layers.counterparts import Counterpart, Tensor
 
 __all__ = ["SimpleCell"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import moduli
-from moduli.counterparts import Counterpart, Setting, Tensor
 from moduli.errors import ShapeError, StructureError
+from moduli_layers.counterparts import Counterpart, Setting, Tensor
 
 
 class Layer(moduli.Module):

@@ -5,7 +5,7 @@ it; a third party's layer that has one is bridged as ours are.
 
 Example:
   >>> import moduli as nnx
-  >>> from moduli.counterparts import Counterpart, Tensor
+  >>> from moduli_layers.counterparts import Counterpart, Tensor
   >>> class Affine(nnx.Module):
   ...     torch_counterpart = Counterpart(
   ...         "torch.nn.Linear",
@@ -170,7 +170,7 @@ class Setting:
       to_ours: the inverse; None if there is none.
 
     Example:
-      >>> from moduli.counterparts import Setting
+      >>> from moduli_layers.counterparts import Setting
       >>> keep = Setting("momentum", lambda ours: 1 - ours, lambda theirs: 1 - theirs)
       >>> round(keep.to_theirs(0.9), 6)
       0.1
@@ -212,7 +212,7 @@ class Counterpart:
 
         Example:
           >>> import numpy as np
-          >>> from moduli.counterparts import Counterpart
+          >>> from moduli_layers.counterparts import Counterpart
           >>> Counterpart("torch.nn.BatchNorm{rank}d", {}).name_for(np.ones((2, 28, 28, 3)))
           'torch.nn.BatchNorm2d'
         """
