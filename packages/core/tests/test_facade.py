@@ -57,7 +57,6 @@ def test_an_unknown_name_gives_a_near_miss():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("compat", "write moduli.jit for nnx.compat.jit"),
         ("set_graph_mode", "moduli has one mode"),
         ("set_graph_updates", "moduli has one mode"),
     ],

@@ -133,6 +133,10 @@ if TYPE_CHECKING:
     from moduli import testing as testing
     from moduli._facade.extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
 else:
+    from moduli._facade.submodules import install as _install
+
+    _install()
+    del _install
 
     def __getattr__(name: str) -> _Any:
         """Finds a name that an installed extension package declares, and remembers it."""

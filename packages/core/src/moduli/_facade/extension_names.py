@@ -112,10 +112,35 @@ if TYPE_CHECKING:
     from moduli_train import Optimizer as Optimizer
     from moduli_train import metrics as metrics
     from moduli_interop import CheckpointError as CheckpointError
+    from moduli_interop._flax.modules import bridge as bridge
+    from moduli_interop._flax.modules import compat as compat
+    from moduli_interop._flax.modules import deprecations as deprecations
+    from moduli_interop._flax.modules import extract as extract
+    from moduli_interop._flax.modules import graph as graph
+    from moduli_interop._flax.modules import graphlib as graphlib
+    from moduli_interop._flax.modules import helpers as helpers
     from moduli_interop import inspect_checkpoint as inspect_checkpoint
     from moduli_interop import load as load
     from moduli_interop import load_state as load_state
+    from moduli_interop._flax.modules import module as module
+    from moduli_interop._flax.modules import nn as nn
+    from moduli_interop._flax.modules import object as object
+    from moduli_interop._flax.modules import optimizer as optimizer
+    from moduli_interop._flax.modules import proxy_caller as proxy_caller
+    from moduli_interop._flax.modules import pytreelib as pytreelib
+    from moduli_interop._flax.modules import reprlib as reprlib
+    from moduli_interop._flax.modules import rnglib as rnglib
     from moduli_interop import save as save
+    from moduli_interop._flax.modules import spmd as spmd
+    from moduli_interop._flax.modules import statelib as statelib
+    from moduli_interop._flax.modules import summary as summary
+    from moduli_interop._flax.modules import tracers as tracers
+    from moduli_interop._flax.modules import training as training
+    from moduli_interop._flax.modules import transforms as transforms
+    from moduli_interop._flax.modules import traversals as traversals
+    from moduli_interop._flax.modules import variablelib as variablelib
+    from moduli_interop._flax.modules import visualization as visualization
+    from moduli_interop._flax.modules import wrappers as wrappers
 
 PROVIDED: dict[str, tuple[str, ...]] = {
     "layers": (
@@ -230,9 +255,34 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     ),
     "interop": (
         "CheckpointError",
+        "bridge",
+        "compat",
+        "deprecations",
+        "extract",
+        "graph",
+        "graphlib",
+        "helpers",
         "inspect_checkpoint",
         "load",
         "load_state",
+        "module",
+        "nn",
+        "object",
+        "optimizer",
+        "proxy_caller",
+        "pytreelib",
+        "reprlib",
+        "rnglib",
         "save",
+        "spmd",
+        "statelib",
+        "summary",
+        "tracers",
+        "training",
+        "transforms",
+        "traversals",
+        "variablelib",
+        "visualization",
+        "wrappers",
     ),
 }

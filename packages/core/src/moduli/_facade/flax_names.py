@@ -21,11 +21,8 @@ _LAYOUT = (
     "pass shardings to `moduli.jit(in_shardings=, out_shardings=)`, `moduli.StateSharding` or "
     "`jax.device_put`"
 )
-_INNER = "it is a module inside flax.nnx; the public names stand in moduli itself"
 
 INSTEAD: dict[str, str] = {
-    "compat": "moduli's transforms behave as those of flax.nnx.compat; write moduli.jit for "
-    "nnx.compat.jit, and so on",
     "set_graph_mode": _ONE_MODE,
     "set_graph_updates": _ONE_MODE,
     "Data": "write `field: T = moduli.data()` in a dataclass, or assign `moduli.data(value)`; "
@@ -41,8 +38,6 @@ INSTEAD: dict[str, str] = {
     "M": "write `M = typing.TypeVar('M', bound=moduli.Module)`",
     "pure": "flax renamed it; write moduli.as_pure",
     "call": "write `model = moduli.merge(graphdef, state)`, call the method, and then "
-    "`moduli.split(model)`",
-    "proxy_caller": "write `model = moduli.merge(graphdef, state)`, call the method, and then "
     "`moduli.split(model)`",
     "split_context": _CONTEXTS,
     "merge_context": _CONTEXTS,
@@ -67,35 +62,4 @@ INSTEAD: dict[str, str] = {
     "EMA": "moduli has none yet; keep a `moduli.clone(model)` and write the averages with "
     "`moduli.update`",
     "TrainState": "pass the model and a `moduli.Optimizer` to `moduli.jit`",
-    "bridge": "moduli wraps no flax.linen modules yet; carry the weights over with "
-    "`moduli.replace_by_pure_dict(state, params)` and `moduli.update`",
-    "wrappers": "moduli wraps no flax.linen modules yet; carry the weights over with "
-    "`moduli.replace_by_pure_dict(state, params)` and `moduli.update`",
-    "traversals": "`moduli.to_flat_state(mapping)` and `moduli.from_flat_state(flat)` flatten and "
-    "nest mappings",
-    "nn": "layers and activations stand in moduli itself, initializers in moduli.initializers",
-    **dict.fromkeys(
-        (
-            "deprecations",
-            "extract",
-            "graph",
-            "graphlib",
-            "helpers",
-            "module",
-            "object",
-            "optimizer",
-            "pytreelib",
-            "reprlib",
-            "rnglib",
-            "spmd",
-            "statelib",
-            "summary",
-            "tracers",
-            "training",
-            "transforms",
-            "variablelib",
-            "visualization",
-        ),
-        _INNER,
-    ),
 }
