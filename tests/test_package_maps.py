@@ -54,6 +54,25 @@ def test_the_names_for_type_checkers_are_those_of_the_package(package: str) -> N
         assert getattr(module, name) is expected
 
 
+def test_the_names_that_core_imports_when_they_are_asked_for() -> None:
+    import moduli
+
+    assert sorted(set(typed("moduli")) - {"hookspecs", "testing", "*"}) == moduli._OWN_NAMES
+    code = (
+        "import sys, moduli\n"
+        "early = [n for n in sys.modules if n.startswith('moduli._transforms.')]\n"
+        "assert not early, early\n"
+        "names = set(moduli._OWN_NAMES)\n"
+        "assert names <= set(dir(moduli)) and not names & set(vars(moduli))\n"
+        "from moduli import *\n"
+        "for name in names - {'PARTITION_NAME'}:\n"
+        "    value = getattr(moduli, name)\n"
+        "    assert value is vars(moduli)[name], name\n"
+        "    assert value.__module__ == 'moduli', (name, value.__module__)\n"
+    )
+    fresh(code)
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_an_untouched_package_lists_its_names_and_loads_them_all_by_a_star(package: str) -> None:
     code = (

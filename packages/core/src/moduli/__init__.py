@@ -13,16 +13,9 @@ from moduli import filterlib as filterlib
 from moduli import plugins as plugins
 from moduli._base.public_names import claim_public_names
 from moduli._base.type_variables import A as A
-from moduli._call.differentiated import DiffState as DiffState
-from moduli._call.partition_names import PARTITION_NAME as PARTITION_NAME
-from moduli._call.prefixes import Carry as Carry
-from moduli._call.prefixes import StateAxes as StateAxes
-from moduli._call.prefixes import StateSharding as StateSharding
-from moduli._call.prefixes import prefix as prefix
 from moduli._graph.data import is_data as is_data
 from moduli._graph.data import register_data_type as register_data_type
 from moduli._graph.graphdef import GraphDef as GraphDef
-from moduli._graph.recursive_map import recursive_map as recursive_map
 from moduli._graph.split import clone as clone
 from moduli._graph.split import flatten as flatten
 from moduli._graph.split import graphdef as graphdef
@@ -45,12 +38,6 @@ from moduli._graph.state import restore_int_paths as restore_int_paths
 from moduli._graph.state import split_state as split_state
 from moduli._graph.state import to_flat_state as to_flat_state
 from moduli._graph.state import to_pure_dict as to_pure_dict
-from moduli._graph.trees import NodeStates as NodeStates
-from moduli._graph.trees import from_tree as from_tree
-from moduli._graph.trees import to_tree as to_tree
-from moduli._graph.walk import find_duplicates as find_duplicates
-from moduli._graph.walk import iter_graph as iter_graph
-from moduli._graph.walk import set_metadata as set_metadata
 from moduli._module.containers import Dict as Dict
 from moduli._module.containers import List as List
 from moduli._module.field_markers import data as data
@@ -67,34 +54,8 @@ from moduli._plugins import Replace as Replace
 from moduli._plugins import hookimpl as hookimpl
 from moduli._plugins import hookspec as hookspec
 from moduli._plugins import using as using
-from moduli._rngs.functions import SplitBackups as SplitBackups
-from moduli._rngs.functions import fork_rngs as fork_rngs
-from moduli._rngs.functions import reseed as reseed
-from moduli._rngs.functions import restore_rngs as restore_rngs
-from moduli._rngs.functions import split_rngs as split_rngs
-from moduli._rngs.functions import with_rngs as with_rngs
 from moduli._rngs.streams import Rngs as Rngs
 from moduli._rngs.streams import RngStream as RngStream
-from moduli._transforms.abstract import eval_shape as eval_shape
-from moduli._transforms.abstract import make_jaxpr as make_jaxpr
-from moduli._transforms.checkify import checkify as checkify
-from moduli._transforms.control import cond as cond
-from moduli._transforms.control import switch as switch
-from moduli._transforms.custom_vjp import custom_vjp as custom_vjp
-from moduli._transforms.grad import grad as grad
-from moduli._transforms.grad import value_and_grad as value_and_grad
-from moduli._transforms.jit import cached_partial as cached_partial
-from moduli._transforms.jit import jit as jit
-from moduli._transforms.jit import jit_partial as jit_partial
-from moduli._transforms.loops import fori_loop as fori_loop
-from moduli._transforms.loops import while_loop as while_loop
-from moduli._transforms.pmap import pmap as pmap
-from moduli._transforms.remat import remat as remat
-from moduli._transforms.scan import scan as scan
-from moduli._transforms.shard_map import shard_map as shard_map
-from moduli._transforms.vjp import jvp as jvp
-from moduli._transforms.vjp import vjp as vjp
-from moduli._transforms.vmap import vmap as vmap
 from moduli._variable.box import Variable as Variable
 from moduli._variable.filters import All as All
 from moduli._variable.filters import Any as Any
@@ -126,20 +87,97 @@ variables = state
 iter_module_children = iter_children
 
 claim_public_names(globals())
-del claim_public_names
 
 if TYPE_CHECKING:
     from moduli import hookspecs as hookspecs
     from moduli import testing as testing
+    from moduli._call.differentiated import DiffState as DiffState
+    from moduli._call.partition_names import PARTITION_NAME as PARTITION_NAME
+    from moduli._call.prefixes import Carry as Carry
+    from moduli._call.prefixes import StateAxes as StateAxes
+    from moduli._call.prefixes import StateSharding as StateSharding
+    from moduli._call.prefixes import prefix as prefix
     from moduli._facade.extension_names import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
+    from moduli._graph.recursive_map import recursive_map as recursive_map
+    from moduli._graph.trees import NodeStates as NodeStates
+    from moduli._graph.trees import from_tree as from_tree
+    from moduli._graph.trees import to_tree as to_tree
+    from moduli._graph.walk import find_duplicates as find_duplicates
+    from moduli._graph.walk import iter_graph as iter_graph
+    from moduli._graph.walk import set_metadata as set_metadata
+    from moduli._rngs.functions import SplitBackups as SplitBackups
+    from moduli._rngs.functions import fork_rngs as fork_rngs
+    from moduli._rngs.functions import reseed as reseed
+    from moduli._rngs.functions import restore_rngs as restore_rngs
+    from moduli._rngs.functions import split_rngs as split_rngs
+    from moduli._rngs.functions import with_rngs as with_rngs
+    from moduli._transforms.abstract import eval_shape as eval_shape
+    from moduli._transforms.abstract import make_jaxpr as make_jaxpr
+    from moduli._transforms.checkify import checkify as checkify
+    from moduli._transforms.control import cond as cond
+    from moduli._transforms.control import switch as switch
+    from moduli._transforms.custom_vjp import custom_vjp as custom_vjp
+    from moduli._transforms.grad import grad as grad
+    from moduli._transforms.grad import value_and_grad as value_and_grad
+    from moduli._transforms.jit import cached_partial as cached_partial
+    from moduli._transforms.jit import jit as jit
+    from moduli._transforms.jit import jit_partial as jit_partial
+    from moduli._transforms.loops import fori_loop as fori_loop
+    from moduli._transforms.loops import while_loop as while_loop
+    from moduli._transforms.pmap import pmap as pmap
+    from moduli._transforms.remat import remat as remat
+    from moduli._transforms.scan import scan as scan
+    from moduli._transforms.shard_map import shard_map as shard_map
+    from moduli._transforms.vjp import jvp as jvp
+    from moduli._transforms.vjp import vjp as vjp
+    from moduli._transforms.vmap import vmap as vmap
 else:
+    from moduli._base.lazy_names import lazy_names as _lazy_names
     from moduli._facade.submodules import install as _install
 
     _install()
     del _install
 
+    # Transforms are half of core's files; a program imports those that it names.
+    _own_name, _, _OWN_NAMES = _lazy_names(
+        "moduli",
+        {
+            "_call.differentiated": ["DiffState"],
+            "_call.partition_names": ["PARTITION_NAME"],
+            "_call.prefixes": ["Carry", "StateAxes", "StateSharding", "prefix"],
+            "_graph.recursive_map": ["recursive_map"],
+            "_graph.trees": ["NodeStates", "from_tree", "to_tree"],
+            "_graph.walk": ["find_duplicates", "iter_graph", "set_metadata"],
+            "_rngs.functions": [
+                "SplitBackups",
+                "fork_rngs",
+                "reseed",
+                "restore_rngs",
+                "split_rngs",
+                "with_rngs",
+            ],
+            "_transforms.abstract": ["eval_shape", "make_jaxpr"],
+            "_transforms.checkify": ["checkify"],
+            "_transforms.control": ["cond", "switch"],
+            "_transforms.custom_vjp": ["custom_vjp"],
+            "_transforms.grad": ["grad", "value_and_grad"],
+            "_transforms.jit": ["cached_partial", "jit", "jit_partial"],
+            "_transforms.loops": ["fori_loop", "while_loop"],
+            "_transforms.pmap": ["pmap"],
+            "_transforms.remat": ["remat"],
+            "_transforms.scan": ["scan"],
+            "_transforms.shard_map": ["shard_map"],
+            "_transforms.vjp": ["jvp", "vjp"],
+            "_transforms.vmap": ["vmap"],
+        },
+    )
+
     def __getattr__(name: str) -> _Any:
-        """Finds a name that an installed extension package declares, and remembers it."""
+        """Finds a transform, or a name that an installed extension package declares; keeps it."""
+        if name in _OWN_NAMES:
+            value = _own_name(name)
+            claim_public_names({"__name__": __name__, name: value})
+            return value
         if name.startswith("_"):
             raise AttributeError(f"module 'moduli' has no attribute {name!r}")
         from moduli._facade.resolve import resolve
@@ -150,4 +188,5 @@ else:
     def __dir__() -> list[str]:
         from moduli._facade.resolve import names
 
-        return sorted({*globals(), *names()} - {"TYPE_CHECKING", "_Any", "_map_graph"})
+        hidden = {"TYPE_CHECKING", "_Any", "_map_graph", "claim_public_names"}
+        return sorted({*globals(), *_OWN_NAMES, *names()} - hidden)
