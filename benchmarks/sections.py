@@ -11,6 +11,7 @@ from benchmarks import (
     cache_stress,
     calls,
     eager,
+    first_use,
     graph_operations,
     layer_calls,
     memory,
@@ -45,6 +46,9 @@ SECTIONS = {
     "building": Section("where building goes", building.measure, building.report),
     "stress": Section("stress of the structure cache", cache_stress.measure, cache_stress.report),
     "eager": Section("transforms without jit", eager.measure, eager.report),
+    "first_use": Section(
+        "imports, and process start to first train step", first_use.measure, first_use.report
+    ),
     "layers": Section("each layer", layer_calls.measure, layer_calls.report),
     "stacking": Section("loop and scanned stack", stacking.measure, stacking.report),
 }

@@ -21,6 +21,7 @@ class Settings:
       layer_batch: first axis of the inputs of single layers; None is a realistic size.
       many_modules: how many modules the model of many modules has.
       many_variables: how many Variables the model of many Variables has.
+      first_models: names of the models of first use (``first_models.MODELS``); all by default.
     """
 
     depths: tuple[int, ...] = (3, 20, 100)
@@ -34,6 +35,7 @@ class Settings:
     layer_batch: int | None = None
     many_modules: int = 1000
     many_variables: int = 5000
+    first_models: tuple[str, ...] = ()
 
     @property
     def some_rounds(self) -> int:
@@ -56,5 +58,6 @@ QUICK = Settings(
     layer_batch=1,
     many_modules=4,
     many_variables=6,
+    first_models=("tiny LSTM",),
 )
 """Tiny sizes, two layers and two rounds: to see that everything runs. Its numbers mean nothing."""

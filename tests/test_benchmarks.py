@@ -72,6 +72,24 @@ def test_eager_computations_agree_with_raw_jax():
                 np.testing.assert_allclose(result, raw, rtol=1e-4, atol=1e-6, err_msg=name + peer)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["tiny ResNet", "tiny GPT", "tiny LSTM"])
+def test_first_models_are_the_same_in_every_library(name):
+    import jax
+    from benchmarks.first_models import TINY_MODELS
+    from benchmarks.libraries import libraries
+
+    case, shapes = TINY_MODELS[name], {}
+    for library, nnx in libraries().items():
+        model = nnx.eval_shape(lambda nnx=nnx: case.build(nnx))
+        x, y = case.batch()
+        out = nnx.eval_shape(lambda model, x: model(x), model, x)
+        assert out.shape[: y.ndim] == y.shape
+        leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+        shapes[library] = sorted(leaf.shape for leaf in leaves), out.shape, out.dtype
+    assert len({str(found) for found in shapes.values()}) == 1, shapes
+
+
 @pytest.mark.parametrize("fault", ["output", "statistics"])
 def test_a_peer_that_does_something_else_is_found(monkeypatch, fault):
     from benchmarks import agreement
@@ -210,6 +228,9 @@ def test_the_report(tmp_path, capsys):
                 assert more in (0, 4)  # nnx's optimizers count their steps as well
     assert all(counts["moduli"] == 0 for counts in found["eager"]["compilations"].values())
     assert set(found["layers"]["times"]) == set(QUICK.layers)
+    (first,) = found["first_use"]["models"].values()
+    for parts in first.values():  # building is a part of the way to the first step
+        assert all(b < s for b, s in zip(parts["built"], parts["stepped"], strict=True))
     for fact in ("jax", "flax", "python", "cores", "device", "width"):
         assert f"{fact} {result['environment'][fact]}" in text
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ from typing import Any as _Any
 from moduli import errors as errors
 from moduli import filterlib as filterlib
 from moduli import plugins as plugins
-from moduli._base.public_names import claim_public_names
+from moduli._base.public_names import claim_public_names as _claim_public_names
 from moduli._base.type_variables import A as A
 from moduli._graph.data import is_data as is_data
 from moduli._graph.data import register_data_type as register_data_type
@@ -86,7 +86,7 @@ map = _map_graph
 variables = state
 iter_module_children = iter_children
 
-claim_public_names(globals())
+_claim_public_names(globals())
 
 if TYPE_CHECKING:
     from moduli import hookspecs as hookspecs
@@ -176,7 +176,7 @@ else:
         """Finds a transform, or a name that an installed extension package declares; keeps it."""
         if name in _OWN_NAMES:
             value = _own_name(name)
-            claim_public_names({"__name__": __name__, name: value})
+            _claim_public_names({"__name__": __name__, name: value})
             return value
         if name.startswith("_"):
             raise AttributeError(f"module 'moduli' has no attribute {name!r}")
@@ -188,5 +188,5 @@ else:
     def __dir__() -> list[str]:
         from moduli._facade.resolve import names
 
-        hidden = {"TYPE_CHECKING", "_Any", "_map_graph", "claim_public_names"}
+        hidden = {"TYPE_CHECKING", "_Any", "_map_graph"}
         return sorted({*globals(), *_OWN_NAMES, *names()} - hidden)
