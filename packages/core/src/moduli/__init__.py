@@ -178,6 +178,9 @@ else:
             value = _own_name(name)
             _claim_public_names({"__name__": __name__, name: value})
             return value
+        if name == "__all__":  # what `from moduli import *` brings: core's own names
+            own = {*globals(), *_OWN_NAMES} - {"TYPE_CHECKING"}
+            return sorted(name for name in own if not name.startswith("_"))
         if name.startswith("_"):
             raise AttributeError(f"module 'moduli' has no attribute {name!r}")
         from moduli._facade.resolve import resolve
