@@ -4,7 +4,8 @@ The door between graphs of modules and JAX, with which every transform is writte
 ``docs/lowlevel.md`` adds one:
 
 - Arguments taken apart: :class:`Function`, :func:`bind` and :class:`Binding`; on top of them
-  :class:`PlainCall`, :class:`LabelledCall` with :class:`Outputs`, :class:`DifferentiatedCall`.
+  :class:`Call`, whose values may have :class:`Labels`, and :class:`Outputs` (`PlainCall` is the
+  name that :class:`Call` had).
 - What programs keep of a call: :class:`Signature`; inside of them the arguments are rebuilt by a
   :class:`Frame`.
 - What a function did to its arguments: :class:`Effects`; a :class:`Packed` carries them out.
@@ -21,18 +22,17 @@ For initializers:
 from moduli._call.bind import Binding as Binding
 from moduli._call.bind import bind as bind
 from moduli._call.bind import is_plain as is_plain
+from moduli._call.call import Call as Call
+from moduli._call.call import Labels as Labels
 from moduli._call.carried import is_array_like as is_array_like
-from moduli._call.differentiated import DifferentiatedCall as DifferentiatedCall
 from moduli._call.frame import Frame as Frame
 from moduli._call.function import Function as Function
 from moduli._call.function import check_callable as check_callable
 from moduli._call.function import holds_modules as holds_modules
 from moduli._call.function import wraps as wraps
-from moduli._call.labelled_call import LabelledCall as LabelledCall
-from moduli._call.labelled_call import Outputs as Outputs
 from moduli._call.naming import named as named
 from moduli._call.naming import naming as naming
-from moduli._call.plain_call import PlainCall as PlainCall
+from moduli._call.outputs import Outputs as Outputs
 from moduli._call.results import arrays_and_aux as arrays_and_aux
 from moduli._call.results import scalar_and_aux as scalar_and_aux
 from moduli._call.signature import Leaf as Leaf
@@ -42,3 +42,5 @@ from moduli._call.writeback import Effects as Effects
 from moduli._call.writeback import Packed as Packed
 from moduli._rngs.draws import flat_draw as flat_draw
 from moduli._rngs.draws import flat_full as flat_full
+
+PlainCall = Call

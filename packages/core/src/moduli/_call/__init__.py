@@ -10,8 +10,8 @@ caller's objects what the function did to their copies. All of that is here, in 
 4. ``writeback`` does to the caller's own objects what the function did to the fresh ones, on every
    call that runs the program, also with other objects of equal structure.
 
-``plain_call``, ``labelled_call`` and ``differentiated`` are these steps for transforms that treat
-all values alike, by labels, or differentiate some. ``moduli.lowlevel`` is the public door.
+``call`` is these steps for all transforms: which values are traced, and how each is labelled, is
+data. ``programs`` keeps pure functions between calls. ``moduli.lowlevel`` is the public door.
 
 - Everything that knows both graphs and JAX's transforms lives here.
 - A file of ``_transforms`` says only how values are labelled.

@@ -11,15 +11,14 @@ import jax.numpy as jnp
 from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.node import Node
+from moduli._call.call import Call
 from moduli._call.change_texts import outline
 from moduli._call.given_values import given_values, value_of, with_values
-from moduli._call.places import Places
-from moduli._call.plain_call import PlainCall
-from moduli._call.signature import Leaf
+from moduli._call.signature import Leaf, Path
 from moduli._call.writeback import ChangedEffects
-from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.graphdef import root_and_path
+from moduli._graph.holders import leaf_of
 from moduli._graph.state import State, from_flat_state
 from moduli._variable.box import Variable
 from moduli._variable.filters import Filter, to_predicate
@@ -31,7 +30,7 @@ __all__ = ["Cotangents"]
 class _Value(NamedTuple):
     """A value below an argument."""
 
-    path: tuple[Any, ...]
+    path: Path
     kind: type[Variable[Any]] | None
     metadata: Any
     leaf: Leaf
@@ -50,40 +49,38 @@ class Cotangents:
         values of its modules that have a cotangent.
     """
 
-    def __init__(self, call: PlainCall, name: str, arguments: Sequence[tuple[int, Any, Filter]]):
+    def __init__(self, call: Call, name: str, arguments: Sequence[tuple[int, Any, Filter]]):
         self._call, self._name = call, name
         self._values: list[list[_Value]] = []  # of each root
         self._leaves: list[dict[Any, Leaf]] = []  # of each root, by every path
         self._selected: list[set[Leaf]] = []
         self._args: list[Any] = []  # (number, itself, treedef, whether each leaf is a module)
-        places = Places(call.binding.flats)
+        roots = iter(range(call.signature.num_roots))
         for number, argument, filter in arguments:
             leaves, treedef = jax.tree.flatten(argument, is_leaf=is_graph_leaf)
             marks = [is_graph_leaf(leaf) for leaf in leaves]
             self._args.append((number, argument, treedef, marks))
             selected = to_predicate(filter)
-            for root in [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]:
-                self._note(root, places.below(root), selected)
+            for _ in range(sum(marks)):
+                self._note(next(roots), selected)
 
-    def _note(self, root: Any, leaves: list[Leaf], selected: Any) -> None:
-        flat = flat_of(root)
-        pairs = list(zip(flat.graphdef.leaf_paths, flat.holders, strict=True))
-        self._values.append(
-            [
-                _Value(path, type(holder), holder._metadata, leaf)
-                if isinstance(holder, Variable)
-                else _Value(path, None, None, leaf)
-                for (path, holder), leaf in zip(pairs, leaves, strict=True)
-            ]
-        )
-        self._leaves.append({p: leaves[i] for p, i in flat.graphdef.path_to_leaf.items()})
-        self._selected.append(
-            {
-                leaf
-                for (path, holder), leaf in zip(pairs, leaves, strict=True)
-                if selected(path, holder if isinstance(holder, Variable) else holder._value)
-            }
-        )
+    def _note(self, root: int, selected: Any) -> None:
+        flats, known = self._call.binding.flats, self._call.signature.leaves_below(root)
+        values: list[_Value] = []
+        chosen: set[Leaf] = set()
+        first: dict[Leaf, Path] = {}
+        for path, leaf in known.items():
+            first.setdefault(leaf, path)
+        for leaf, path in first.items():
+            holder = flats[leaf[0]].holders[leaf[1]]
+            boxed = isinstance(holder, Variable)
+            kind, metadata = (type(holder), holder._metadata) if boxed else (None, None)
+            values.append(_Value(path, kind, metadata, leaf))
+            if selected(path, leaf_of(holder)):
+                chosen.add(leaf)
+        self._values.append(values)
+        self._leaves.append(known)
+        self._selected.append(chosen)
 
     def given(
         self, effects: Any, homes: Sequence[Leaf | None], out_g: Any, outputs_g: Sequence[Any]

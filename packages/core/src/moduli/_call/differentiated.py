@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import trace_state
-from moduli._base.source_lines import describe_site
-from moduli._call.bind import Binding, bind
+from moduli._call.bind import PASS
+from moduli._call.call import Call, Labels, Spot
 from moduli._call.frame import Frame
 from moduli._call.function import Function
-from moduli._call.naming import Names, named
-from moduli._call.places import Places
-from moduli._call.signature import Leaf, Signature
-from moduli._graph.cache import flat_of
-from moduli._graph.flat import Flat
-from moduli._graph.holders import Slot
+from moduli._call.signature import Leaf, Path
 from moduli._graph.state import from_flat_state
 from moduli._variable.box import Variable
 from moduli._variable.filters import Filter, to_predicate
 from moduli._variable.kinds import Param
 
-__all__ = ["DiffState", "DifferentiatedCall"]
-
-P = TypeVar("P", bound=Callable[..., Any])
+__all__ = ["DiffState", "Targets"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,282 +47,181 @@ class DiffState:
     filter: Filter
 
 
-class DifferentiatedCall:
-    """The arguments of one call, some of which are differentiated.
+_ONE = jax.tree.structure(0)
+
+
+class Targets:
+    """The differentiated arguments of calls of a function.
+
+    The label of a differentiated value is the number of its argument in ``argnums``; that of all
+    others is None.
 
     Args:
-      function: the user's function.
-      argnums: which of the positional arguments, as of :func:`moduli.grad`.
-      args: the positional arguments.
-      kwargs: the keyword arguments.
-      allow_int: whether integers may be differentiated.
       transform: the transform, for messages.
-
-    Attributes:
-      wanted: the differentiated values: for each argument those in its modules, and the others.
+      argnums: which of the positional arguments, as of :func:`moduli.grad`.
+      count: how many of them there are.
+      function: the user's function.
 
     Raises:
-      StructureError: if an object is differentiated in two ways, or ``argnums`` is wrong.
-      VariableError: if a selected value is an integer.
+      StructureError: if ``argnums`` is wrong.
     """
 
-    def __init__(
-        self,
-        function: Function,
-        argnums: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        allow_int: bool,
-        transform: str = "grad",
-    ):
-        self._many = isinstance(argnums, (list, tuple))
-        self._targets = _targets(transform, argnums, len(args), function.name)
-        for target in self._targets:
-            target.shift = len(function.bound)
-        args, kwargs = function.complete(args, kwargs)
-        self._function, self._binding = function, bind(args, kwargs)
-        _select(transform, self._binding, self._targets, allow_int)
-        self._signature, self._values = Signature(self._binding), self._binding.values()
-        self._effects: Any = None
-        self.wanted = [
-            (
-                [holder._value for root in target.leaves for _, holder, _ in root],
-                [self._binding.plain[index] for index in target.plain],
+    def __init__(self, transform: str, argnums: Any, count: int, function: Function):
+        self._transform, self._many = transform, isinstance(argnums, (list, tuple))
+        self._shift = len(function.bound)  # how many arguments come before the user's own
+        self._filters: list[Any] = []
+        self._positions: list[int] = []
+        numbers: list[int] = []
+        for item in argnums if self._many else (argnums,):
+            if not isinstance(item, (int, DiffState)) or isinstance(item, bool):
+                raise errors.StructureError(
+                    f"{transform}: argnums takes ints and DiffState(argnum, filter), or a sequence "
+                    f"of them; got {item!r}"
+                )
+            number = item.argnum if isinstance(item, DiffState) else item
+            numbers.append(number + count if number < 0 else number)
+            if not 0 <= numbers[-1] < count:
+                raise errors.StructureError(
+                    f"{transform}: {function.name} was called with {count} positional arguments; "
+                    f"argnums={number} is none of them. Pass the differentiated arguments by "
+                    "position"
+                )
+            self._positions.append(numbers[-1] + self._shift)
+            self._filters.append(item.filter if isinstance(item, DiffState) else None)
+        if len(set(numbers)) != len(numbers):
+            raise errors.StructureError(
+                f"{transform}: argnums names an argument twice: {numbers}; join the filters: "
+                "`DiffState(0, moduli.Any(...))`"
             )
-            for target in self._targets
-        ]
 
-    def frame(self, wanted: Any) -> Frame:
+    def take_apart(
+        self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], allow_int: bool
+    ) -> Call:
+        """Returns the call whose traced values are the differentiated ones, target by target.
+
+        Args:
+          function: the user's function.
+          args: its positional arguments.
+          kwargs: its keyword arguments.
+          allow_int: whether integers may be differentiated.
+
+        Raises:
+          StructureError: if an object is differentiated in two ways.
+          VariableError: if a selected value is an integer.
+        """
+        args, kwargs = function.complete(args, kwargs)
+        prefix: list[Any] = [None] * len(args)
+        for number, position in enumerate(self._positions):
+            prefix[position] = number
+        labels = Labels(
+            "argnums", prefix, lambda label: True, "", finder=self._finder, settle=self._settle
+        )
+        call = Call(self._transform, args, kwargs, function=function.name, labels=labels)
+        found = call.all_labels()
+        wanted = [position for position, label in enumerate(found) if label is not None]
+        call.trace(sorted(wanted, key=found.__getitem__))
+        if not allow_int:
+            for leaf, spot in call.spots.items():
+                if spot.label is not None:
+                    self._check_inexact(call, leaf, spot)
+        return call
+
+    def frame(self, call: Call, wanted: Sequence[Any]) -> Frame:
         """Rebuilds the arguments around traced values in the place of the differentiated ones."""
-        values = [list(group) for group in self._values]
-        plain = list(self._binding.plain)
-        for target, (leaves, others) in zip(self._targets, wanted, strict=True):
-            for (number, index), value in zip(target.spots, leaves, strict=True):
-                values[number][index] = value
-            for index, value in zip(target.plain, others, strict=True):
-                plain[index] = value
-        return Frame(self._signature, values, plain)
+        frame = call.make_frame(wanted)
+        count = len(frame.args)
+        for number, mark in enumerate(call.signature.template):
+            if mark != PASS or number in self._positions:
+                continue
+            if number < count:  # what is not differentiated stays the same object
+                frame.args[number] = call.items[number]
+            else:
+                frame.kwargs[call.signature.names[number - count]] = call.items[number]
+        return frame
 
-    def named(self, pure: P) -> P:
-        """Gives a pure function of the differentiated values the names of the user's function."""
-
-        def pairs(wanted: Any) -> Any:
-            names = Names(self._function.signature, self._signature)
-            for target, (leaves, others) in zip(self._targets, wanted, strict=True):
-                yield from zip([names.groups[n][i] for n, i in target.spots], leaves, strict=True)
-                yield from zip([names.plain[n] for n in target.plain], others, strict=True)
-
-        return named(pure, self._function.call, pairs)
-
-    def finish(self, frame: Frame, out: Any) -> Any:
-        """Writes down what the function did in a frame; returns the pure function's outputs."""
-        self._effects, outputs = frame.finish(out)
-        return outputs
-
-    def apply(self, outputs: Any) -> Any:
-        """Does to the caller's objects what the function did; returns its result."""
-        return self._effects.apply(self._binding.flats, self._values, *outputs)
-
-    def gradients(self, grads: Any) -> Any:
-        """Puts gradients like ``wanted`` into the form of the arguments.
+    def gradients(self, call: Call, grads: Sequence[Any]) -> Any:
+        """Puts gradients of the traced values into the form of the arguments.
 
         Returns:
           For a module a State of its selected values, for other arguments their own structure; a
           tuple of these if ``argnums`` is a sequence.
         """
-        found = tuple(
-            _gradient(target, *part) for target, part in zip(self._targets, grads, strict=True)
-        )
+        trace = trace_state()
+        groups, leaves = call.grouped(call.merged(grads, call.every()))
+        pairs: list[list[Any]] = [[] for _ in range(call.signature.num_roots)]
+        for (number, index), spot in call.spots.items():
+            if spot.label is not None:
+                holder, value = call.binding.flats[number].holders[index], groups[number][index]
+                if isinstance(holder, Variable):
+                    value = type(holder)._make(value, holder._metadata, trace)
+                pairs[spot.root].append((spot.path, value))
+        roots = [
+            from_flat_state(own) if not isinstance(root, Variable) else own[0][1] if own else None
+            for root, own in zip(call.binding.roots, pairs, strict=True)
+        ]
+        objects, others = iter(roots), iter(jax.tree.unflatten(call.treedef, leaves))
+        parts: list[Any] = []
+        for position, mark in enumerate(call.signature.template):
+            treedef, marks = mark if isinstance(mark, tuple) else (_ONE, (bool(mark),))
+            part = [next(objects if is_root else others) for is_root in marks]
+            parts.append(treedef.unflatten(part) if position in self._positions else None)
+        found = tuple([parts[position] for position in self._positions])
         return found if self._many else found[0]
 
+    def _finder(self, label: Any, base: Path, entry: str) -> Callable[[Path, Any], Any]:
+        """The labels of the values of one root: its target's number where the filter selects."""
+        if label is None:
+            return lambda path, leaf: None
+        filter = self._filters[label]
+        selected = to_predicate(Param if filter is None else filter)
 
-class _Target:
-    """One differentiated argument: which leaves of which graphs, and how its gradient looks."""
+        def find(path: Path, leaf: Any) -> Any:
+            all_of_it = filter is None and path == ()  # a Variable that is itself the argument
+            return label if all_of_it or selected(path, leaf) else None
 
-    def __init__(self, argnum: int, filter: Any):
-        self.argnum, self.filter = argnum, filter
-        self.shift = 0  # how many arguments come before the user's own
-        self.mark: Any = None
-        self.leaves: list[list[tuple[Any, Any, Leaf]]] = []  # (path, holder, leaf), per root
-        self.roots: list[Any] = []
-        self.plain: list[int] = []
+        return find
 
-    @property
-    def spots(self) -> list[Leaf]:
-        """The differentiated leaves, in order."""
-        return [leaf for root in self.leaves for _, _, leaf in root]
-
-
-def _targets(transform: str, argnums: Any, num_args: int, name: str) -> list[_Target]:
-    found = []
-    for item in argnums if isinstance(argnums, (list, tuple)) else (argnums,):
-        if not isinstance(item, (int, DiffState)) or isinstance(item, bool):
+    def _settle(self, call: Call, leaf: Leaf, one: Spot, other: Spot) -> Spot:
+        """Returns where a value is differentiated that stands in two places."""
+        if one.label is None and other.label is None:
+            return other
+        if (one.root, one.label) == (other.root, other.label):
+            return one
+        kind = call.signature.describe(leaf)[0]
+        first, second = self._place(call, one), self._place(call, other)
+        if one.label is not None and other.label is not None:
             raise errors.StructureError(
-                f"{transform}: argnums takes ints and DiffState(argnum, filter), or a sequence of "
-                f"them; got {item!r}"
-            )
-        number = item.argnum if isinstance(item, DiffState) else item
-        position = number + num_args if number < 0 else number
-        if not 0 <= position < num_args:
-            raise errors.StructureError(
-                f"{transform}: {name} was called with {num_args} positional arguments; "
-                f"argnums={number} is none of them. Pass the differentiated arguments by position"
-            )
-        found.append(_Target(position, item.filter if isinstance(item, DiffState) else None))
-    numbers = [target.argnum for target in found]
-    if len(set(numbers)) != len(numbers):
-        raise errors.StructureError(
-            f"{transform}: argnums names an argument twice: {numbers}; join the filters: "
-            "`DiffState(0, moduli.Any(...))`"
-        )
-    return found
-
-
-def _select(transform: str, binding: Binding, targets: list[_Target], allow_int: bool) -> None:
-    """Finds the leaves of each target and checks that no leaf is wanted in two ways."""
-    places = Places(binding.flats)
-    by_argument = {target.argnum + target.shift: target for target in targets}
-    roots = iter(binding.roots)
-    next_plain = 0
-    taken: dict[Leaf, _Spot] = {}
-    others: list[tuple[int, Any]] = []
-    for argnum, mark in enumerate(binding.template):
-        marks = mark[1] if isinstance(mark, tuple) else (bool(mark),)
-        target = by_argument.get(argnum)
-        if target is not None:
-            target.mark = mark
-        for is_root in marks:
-            if not is_root:
-                if target is not None:
-                    target.plain.append(next_plain)
-                next_plain += 1
-                continue
-            root = next(roots)
-            if target is None:
-                others.append((argnum, root))
-                continue
-            target.roots.append(root)
-            target.leaves.append(_select_leaves(transform, root, target, places, taken, allow_int))
-    for argnum, root in others:
-        flat = flat_of(root)
-        for path, holder, leaf in zip(
-            flat.graphdef.leaf_paths, flat.holders, places.below(root), strict=True
-        ):
-            spot = taken.get(leaf)
-            if spot is not None:
-                other = _Spot(argnum, path, holder)
-                raise errors.StructureError(
-                    f"{transform}: {spot} is differentiated, but the same {spot.kind} is also "
-                    f"passed as {other}, which is not; pass it once, or differentiate both with "
-                    "one filter"
-                )
-
-
-class _Spot(NamedTuple):
-    """Where a value stands, for messages."""
-
-    argnum: int
-    path: tuple[Any, ...]
-    holder: Any
-
-    def __str__(self) -> str:
-        return f"`{errors.format_path(self.path)}` of argument {self.argnum}"
-
-    @property
-    def kind(self) -> str:
-        """The kind of the value, with the line that made it."""
-        if isinstance(self.holder, Slot):
-            return "array"
-        site = describe_site(self.holder)
-        return type(self.holder).__name__ + (f" ({site})" if site else "")
-
-
-def _select_leaves(
-    transform: str,
-    root: Any,
-    target: _Target,
-    places: Places,
-    taken: dict[Leaf, _Spot],
-    allow_int: bool,
-) -> list[tuple[Any, Any, Leaf]]:
-    flat = flat_of(root)
-    filter = target.filter
-    if filter is None:
-        filter = ... if isinstance(root, Variable) else Param
-    predicate = to_predicate(filter)
-    _check_one_answer(transform, flat, target, predicate)
-    chosen = []
-    for path, holder, leaf in zip(
-        flat.graphdef.leaf_paths, flat.holders, places.below(root), strict=True
-    ):
-        value = holder._value if isinstance(holder, Slot) else holder
-        if not predicate(path, value):
-            continue
-        spot = _Spot(target.argnum, path, holder)
-        if leaf in taken:
-            raise errors.StructureError(
-                f"{transform}: {taken[leaf]} and {spot} are the same {spot.kind}, and both are "
+                f"{self._transform}: {first} and {second} are the same {kind}, and both are "
                 "differentiated; pass it once, or leave one of the arguments out of argnums"
             )
-        taken[leaf] = spot
-        if not allow_int:
-            _check_inexact(transform, holder._value, spot)
-        chosen.append((path, holder, leaf))
-    return chosen
-
-
-def _check_one_answer(transform: str, flat: Flat, target: _Target, predicate: Any) -> None:
-    """Raises if the filter selects a shared value by one of its paths and not by another."""
-    if flat.graphdef.is_tree:
-        return
-    answers: dict[int, tuple[bool, _Spot]] = {}
-    for path, index in flat.graphdef.path_to_leaf.items():
-        holder = flat.holders[index]
-        spot = _Spot(target.argnum, path, holder)
-        answer = bool(predicate(path, holder._value if isinstance(holder, Slot) else holder))
-        first, other = answers.setdefault(index, (answer, spot))
-        if first != answer:
-            yes, no = (spot, other) if answer else (other, spot)
+        yes, no = (first, second) if other.label is None else (second, first)
+        if one.root == other.root:
+            target = self._positions.index(call.argument_of_root[one.root])
             raise errors.StructureError(
-                f"{transform}: {yes} and {no} are the same {spot.kind}, but the filter "
-                f"{target.filter!r} selects it by the first path and not by the second; use a "
-                "filter that selects both"
+                f"{self._transform}: {yes} and {no} are the same {kind}, but the filter "
+                f"{self._filters[target]!r} selects it by the first path and not by the second; "
+                "use a filter that selects both"
             )
-
-
-def _check_inexact(transform: str, value: Any, spot: _Spot) -> None:
-    for leaf in jax.tree.leaves(value):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise errors.VariableError(
-                f"{transform}: the {spot.kind} at {spot} has dtype {dtype}, which has no gradient. "
-                "Store integers in another kind of Variable, select others with DiffState(argnum, "
-                "filter), or pass allow_int=True"
+        spot, left = (one, other) if other.label is None else (other, one)
+        if call.argument_of_root[left.root] not in self._positions:
+            raise errors.StructureError(
+                f"{self._transform}: {yes} is differentiated, but the same {kind} is also passed "
+                f"as {no}, which is not; pass it once, or differentiate both with one filter"
             )
+        return spot
 
+    def _place(self, call: Call, spot: Spot) -> str:
+        argument = call.argument_of_root[spot.root]
+        argument -= self._shift if argument in self._positions else 0
+        return f"`{errors.format_path(spot.path)}` of argument {argument}"
 
-def _gradient(target: _Target, leaves: list[Any], plain: list[Any]) -> Any:
-    """Puts the gradients of one argument into the form of that argument."""
-    trace = trace_state()
-    values = iter(leaves)
-    roots = []
-    for root, chosen in zip(target.roots, target.leaves, strict=True):
-        pairs = [
-            (
-                path,
-                type(holder)._make(value, holder._metadata, trace)
-                if isinstance(holder, Variable)
-                else value,
-            )
-            for (path, holder, _), value in zip(chosen, values, strict=False)
-        ]
-        if isinstance(root, Variable):
-            roots.append(pairs[0][1] if pairs else None)
-        else:
-            roots.append(from_flat_state(pairs))
-    if not isinstance(target.mark, tuple):
-        return roots[0] if target.mark else plain[0]
-    treedef, marks = target.mark
-    objects, others = iter(roots), iter(plain)
-    return jax.tree.unflatten(treedef, [next(objects if m else others) for m in marks])
+    def _check_inexact(self, call: Call, leaf: Leaf, spot: Spot) -> None:
+        for value in jax.tree.leaves(call.values[leaf[0]][leaf[1]]):
+            dtype = jnp.result_type(value)
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                raise errors.VariableError(
+                    f"{self._transform}: the {call.signature.describe(leaf)[0]} at "
+                    f"{self._place(call, spot)} has dtype {dtype}, which has no gradient. Store "
+                    "integers in another kind of Variable, select others with DiffState(argnum, "
+                    "filter), or pass allow_int=True"
+                )

@@ -26,13 +26,12 @@ from typing import Any
 
 import jax
 
-from moduli import _plugins
 from moduli._base.closed_over import ClosedOver
 from moduli._base.compat import is_staged
-from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.again import Recipe, recipe_of
-from moduli._call.carried import is_array_like
+from moduli._call.call import Call
 from moduli._call.naming import named
+from moduli._call.programs import Programs, program_key
 from moduli._call.seen import Seen, python_functions
 from moduli._call.writeback import Packed
 
@@ -47,7 +46,7 @@ _MOST = 256  # programs of one tuple of functions; a loop of another length is a
 
 def run_program(
     functions: Sequence[Callable[..., Any]],
-    call: Any,
+    call: Call,
     run: Callable[..., Result],
     options: Hashable = (),
     extra: Mapping[str, Any] = _NO_EXTRA,
@@ -73,7 +72,7 @@ def run_program(
 
 def find_program(
     functions: Sequence[Callable[..., Any]],
-    call: Any,
+    call: Call,
     run: Callable[..., Result],
     options: Hashable,
     compile: Callable[..., Any],
@@ -98,28 +97,14 @@ def find_program(
     table = _table_of(functions)
     if table is None:
         return None
-    key, static = _key(call, options)
+    key = program_key(call, options)
     if key is None:
         return None
     program = table.get(key)
     if program is None:
-        program = _Program(table, call, static, run, compile, parameters)
+        program = _Program(table, call, run, compile, parameters)
         table.keep(key, program)
     return program
-
-
-def _key(call: Any, options: Hashable) -> tuple[Any, tuple[Any, ...]]:
-    """Returns what calls must have in common, and the keys of values that are not traced."""
-    try:
-        static = tuple(
-            [None if is_array_like(value) else static_key(value) for value in call.every_value()]
-        )
-        token = _plugins.active().token
-        key = (token, call.binding.signature, call.kind_key(), static, options)
-        hash(key)
-    except (UnhashableStatic, TypeError):
-        return None, ()
-    return key, static
 
 
 class _Program:
@@ -129,13 +114,12 @@ class _Program:
       closed_over: the Variables that it has read without being given them.
     """
 
-    __slots__ = ("_compiled", "_mask", "_table", "closed_over")
+    __slots__ = ("_call", "_compiled", "_table", "closed_over")
 
     def __init__(
         self,
         table: _Table,
-        call: Any,
-        static: tuple[Any, ...],
+        call: Call,
         run: Callable[..., Result],
         compile: Callable[..., Any],
         parameters: inspect.Signature | None,
@@ -143,36 +127,27 @@ class _Program:
         first = table.functions()[0]
         closed_over = self.closed_over = ClosedOver(first)
         detached, again, traced = call.detached(), table.functions, table.traced
-        fixed = [
-            None if key is None else value
-            for value, key in zip(call.every_value(), static, strict=True)
-        ]
-        mask = self._mask = [key is None for key in static]
-        self._table = weakref.ref(table)
+        self._call, self._table = detached, weakref.ref(table)
 
         def pure(values: Any, extra: Any) -> Packed:
-            new = iter(values)
-            every = [next(new) if use else old for use, old in zip(mask, fixed, strict=True)]
             traced.append(True)
             with closed_over.noting():
-                effects, out, outputs = run(detached.with_values(every), again(), **extra)
+                effects, out, outputs = run(detached.with_dynamic(values), again(), **extra)
             return Packed(effects, (out, outputs))
 
         def pairs(values: Any, extra: Any) -> Any:
-            names = zip(detached.value_names(parameters), mask, strict=True)
-            traced_names = [name for name, use in names if use]
-            return [*zip(traced_names, values, strict=True), *sorted(extra.items())]
+            names = detached.pick(detached.value_names(parameters))
+            return [*zip(names, values, strict=True), *sorted(extra.items())]
 
         name = getattr(first, "__name__", type(first).__name__)
         pure.__name__ = pure.__qualname__ = name
         named(pure, first, pairs)
         self._compiled = compile(pure)
 
-    def __call__(self, call: Any, extra: Mapping[str, Any] = _NO_EXTRA) -> Any:
+    def __call__(self, call: Call, extra: Mapping[str, Any] = _NO_EXTRA) -> Any:
         """Calls the compiled function with the values of a call."""
-        values = [value for value, use in zip(call.every_value(), self._mask, strict=True) if use]
         try:
-            return self._compiled(values, extra)
+            return self._compiled(self._call.pick(call.every()), extra)
         finally:
             table = self._table()
             if table is not None:
@@ -204,7 +179,7 @@ class _Table:
         bases = [weakref.ref(recipe.base, gone) for recipe in recipes]
         self.functions = functools.partial(_make, bases, [recipe.steps for recipe in recipes])
         self.traced: list[bool] = []
-        self._programs: dict[Any, _Program] = {}
+        self._programs = Programs()
         self._bases = bases
         self._look()
 
@@ -217,15 +192,9 @@ class _Table:
 
     def keep(self, key: Any, program: _Program) -> None:
         """Keeps a program until its functions or one of its plugins are gone."""
-        key[0].used_by(self)
         while len(self._programs) >= _MOST:
             self._programs.pop(next(iter(self._programs)), None)
-        self._programs[key] = program
-
-    def forget(self, token: Any) -> None:
-        """Forgets the programs of plugins that exist no more."""
-        for key in [key for key in list(self._programs) if key[0] is token]:
-            self._programs.pop(key, None)
+        self._programs.keep(key, program)
 
     def settle(self) -> None:
         """Looks again at what the functions see, if one was traced, which may change it."""

@@ -161,19 +161,26 @@ class Frame:
             self.args.insert(position, value)
         self.kwargs.update(kwargs)
 
-    def run(self, transform: str, name: str, fun: Callable[..., Any]) -> Any:
+    def run(
+        self,
+        transform: str,
+        name: str,
+        fun: Callable[..., Any],
+        how: Callable[[Frame], Any] | None = None,
+    ) -> Any:
         """Runs the user's function on the rebuilt arguments, in the place of a transform.
 
         Args:
           transform: its name, for messages.
           name: the function's name, for messages.
           fun: the function.
+          how: ``(frame) -> result`` calls it, if it takes other arguments than these.
 
         Returns:
           What the function returns.
         """
         with running(transform, name, self.recordings, fun):
-            return fun(*self.args, **self.kwargs)
+            return fun(*self.args, **self.kwargs) if how is None else how(self)
 
     def cross(self, transform: str, size: int) -> None:
         """Notes for the recordings that the transform adds an axis of this size around them."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moduli._base.node import Node
-from moduli._call.plain_call import PlainCall
+from moduli._call.call import Call
 from moduli._call.signature import Leaf
 from moduli._graph.cache import flat_of
 from moduli._graph.state import _flat_items
@@ -40,7 +40,7 @@ def given_values(given: Node | Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, .
 
 
 def with_values(
-    call: PlainCall, found: Mapping[Leaf, tuple[Any, str]], plain: Sequence[tuple[Any, str]]
+    call: Call, found: Mapping[Leaf, tuple[Any, str]], plain: Sequence[tuple[Any, str]]
 ) -> Iterator[tuple[Any, tuple[Any, str]]]:
     """Pairs each dynamic value of a call with what was given for it.
 
@@ -52,9 +52,5 @@ def with_values(
     Returns:
       An iterator of (value, (given, name)); without anything given (None, "").
     """
-    graphs = [
-        found.get((number, index), (None, ""))
-        for number, group in enumerate(call.values)
-        for index in range(len(group))
-    ]
+    graphs = [found.get(leaf, (None, "")) for leaf in call.signature.leaves]
     return zip(call.dynamic, call.pick([*graphs, *plain]), strict=True)

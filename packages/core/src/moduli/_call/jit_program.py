@@ -1,4 +1,4 @@
-"""The programs of a jitted function, one for each structure, static arguments and plugins."""
+"""The program of a jitted function, for one structure, static arguments and set of plugins."""
 
 from __future__ import annotations
 
@@ -8,51 +8,19 @@ from typing import Any
 
 import jax
 
-from moduli import _plugins, errors
-from moduli._base.closed_over import ClosedOver
-from moduli._call.again import base_of
+from moduli import errors
 from moduli._call.bind import Binding
 from moduli._call.frame import Frame
 from moduli._call.jit_shardings import Layout
 from moduli._call.naming import Names, explain, explain_deleted, named
-from moduli._call.seen import Seen, is_outdated
+from moduli._call.programs import Program
 from moduli._call.signature import Signature
 from moduli._call.writeback import Packed
 
-__all__ = ["Program", "Programs", "donated_marks", "forget_with_plugins"]
+__all__ = ["JitProgram", "donated_marks"]
 
 
-class Programs(dict[Any, Any]):
-    """The programs of one function with one set of options, for all wrappers of these."""
-
-    __slots__ = ("__weakref__",)
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def find(self, binding: Binding, static: tuple[Any, ...] = ()) -> tuple[Any, Program | None]:
-        """Looks for the program of a call.
-
-        Args:
-          binding: the arguments of the call, but for the static ones.
-          static: a hashable key of these.
-
-        Returns:
-          The key of the program, and the program; None if there is none, or it holds outdated
-          constants.
-        """
-        key = (binding.signature, _plugins.active().token, *static)
-        program = self.get(key)
-        if program is not None and is_outdated(program):
-            self.pop(key, None)
-            program = None
-        return key, program
-
-    def forget(self, token: Any) -> None:
-        """Forgets the programs of plugins that exist no more."""
-        for key in [key for key in list(self) if key[1] is token]:
-            self.pop(key, None)
-
-
-class Program:
+class JitProgram(Program):
     """One jitted pure function: for one structure, set of static arguments and plugins.
 
     Args:
@@ -67,22 +35,16 @@ class Program:
 
     Attributes:
       jitted: what ``jax.jit`` made; its arguments are those of :meth:`arguments`.
-      closed_over: the Variables that the function read without being given them.
-      seen: what the function saw from outside, if it read something there.
       simple: whether these are just (values, plain), its result is the Effects' own, and nothing
         was read through a closure.
     """
 
     __slots__ = (
-        "__weakref__",
-        "_fun",
         "_groups",
         "_layout",
         "_names",
         "_plain",
-        "closed_over",
         "jitted",
-        "seen",
         "simple",
     )
 
@@ -98,12 +60,12 @@ class Program:
         options: dict[str, Any],
     ):
         self._groups, self._plain = donated
-        self._layout, self._fun, self._names = layout, fun, names
+        super().__init__(fun)
+        self._layout, self._names = layout, names
         kept = self._groups
         keep = (lambda leaf: leaf[0] in kept) if kept else None
         name = getattr(fun, "__name__", type(fun).__name__)
-        closed_over = self.closed_over = ClosedOver(fun)
-        self.seen: Seen | None = None
+        closed_over = self.closed_over
         this = weakref.ref(self)  # the program dies with its last reference
 
         def run(values: Any, plain: Any) -> Packed:
@@ -113,7 +75,8 @@ class Program:
                 out = frame.run("jit", name, fun)
             program = this()
             if closed_over and program is not None:
-                program.simple, program.seen = False, Seen([base_of(fun)])
+                program.simple = False
+                program.note_seen()
             if layout is not None:
                 return layout.pack(frame, out, keep)
             effects, outputs = frame.finish(out, keep=keep)
@@ -176,7 +139,7 @@ class Program:
 
     def explain(self, error: Exception, values: list[Any], plain: list[Any]) -> None:
         """Adds to an error of JAX's own the function that it is about, and what was deleted."""
-        explain(error, "jit", self._fun)
+        explain(error, "jit", self._function)
         explain_deleted(error, self._names, values, plain)
 
     def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
@@ -220,14 +183,3 @@ def donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int]
             groups.add(number)
         start = stop
     return frozenset(groups), frozenset(n for n, flag in enumerate(plain) if flag)
-
-
-def forget_with_plugins(*keepers: Any) -> None:
-    """Has each keeper forget its programs when one of the plugins in force is gone.
-
-    Args:
-      *keepers: objects with a method ``forget(token)``.
-    """
-    token = _plugins.active().token
-    for keeper in keepers:
-        token.used_by(keeper)

@@ -9,15 +9,16 @@ import jax
 from jax.sharding import PartitionSpec, Sharding
 
 from moduli._call.bind import Binding
+from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
 from moduli._call.function import Function
-from moduli._call.labelled_call import LabelledCall, Outputs
 from moduli._call.misfit_texts import (
     check_inputs,
     check_layouts,
     check_names,
     check_outputs,
 )
+from moduli._call.outputs import Outputs
 from moduli._call.prefixes import labels_in
 from moduli._call.signature import Leaf
 from moduli._call.writeback import Packed
@@ -69,17 +70,14 @@ class Layout:
         shardings = in_shardings
         if isinstance(shardings, (tuple, list)) and len(shardings) == count != len(args):
             shardings = tuple(shardings[n] for n in positions)
-        call = LabelledCall(
-            ("jit", "in_shardings"),
-            function.name,
-            args,
-            kwargs,
+        labels = Labels(
+            "in_shardings",
             shardings,
-            keyword_label=None,
-            valid=lambda label: label is None or isinstance(label, (PartitionSpec, Sharding)),
-            expected="a jax.sharding.NamedSharding, a PartitionSpec, or None",
-            binding=binding,
+            lambda label: label is None or isinstance(label, (PartitionSpec, Sharding)),
+            "a jax.sharding.NamedSharding, a PartitionSpec, or None",
         )
+        name = function.name
+        call = Call("jit", args, kwargs, function=name, labels=labels, binding=binding)
         plain = jax.tree.unflatten(call.treedef, call.leaf_labels)
         self.inputs = (call.value_labels, plain)
         self._call, self._out_shardings = call.detached(), out_shardings

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._call.call import Call
 from moduli._call.carried import check_same_objects, check_same_types, is_array_like
 from moduli._call.frame import Frame
-from moduli._call.labelled_call import LabelledCall, Outputs
+from moduli._call.outputs import Outputs
 from moduli._call.prefixes import Carry
 from moduli._call.recorded_values import RecordedValues
-from moduli._call.running import running
 from moduli._call.split_streams import SPLIT
 from moduli._call.writeback import ChangedEffects
 from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
@@ -49,7 +49,7 @@ class LoopBody:
 
     def __init__(
         self,
-        call: LabelledCall,
+        call: Call,
         run: Callable[[Frame], Any],
         carry_of: tuple[Callable[[Frame], Any], Callable[[Any], Any]] | None,
         out_labels: Any,
@@ -59,13 +59,9 @@ class LoopBody:
         self._fun = fun
         self._call, self._run, self._carry_of = call, run, carry_of
         self._out_labels, self._out_name = out_labels, out_name
-        self._every, labels = call.all_values(), call.all_labels()
-        graph_values = sum(map(len, call.values))
-        self._leaves = [
-            (number, index)
-            for number, group in enumerate(call.values)
-            for index in range(len(group))
-        ]
+        self._every, labels = call.every(), call.all_labels()
+        graph_values = len(call.signature.leaves)
+        self._leaves = call.signature.leaves
         self._kinds = [
             self._kind(position, value, label, position < graph_values)
             for position, (value, label) in enumerate(zip(self._every, labels, strict=True))
@@ -137,8 +133,7 @@ class LoopBody:
         call = self._call
         frame = self.frame(carry, sliced)
         given = self._carry_of[0](frame) if self._carry_of else None
-        with running(call.transform, call.function, frame.recordings, self._fun):
-            out = self._run(frame)
+        out = frame.run(call.transform, call.function, self._fun, self._run)
         if self._carry_of:
             check_same_objects(call.transform, call.function, given, self._carry_of[1](out))
         outputs = self._outputs = Outputs(

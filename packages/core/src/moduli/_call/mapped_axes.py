@@ -9,7 +9,8 @@ import jax
 
 from moduli import errors
 from moduli._base.compat import is_key_array
-from moduli._call.labelled_call import LabelledCall, Outputs
+from moduli._call.call import Call
+from moduli._call.outputs import Outputs
 from moduli._call.prefixes import labels_in
 from moduli._call.split_streams import SPLIT
 
@@ -25,7 +26,7 @@ def all_axes(in_labels: Sequence[Any], out_axes: Any) -> list[Any]:
     return list(found)
 
 
-def check_sizes(call: LabelledCall, size: int | None, name: str = "axis_size") -> int:
+def check_sizes(call: Call, size: int | None, name: str = "axis_size") -> int:
     """Finds the size of the mapped axis, and checks that all mapped values have it.
 
     Args:
@@ -38,7 +39,7 @@ def check_sizes(call: LabelledCall, size: int | None, name: str = "axis_size") -
       StructureError: if nothing is mapped and no size is given.
     """
     first = name
-    every = zip(call.all_values(), call.all_labels(), strict=True)
+    every = zip(call.every(), call.all_labels(), strict=True)
     for position, (value, axis) in enumerate(every):
         if not isinstance(axis, int):
             continue
@@ -60,15 +61,15 @@ def check_sizes(call: LabelledCall, size: int | None, name: str = "axis_size") -
     if size is None:
         raise errors.StructureError(
             f"{call.transform}: no argument of {call.function} is mapped, so the size of the axis "
-            f"is unknown; give one of them an axis in {call.prefix_name}, or pass {name}"
+            f"is unknown; give one of them an axis in {call.option}, or pass {name}"
             + _hint_at_streams(call)
         )
     return size
 
 
-def _hint_at_streams(call: LabelledCall) -> str:
+def _hint_at_streams(call: Call) -> str:
     """Says of the first stream that is to be split that its key tells no size."""
-    every = zip(call.all_values(), call.all_labels(), strict=True)
+    every = zip(call.every(), call.all_labels(), strict=True)
     for position, (value, label) in enumerate(every):
         if label is SPLIT and is_key_array(value):
             return (

@@ -14,19 +14,20 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moduli import errors
-from moduli._call.labelled_call import LabelledCall, Outputs
+from moduli._call.call import Call
+from moduli._call.outputs import Outputs
 
 __all__ = ["check_inputs", "check_layouts", "check_names", "check_outputs", "shared_axes"]
 
 
 def check_inputs(
-    call: LabelledCall, values: Sequence[Any], mesh: Any = None, manual: Collection[Any] = ()
+    call: Call, values: Sequence[Any], mesh: Any = None, manual: Collection[Any] = ()
 ) -> None:
     """Raises if an argument cannot be divided as its label says.
 
     Args:
       call: the labelled call; its labels are PartitionSpecs, shardings or None.
-      values: the values of this call, in the order of ``call.all_values()``.
+      values: the values of this call, in the order of ``call.every()``.
       mesh: the mesh for labels that are PartitionSpecs; None for the one of ``jax.set_mesh``.
       manual: the axes that such labels may name; all of the mesh if it is empty.
 
@@ -34,7 +35,7 @@ def check_inputs(
       StructureError: a label names an axis which the mesh does not have.
       ShapeError: a value has too few dimensions, or one that the mesh does not divide.
     """
-    prefix = f"{call.transform}: {call.prefix_name}"
+    prefix = f"{call.transform}: {call.option}"
     for position, (value, label) in enumerate(zip(values, call.all_labels(), strict=True)):
         spot = call.describe_all(position)
         check_names(f"{prefix} gives", label, mesh, manual, f" to {spot}")
@@ -42,7 +43,7 @@ def check_inputs(
             _check_shape(prefix, spot, label, mesh, getattr(leaf, "shape", ()))
 
 
-def check_layouts(call: LabelledCall, values: Sequence[Any]) -> None:
+def check_layouts(call: Call, values: Sequence[Any]) -> None:
     """Raises if an array is already laid out in another way than its label says.
 
     Args:
@@ -65,7 +66,7 @@ def check_layouts(call: LabelledCall, values: Sequence[Any]) -> None:
                 expected = NamedSharding(array.sharding.mesh, spec)
             if not array.sharding.is_equivalent_to(expected, array.ndim):
                 raise errors.StructureError(
-                    f"{call.transform}: {call.prefix_name} gives {spec!r} to "
+                    f"{call.transform}: {call.option} gives {spec!r} to "
                     f"{call.describe_all(position)}, but its array is laid out as {got!r}; bring "
                     "it there first, with `jax.device_put(array, sharding)`, or write None to take "
                     "what comes"

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._call.call import Call
 from moduli._call.frame import Frame
-from moduli._call.labelled_call import LabelledCall
 from moduli._call.prefixes import label_finder, spread
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
@@ -46,13 +46,13 @@ class PartitionNames:
         name = metadata.pop(PARTITION_NAME, None)
         self.inserts = {**dict.fromkeys(_KEYS, name), **metadata}
 
-    def inside(self, call: LabelledCall) -> _Inside:
+    def inside(self, call: Call) -> _Inside:
         """Returns what renames for one call."""
         return _Inside(self, call)
 
 
 class _Inside:
-    def __init__(self, names: PartitionNames, call: LabelledCall):
+    def __init__(self, names: PartitionNames, call: Call):
         self._names, self._call = names, call
         self._before: dict[int, tuple[Variable[Any], Mapping[str, Any], Mapping[str, Any]]] = {}
 

@@ -16,7 +16,7 @@ from moduli import errors
 from moduli._base.node import Node
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf, plain_key
-from moduli._graph.holders import Slot
+from moduli._graph.holders import leaf_of
 from moduli._graph.state import State, _flat_items, from_flat_state
 from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
@@ -219,16 +219,12 @@ def prefix(node: Any, filter_map: Mapping[Any, Any] | Callable[[Path, Any], Any]
         flat = flat_of(leaf)
         return from_flat_state(
             [
-                (inner, label(path + inner, _leaf_of(holder)))
+                (inner, label(path + inner, leaf_of(holder)))
                 for inner, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True)
             ]
         )
 
     return jax.tree_util.tree_map_with_path(convert, node, is_leaf=is_graph_leaf)
-
-
-def _leaf_of(holder: Any) -> Any:
-    return holder._value if isinstance(holder, Slot) else holder
 
 
 # -- matching a prefix with a pytree -------------------------------------------------------------

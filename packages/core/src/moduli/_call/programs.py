@@ -1,65 +1,92 @@
-"""Compiled labelled calls: what pmap and shard_map keep between calls."""
+"""What is kept between calls: pure functions without the caller's objects, by what calls share."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moduli import _plugins
 from moduli._base.closed_over import ClosedOver
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.again import base_of
-from moduli._call.carried import is_array_like
+from moduli._call.bind import Binding
+from moduli._call.call import Call
 from moduli._call.frame import Frame
-from moduli._call.labelled_call import LabelledCall, Outputs
+from moduli._call.outputs import Outputs
 from moduli._call.seen import Seen, is_outdated
 
-__all__ = ["LabelledProgram", "Programs", "program_key"]
-
-_TOKEN = 0  # where the plugins' token stands in a key
+__all__ = ["LabelledProgram", "Program", "Programs", "key_of", "program_key"]
 
 
-def program_key(call: LabelledCall, *more: Any) -> Any:
+def key_of(binding: Binding, *more: Any) -> tuple[Any, ...]:
+    """What calls must have in common to share a program; the plugins in force come first."""
+    return (_plugins.active().token, binding.signature, *more)
+
+
+def program_key(call: Call, *more: Any) -> Any:
     """What calls must have in common to share a program; None if that cannot be told."""
+    traced = call.traced
     try:
         static = [
-            None if is_array_like(value) else static_key(value) for value in call.all_values()
+            None if n in traced else static_key(value) for n, value in enumerate(call.every())
         ]
-        token = _plugins.active().token
-        key = (token, call.binding.signature, call.kind_key(), tuple(static), more)
+        key = key_of(call.binding, call.kind_key(), tuple(static), more)
         hash(key)
     except (UnhashableStatic, TypeError):
         return None
     return key
 
 
-class Programs:
-    """The compiled programs of one function, by :func:`program_key`."""
+class Programs(dict[Any, Any]):
+    """The programs of one function, by keys whose first part is the token of the plugins."""
 
-    def __init__(self) -> None:
-        self._found: dict[Any, Any] = {}
+    __slots__ = ("__weakref__",)
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
-    def get(self, key: Any) -> Any:
+    def find(self, key: Any) -> Any:
         """Returns the program of a key; None if there is none, or it holds outdated constants."""
-        found = None if key is None else self._found.get(key)
-        if found is not None and is_outdated(found[0]):
-            return self._found.pop(key, None) and None
+        found = self.get(key)
+        if found is not None and is_outdated(found):
+            return self.pop(key, None) and None
         return found
 
     def keep(self, key: Any, program: Any) -> None:
         """Keeps a program until one of its plugins is gone; not at all if the key is None."""
         if key is not None:
-            key[_TOKEN].used_by(self)
-            self._found[key] = program
+            key[0].used_by(self)
+            self[key] = program
 
     def forget(self, token: Any) -> None:
         """Forgets the programs of plugins that exist no more."""
-        for key in [key for key in list(self._found) if key[_TOKEN] is token]:
-            self._found.pop(key, None)
+        for key in [key for key in list(self) if key[0] is token]:
+            self.pop(key, None)
 
 
-class LabelledProgram:
+class Program:
+    """A pure function that JAX has compiled, and what it saw that it was not given.
+
+    Args:
+      function: the user's function.
+
+    Attributes:
+      closed_over: the Variables that the function read without being given them.
+      seen: what the function saw from outside, if it read something there.
+    """
+
+    __slots__ = ("__weakref__", "_function", "closed_over", "seen")
+
+    def __init__(self, function: Callable[..., Any]):
+        self.closed_over, self._function = ClosedOver(function), function
+        self.seen: Seen | None = None
+
+    def note_seen(self) -> None:
+        """Notes what the function sees, once it was traced, if it read something outside."""
+        if self.closed_over:
+            self.seen = Seen([base_of(self._function)])
+
+
+class LabelledProgram(Program):
     """The pure function of a labelled call, without the caller's objects.
 
     Args:
@@ -73,14 +100,14 @@ class LabelledProgram:
 
     Attributes:
       call: the call without the caller's objects.
-      outputs: what the function did, after it was traced.
-      closed_over: what it read that it was not given.
       in_labels: the label of each traced value.
+      outputs: what the function did, after it was traced.
+      compiled: what JAX made of the pure function.
     """
 
     def __init__(
         self,
-        call: LabelledCall,
+        call: Call,
         function: Callable[..., Any],
         run: Callable[[Frame], Any],
         out_labels: Any,
@@ -88,38 +115,24 @@ class LabelledProgram:
         labels: Sequence[Any],
         **finish: Any,
     ):
-        self._mask = [is_array_like(value) for value in call.all_values()]
-        self._static = [
-            None if use else value for value, use in zip(call.all_values(), self._mask, strict=True)
-        ]
-        every = call.all_labels()
-        self.in_labels = [label for label, use in zip(every, self._mask, strict=True) if use]
+        super().__init__(function)
         self.call, self._run = call.detached(), run
+        self.in_labels = call.pick(call.all_labels())
         self._out_labels, self._out_name = out_labels, out_name
         self.labels, self._finish = list(labels), finish
         self.outputs: Any = None
-        self.closed_over, self._function = ClosedOver(function), function
-        self.seen: Seen | None = None
+        self.compiled: Any = None
 
-    def dynamic(self, call: LabelledCall) -> list[Any]:
+    def dynamic(self, call: Call) -> list[Any]:
         """The traced values of a call."""
-        return self.pick(call.all_values())
-
-    def pick(self, every: Sequence[Any]) -> list[Any]:
-        """Picks, of one item for each value, those of the traced values."""
-        return [item for item, use in zip(every, self._mask, strict=True) if use]
+        return self.call.pick(call.every())
 
     def pure(self, values: Sequence[Any]) -> list[list[Any]]:
         """``values -> lists of outputs``, one list for each of ``labels``."""
-        new = iter(values)
-        every = [
-            next(new) if use else old for old, use in zip(self._static, self._mask, strict=True)
-        ]
-        frame = self.call.frame(every)
+        frame = self.call.make_frame(values)
         with self.closed_over.noting():
             out = self._run(frame)
-        if self.closed_over:
-            self.seen = Seen([base_of(self._function)])
+        self.note_seen()
         outputs = Outputs(self.call, frame, out, self._out_labels, self._out_name, **self._finish)
         groups = outputs.grouped(self.labels)
         outputs.values = []  # tracers
@@ -128,11 +141,11 @@ class LabelledProgram:
 
     def pairs(
         self, values: Sequence[Any], parameters: inspect.Signature | None
-    ) -> list[tuple[str, Any]]:
+    ) -> Iterable[tuple[str, Any]]:
         """The names of the traced values in the user's function, each with the value."""
-        return [*zip(self.pick(self.call.value_names(parameters)), values, strict=True)]
+        return zip(self.call.pick(self.call.value_names(parameters)), values, strict=True)
 
-    def apply(self, call: LabelledCall, outputs: Outputs, groups: Any) -> Any:
+    def apply(self, call: Call, outputs: Outputs, groups: Any) -> Any:
         """Does to the caller's objects what the function did; returns its result."""
-        out, new = outputs.rebuild(outputs.ungrouped(self.labels, groups))
-        return outputs.effects.apply(call.binding.flats, call.values, out, new)
+        parts = outputs.rebuild(outputs.ungrouped(self.labels, groups))
+        return call.apply(parts, outputs.effects)

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moduli._call.call import Call
 from moduli._call.frame import Frame
 from moduli._call.function import Function
-from moduli._call.plain_call import PlainCall
-from moduli._call.running import running
 from moduli._recording.recording import Entry
 
 __all__ = ["record_alike"]
@@ -20,7 +19,7 @@ __all__ = ["record_alike"]
 _Key = tuple[Any, int]  # the place, and how many of the same place came before
 
 
-def record_alike(call: PlainCall, functions: Sequence[Function]) -> Callable[[Frame], None]:
+def record_alike(call: Call, functions: Sequence[Function]) -> Callable[[Frame], None]:
     """Traces all branches once, and makes each record what any of them records.
 
     A branch of ``jax.lax.cond`` has to return what the others return. So a value that it does not
@@ -40,8 +39,7 @@ def record_alike(call: PlainCall, functions: Sequence[Function]) -> Callable[[Fr
     def trace(function: Function) -> Callable[[Any], Any]:
         def run(values: Any) -> Any:
             frame = call.make_frame(values)
-            with running(call.transform, function.name, frame.recordings):
-                function.call(*frame.args, **frame.kwargs)
+            frame.run(call.transform, function.name, function.call)
             for recording, entries, counts in zip(frame.recordings, wanted, calls, strict=True):
                 for key, entry in _keyed(recording.entries()):
                     types = jax.tree.map(jax.typeof, entry.value)

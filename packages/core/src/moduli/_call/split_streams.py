@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moduli._call.labelled_call import LabelledCall
+from moduli._call.call import Call
 from moduli._call.signature import Leaf
 from moduli._graph.graphdef import NODE, OBJECT, VARIABLE
 from moduli._rngs.streams import RngStream
@@ -29,7 +29,7 @@ SPLIT = _Split()
 """The label of the key and the count of a stream that is split for the call."""
 
 
-def streams_of(call: LabelledCall) -> list[tuple[Leaf, Leaf]]:
+def streams_of(call: Call) -> list[tuple[Leaf, Leaf]]:
     """Finds the (key, count) leaves of all random streams among the arguments."""
     found = []
     for number, flat in enumerate(call.binding.flats):
@@ -57,7 +57,7 @@ class SplitStreams:
       broadcast: whether streams of unmapped modules are split too.
     """
 
-    def __init__(self, call: LabelledCall, *, broadcast: bool):
+    def __init__(self, call: Call, *, broadcast: bool):
         self._call = call
         self.leaves: list[tuple[Leaf, Leaf]] = []
         for key, count in streams_of(call):

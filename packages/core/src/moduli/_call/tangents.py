@@ -11,10 +11,9 @@ import numpy as np
 
 from moduli import errors
 from moduli._base.node import Node
+from moduli._call.call import Call
 from moduli._call.change_texts import outline
 from moduli._call.given_values import given_values, value_of, with_values
-from moduli._call.places import Places
-from moduli._call.plain_call import PlainCall
 from moduli._call.signature import Leaf
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
@@ -25,9 +24,9 @@ __all__ = ["match_tangents"]
 
 
 def match_tangents(
-    call: PlainCall, args: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
+    call: Call, args: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
 ) -> list[Any]:
-    """Returns the tangent of each dynamic value of a call, in order: zero where none was given.
+    """Returns the tangent of each traced value of a call, in order: zero where none was given.
 
     Args:
       call: the call.
@@ -40,8 +39,8 @@ def match_tangents(
       ShapeError: if it has another shape.
     """
     found: dict[Leaf, tuple[Any, str]] = {}
-    places = Places(call.binding.flats)
     plain: list[tuple[Any, str]] = []
+    roots = iter(range(call.signature.num_roots))
     for primal, tangent, name in zip(args, tangents, names, strict=True):
         pairs, treedef = jax.tree_util.tree_flatten_with_path(primal, is_leaf=is_graph_leaf)
         if tangent is None:
@@ -56,7 +55,7 @@ def match_tangents(
         for (path, leaf), part in zip(pairs, parts, strict=True):
             spot = name + jax.tree_util.keystr(path)
             if is_graph_leaf(leaf):
-                _take(call.transform, leaf, part, spot, places.below(leaf), found)
+                _take(call, leaf, part, spot, next(roots), found)
             else:
                 plain.append((part, spot))
     return [
@@ -65,22 +64,22 @@ def match_tangents(
 
 
 def _take(
-    transform: str,
+    call: Call,
     root: Any,
     tangent: Any,
     name: str,
-    leaves: list[Leaf],
+    number: int,
     found: dict[Leaf, tuple[Any, str]],
 ) -> None:
     """Notes the tangents of the values below one module or Variable."""
     if tangent is None:
         return
-    flat = flat_of(root)
+    transform, leaves = call.transform, call.signature.leaves_below(number)
     if isinstance(root, Variable):
         known: Any = {(): value_of(tangent)}
     elif isinstance(tangent, (State, Node)):
         known = dict(given_values(tangent))
-        for path in flat.graphdef.leaf_paths if isinstance(tangent, Node) else ():
+        for path in flat_of(root).graphdef.leaf_paths if isinstance(tangent, Node) else ():
             if path not in known:
                 raise errors.StructureError(
                     f"{transform}: {name} has no value at `{errors.format_path(path)}`, where its "
@@ -94,18 +93,19 @@ def _take(
         )
     for path, value in known.items():
         text = f"{name} at `{errors.format_path(path)}`" if path else name
-        leaf = flat.graphdef.path_to_leaf.get(path)
+        leaf = leaves.get(path)
         if leaf is None:
             raise errors.StructureError(
                 f"{transform}: {text} is a tangent without a primal: the {type(root).__name__} "
                 "has no value there"
             )
-        other, where = found.setdefault(leaves[leaf], (value, text))
+        other, where = found.setdefault(leaf, (value, text))
         if other is not value:
+            holder = call.binding.flats[leaf[0]].holders[leaf[1]]
             raise errors.StructureError(
                 f"{transform}: {where} and {text} are two tangents of the same "
-                f"{type(flat.holders[leaf]).__name__}, which was passed twice; give the same "
-                "tangent, or leave it out of one State"
+                f"{type(holder).__name__}, which was passed twice; give the same tangent, or leave "
+                "it out of one State"
             )
 
 

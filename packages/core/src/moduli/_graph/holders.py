@@ -8,7 +8,7 @@ from typing import Any
 from moduli._base.node import Node
 from moduli._graph import opened
 
-__all__ = ["Fixed", "RootSlot", "Slot", "identity"]
+__all__ = ["Fixed", "RootSlot", "Slot", "identity", "leaf_of"]
 
 
 class Slot:
@@ -66,3 +66,8 @@ def identity(holder: Any) -> Any:
     if isinstance(holder, Slot):
         return (id(holder.node), holder.key, holder.position)
     return id(holder)
+
+
+def leaf_of(holder: Any) -> Any:
+    """Returns what filters and prefixes see of a value: its Variable, or a bare array itself."""
+    return holder._value if isinstance(holder, (Slot, Fixed)) else holder

@@ -19,7 +19,7 @@ from moduli._graph.data import is_graph_leaf, iter_pytree, part_of
 from moduli._graph.flat import Flat
 from moduli._graph.flatten import flatten_roots, flatten_tree
 from moduli._graph.graphdef import OBJECT, GraphDef
-from moduli._graph.holders import Fixed
+from moduli._graph.holders import Fixed, leaf_of
 from moduli._graph.loading import check_declared, fitted, int_keys, placed
 from moduli._graph.state import (
     FlatState,
@@ -67,7 +67,7 @@ def _flat(node: Any, caller: str) -> Flat:
 def _leaves(flat: Flat) -> list[tuple[Path, Any]]:
     """Pairs each leaf path with its Variable, or with the bare array itself."""
     return [
-        (path, holder if isinstance(holder, Variable) else holder._value)
+        (path, leaf_of(holder))
         for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True)
     ]
 
@@ -303,10 +303,7 @@ def update(node: Any, state: Any, /, *states: Any, resize: bool = False) -> None
     given = [placed(_pairs(one), known, "update") for one in (state, *states)]
     pairs = [pair for one in given for pair in one]
     checked = [(path, flat.holders[known[path]], value) for path, value in pairs if path in known]
-    places = [
-        (path, holder if isinstance(holder, Variable) else holder._value, value)
-        for path, holder, value in checked
-    ]
+    places = [(path, leaf_of(holder), value) for path, holder, value in checked]
     fitting = iter(fitted(places, "update", resize=resize))
     for path, value in pairs:
         index = known.get(path)

@@ -8,9 +8,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
+from moduli._call.call import Call
 from moduli._call.function import Function, check_callable, split_static, wraps
 from moduli._call.naming import naming
-from moduli._call.plain_call import PlainCall
 
 __all__ = ["eval_shape", "make_jaxpr"]
 
@@ -42,7 +42,7 @@ def eval_shape(f: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """
     check_callable(f, "eval_shape", "f, *args")
     function = Function(f)
-    call = PlainCall("eval_shape", *function.complete(args, kwargs))
+    call = Call("eval_shape", *function.complete(args, kwargs))
     pure = call.named(lambda values: call.run(function, values, keep=call.is_dynamic), function)
     with naming("eval_shape", function.call):
         outputs = jax.eval_shape(pure, call.dynamic)
@@ -99,7 +99,7 @@ def make_jaxpr(
     def traced(*args: Any, **kwargs: Any) -> Any:
         fixed, args = split_static(args, static_argnums, "make_jaxpr", function.name)
         inner = fixed.around(function)
-        call = PlainCall("make_jaxpr", *inner.complete(args, kwargs))
+        call = Call("make_jaxpr", *inner.complete(args, kwargs))
         pure = call.named(lambda values: call.run(inner, values), inner)
         with naming("make_jaxpr", function.call):
             return jax.make_jaxpr(pure, return_shape=return_shape)(call.dynamic)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import jax
 
 from moduli._call.again import remember
+from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
-from moduli._call.plain_call import PlainCall
 
 if TYPE_CHECKING:
     from jax.experimental.checkify import Error
@@ -52,7 +52,7 @@ def checkify(f: Callable[P, R], errors: Any = None) -> Callable[P, tuple[Error, 
 
     name = function.name
 
-    def run(call: PlainCall, functions: Sequence[Callable[..., Any]]) -> Result:
+    def run(call: Call, functions: Sequence[Callable[..., Any]]) -> Result:
         inner = Function(functions[0])
         inner.name = name
         outputs = call.run(inner, call.dynamic)
@@ -79,7 +79,7 @@ def checkify(f: Callable[P, R], errors: Any = None) -> Callable[P, tuple[Error, 
 
     @wraps(f)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        call = PlainCall("checkify", *function.complete(args, kwargs))
+        call = Call("checkify", *function.complete(args, kwargs))
         program = find_program(
             (function.call,), call, run, (name,), traced_once, parameters=function.signature
         )
@@ -89,7 +89,7 @@ def checkify(f: Callable[P, R], errors: Any = None) -> Callable[P, tuple[Error, 
                 error, outputs = jax_checkify.checkify(pure, checks)(call.dynamic)
                 return error, call.apply(outputs)
             error, packed = program(call)
-        return error, packed.effects.apply(call.binding.flats, call.values, *packed.parts)
+        return error, call.apply(packed.parts, packed.effects)
 
     return remember(checked, f, checkify, {"errors": errors})
 

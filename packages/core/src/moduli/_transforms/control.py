@@ -8,13 +8,13 @@ from typing import Any, TypeVar, TypeVarTuple
 import jax
 
 from moduli import errors
+from moduli._call.call import Call
 from moduli._call.carried import is_array_like
 from moduli._call.change_texts import Word, describe_changes
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.given_values import unboxed
 from moduli._call.naming import naming
-from moduli._call.plain_call import PlainCall
 from moduli._call.recorded_branches import record_alike
 from moduli._call.writeback import ChangedEffects, only_written
 
@@ -110,7 +110,7 @@ def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts) -
 class _Result:
     """What one branch did."""
 
-    def __init__(self, call: PlainCall, outputs: Any):
+    def __init__(self, call: Call, outputs: Any):
         out, values = outputs
         self.effects, self.homes, self.written = call.effects, call.homes, call.written
         leaves = jax.tree.leaves(out)
@@ -148,7 +148,7 @@ def _branch(
     counts = tuple([len(function.bound) for function in functions])
     places = [f"the module of {n}" for n, f in zip(names, functions, strict=True) if f.bound]
     places += [f"operand {number}" for number in range(len(operands))]
-    call = PlainCall(transform, (*bound, *operands), {}, places)
+    call = Call(transform, (*bound, *operands), {}, places)
     effects, out, values = run_program(
         [function.call for function in functions],
         call,
@@ -156,11 +156,11 @@ def _branch(
         (names, counts) if all(map(_is_scalar, which.values())) else None,
         which,
     )
-    return effects.apply(call.binding.flats, call.values, out, values)
+    return call.apply((out, values), effects)
 
 
 def _choose(
-    call: PlainCall,
+    call: Call,
     functions: Sequence[Callable[..., Any]],
     names: Sequence[str],
     counts: Sequence[int],
@@ -220,9 +220,7 @@ def _is_scalar(value: Any) -> bool:
     return is_array_like(value) and jax.numpy.shape(value) == ()
 
 
-def _check_alike(
-    call: PlainCall, first_name: str, name: str, first: _Result, other: _Result
-) -> None:
+def _check_alike(call: Call, first_name: str, name: str, first: _Result, other: _Result) -> None:
     """Raises if a branch returns or leaves behind something else than the first one."""
     transform = call.transform
     same = jax.tree.structure(first.outline) == jax.tree.structure(other.outline)
@@ -251,7 +249,7 @@ def _type(types: Any) -> str:
 
 
 def _check_same_change(
-    transform: str, call: PlainCall, first_name: str, name: str, one: Any, two: Any
+    transform: str, call: Call, first_name: str, name: str, one: Any, two: Any
 ) -> None:
     first = one.graphdef if isinstance(one, ChangedEffects) else None
     second = two.graphdef if isinstance(two, ChangedEffects) else None

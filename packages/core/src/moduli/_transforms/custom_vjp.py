@@ -11,13 +11,13 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 import jax
 
 from moduli import errors
+from moduli._call.call import Call
 from moduli._call.change_texts import describe_changes
 from moduli._call.cotangents import Cotangents
 from moduli._call.differentiated import DiffState
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, function_name, holds_modules
 from moduli._call.naming import naming
-from moduli._call.plain_call import PlainCall
 from moduli._call.residuals import Residuals
 from moduli._call.running import running
 from moduli._call.signature import Leaf
@@ -161,7 +161,7 @@ class _Call:
                 )
         self.numbers = [n for n in range(len(args)) if n not in self.fixed]
         names = [f"argument {number}" for number in self.numbers]
-        self.call = PlainCall("custom_vjp", tuple(args[n] for n in self.numbers), {}, names)
+        self.call = Call("custom_vjp", tuple(args[n] for n in self.numbers), {}, names)
         self.effects: Any = None
         self.homes: list[Leaf | None] = []
         self.written: set[Leaf] = set()
@@ -192,7 +192,7 @@ class _Call:
         with naming("custom_vjp", function.call):
             out, outputs = transformed(self.call.dynamic)
         effects, outputs = only_written(self.effects, self.homes, outputs, self.written)
-        return effects.apply(self.call.binding.flats, self.call.values, out, outputs)
+        return self.call.apply((out, outputs), effects)
 
     def _frame(self, values: Any) -> Frame:
         frame = self.call.make_frame(values)

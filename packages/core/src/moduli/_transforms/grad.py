@@ -10,7 +10,7 @@ import jax
 
 from moduli import errors
 from moduli._call.again import remember
-from moduli._call.differentiated import DifferentiatedCall, DiffState
+from moduli._call.differentiated import DiffState, Targets
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
 from moduli._call.results import scalar_and_aux
@@ -248,19 +248,23 @@ def _differentiate(
 
     @wraps(f)
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-        call = DifferentiatedCall(function, argnums, args, kwargs, allow_int=allow_int)
+        targets = Targets("grad", argnums, len(args), function)
+        call = targets.take_apart(function, args, kwargs, allow_int)
 
         def pure(wanted: Any) -> Any:
-            frame = call.frame(wanted)
+            frame = targets.frame(call, wanted)
             out = frame.run(transform, name, function.call)
             value, aux = scalar_and_aux(out, has_aux, transform, name)
             return value, call.finish(frame, aux)
 
         with naming(transform, function.call):
             (value, outputs), grads = jax.value_and_grad(
-                call.named(pure), has_aux=True, holomorphic=holomorphic, allow_int=allow_int
-            )(call.wanted)
+                call.named(pure, function),
+                has_aux=True,
+                holomorphic=holomorphic,
+                allow_int=allow_int,
+            )(call.dynamic)
         aux = call.apply(outputs)
-        return (value, aux) if has_aux else value, call.gradients(grads)
+        return (value, aux) if has_aux else value, targets.gradients(call, grads)
 
     return value_and_gradient

@@ -12,9 +12,10 @@ from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.bind import Binding, bind, read_value
 from moduli._call.function import Function, unbound
-from moduli._call.jit_program import Program, Programs, donated_marks, forget_with_plugins
+from moduli._call.jit_program import JitProgram, donated_marks
 from moduli._call.jit_shardings import Layout
 from moduli._call.naming import Names
+from moduli._call.programs import Programs, key_of
 from moduli._call.recompiled import Compiled, note_compiled
 from moduli._call.shortcut import Shortcut
 from moduli._call.signature import Signature
@@ -96,9 +97,10 @@ class JitWrapped(Generic[P, R]):
             program, binding = self._prepare(args, kwargs, recorded=True)
             return program, binding.flats, binding.plain
         binding = bind(args, kwargs)
-        key, program = self._programs.find(binding)
+        key = key_of(binding)
+        program = self._programs.find(key)
         if program is None:
-            program = self._programs[key] = self._compile(binding, args, kwargs, {}, {})
+            program = self._compile(key, binding, args, kwargs, {}, {})
             self._note_compiled(key, binding)
         else:
             self._note_called_again()
@@ -131,12 +133,12 @@ class JitWrapped(Generic[P, R]):
             self._fun, args, kwargs, self._static_argnums, self._static_argnames
         )
         binding = bind(static.args, static.kwargs, recorded=recorded)
-        key, program = self._programs.find(binding, static.key)
+        key = key_of(binding, *static.key)
+        program = self._programs.find(key)
         if program is None:
             program = self._compile(
-                binding, static.args, static.kwargs, static.fixed, static.fixed_names
+                key, binding, static.args, static.kwargs, static.fixed, static.fixed_names
             )
-            self._programs[key] = program
             if recorded:
                 self._note_compiled(key, binding)
         else:
@@ -186,12 +188,13 @@ class JitWrapped(Generic[P, R]):
 
     def _compile(
         self,
+        key: Any,
         binding: Binding,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         fixed: dict[int, Any],
         fixed_names: dict[str, Any],
-    ) -> Program:
+    ) -> JitProgram:
         count = len(args) + len(fixed)
         positions = [n for n in range(count) if n not in fixed]
         check_plain(self._fun, binding, positions)
@@ -206,12 +209,14 @@ class JitWrapped(Generic[P, R]):
                 self._function, args, kwargs, count, positions, *self._shardings, binding
             )
         signature = Signature(binding)
-        forget_with_plugins(self, self._programs)
         names = Names(self._function.signature, signature, positions)
         pairs = tuple(sorted(fixed.items()))
-        return Program(
+        program = JitProgram(
             self._source, signature, names, pairs, fixed_names, marks, layout, self._options
         )
+        key[0].used_by(self)
+        self._programs.keep(key, program)
+        return program
 
     @overload
     def __get__(self, instance: None, owner: type) -> JitWrapped[P, R]: ...

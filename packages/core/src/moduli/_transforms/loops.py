@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from moduli import errors
+from moduli._call.call import Call, Labels
 from moduli._call.carried import is_array_like
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, function_name
 from moduli._call.given_values import unboxed
-from moduli._call.labelled_call import LabelledCall
 from moduli._call.loop_body import LoopBody
 from moduli._call.naming import named, naming, parameter_name
 from moduli._call.prefixes import Carry
-from moduli._call.running import running
 from moduli._call.writeback import ChangedEffects
 
 __all__ = ["fori_loop", "while_loop"]
@@ -70,7 +69,7 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
 
 
 def _while_loop(
-    call: LabelledCall, functions: Sequence[Callable[..., Any]], counts: Sequence[int]
+    call: Call, functions: Sequence[Callable[..., Any]], counts: Sequence[int]
 ) -> Result:
     """Runs the loop.
 
@@ -90,12 +89,13 @@ def _while_loop(
         body_fun,
     )
 
+    def condition(frame: Frame) -> Any:
+        return cond_fun(*frame.args[1:last], frame.args[0])
+
     def goes_on(carry: Any) -> Any:
         frame = body.frame(carry, [])
         frame.mute()
-        with running("while_loop", function_name(cond_fun), frame.recordings, cond_fun):
-            out = cond_fun(*frame.args[1:last], frame.args[0])
-        out = unboxed(out)
+        out = unboxed(frame.run("while_loop", function_name(cond_fun), cond_fun, condition))
         _check_reads_only(call, frame, out, function_name(cond_fun))
         return out
 
@@ -147,7 +147,7 @@ def fori_loop(
     traced = {name: bound for name, bound in bounds.items() if known[name] is None}
     fixed = {name: bound for name, bound in bounds.items() if known[name] is not None}
 
-    def run(call: LabelledCall, functions: Sequence[Callable[..., Any]], **traced: Any) -> Result:
+    def run(call: Call, functions: Sequence[Callable[..., Any]], **traced: Any) -> Result:
         return _fori_loop(call, functions[0], **fixed, **traced, unroll=unroll)
 
     options = (
@@ -167,7 +167,7 @@ def _known_bound(bound: Any) -> Any:
 
 
 def _fori_loop(
-    call: LabelledCall, body_fun: Callable[..., Any], lower: Any, upper: Any, unroll: Any
+    call: Call, body_fun: Callable[..., Any], lower: Any, upper: Any, unroll: Any
 ) -> Result:
     index: list[Any] = []
 
@@ -217,14 +217,14 @@ def _stacked(
     return body.finish(carry, stacked)
 
 
-def _modules(call: LabelledCall) -> int:
+def _modules(call: Call) -> int:
     """How many modules there are of which the functions are methods."""
     return len(call.signature.template) - len(call.signature.names) - 1
 
 
 def _named(
     pure: Callable[..., Any],
-    call: LabelledCall,
+    call: Call,
     body: LoopBody,
     fun: Any,
     shift: int,
@@ -255,40 +255,31 @@ _NOTHING: Result = (None, None, None)
 """The result of a loop that has run no step: under jax.disable_jit, which traces none."""
 
 
-def _apply(call: LabelledCall, result: Result, init_val: Any) -> Any:
+def _apply(call: Call, result: Result, init_val: Any) -> Any:
     """Does to the caller's objects what the loop did; returns its result."""
     effects, out, new = result
     if effects is None:
         return init_val
-    return effects.apply(call.binding.flats, call.values, out, new)
+    return call.apply((out, new), effects)
 
 
-def _call(transform: str, name: str, init_val: Any, *functions: Function) -> LabelledCall:
+def _call(transform: str, name: str, init_val: Any, *functions: Function) -> Call:
     """Binds the carry, then the modules of which the functions are methods."""
     modules = [module for function in functions for module in function.bound]
-    call = LabelledCall(
-        (transform, "the carry"),
-        name,
-        (init_val, *modules),
-        {},
+    labels = Labels(
+        "the carry",
         (Carry, *[None] * len(modules)),
-        keyword_label=None,
-        valid=lambda label: label is Carry or label is None,
-        expected="moduli.Carry",
+        lambda label: label is Carry or label is None,
+        "moduli.Carry",
         agree=lambda one, other: True,  # what a method finds in its module is carried too
-        recorded_label=Carry,
+        recorded=Carry,
     )
-    # the first argument of the body's own, and the last of the loop: neither number says which
-    call.root_names = [name.replace("argument 0", "carry", 1) for name in call.root_names]
-    call.leaf_names = [name.replace("argument 0", "carry", 1) for name in call.leaf_names]
-    for number in range(1, 1 + len(modules)):
-        call.root_names = [
-            name.replace(f"argument {number}", "the module of the method", 1)
-            for name in call.root_names
-        ]
-    labels = call.all_labels()
-    for position, value in enumerate(call.all_values()):
-        if labels[position] is Carry and not is_array_like(value):
+    # the first argument of the body is another than the first of the loop: neither has a number
+    names = ["carry", *["the module of the method"] * len(modules)]
+    call = Call(transform, (init_val, *modules), {}, names, function=name, labels=labels)
+    found = call.all_labels()
+    for position, value in enumerate(call.every()):
+        if found[position] is Carry and not is_array_like(value):
             raise errors.StructureError(
                 f"{transform}: {call.describe_all(position)} is a {type(value).__name__}, which "
                 "cannot be carried; a carry holds modules and arrays. Use it from outside of the "
@@ -297,7 +288,7 @@ def _call(transform: str, name: str, init_val: Any, *functions: Function) -> Lab
     return call
 
 
-def _only_carry(call: LabelledCall, body: LoopBody, carry: Any) -> list[Any]:
+def _only_carry(call: Call, body: LoopBody, carry: Any) -> list[Any]:
     carry, stacked = body.step(carry, [])
     if any(stacked) and call.keeps_records:
         raise errors.StructureError(
@@ -315,7 +306,7 @@ def _only_carry(call: LabelledCall, body: LoopBody, carry: Any) -> list[Any]:
     return carry
 
 
-def _check_reads_only(call: LabelledCall, frame: Frame, out: Any, name: str) -> None:
+def _check_reads_only(call: Call, frame: Frame, out: Any, name: str) -> None:
     effects, _ = frame.finish(out)
     if isinstance(effects, ChangedEffects):
         raise errors.StructureError(

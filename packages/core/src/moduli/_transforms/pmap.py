@@ -11,9 +11,9 @@ import jax
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
+from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, split_static, wraps
-from moduli._call.labelled_call import LabelledCall
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
@@ -118,7 +118,7 @@ def pmap(
     programs, function.call = shared(function.call, key_of_options, Programs)
     name, parameters = function.name, function.signature
 
-    def compile(call: LabelledCall, inner: Callable[..., Any], gone: list[bool], size: int) -> Any:
+    def compile(call: Call, inner: Callable[..., Any], gone: list[bool], size: int) -> Any:
         inside = names.inside(call.detached())
 
         def run(frame: Frame) -> Any:
@@ -128,8 +128,11 @@ def pmap(
             inside.leave(frame, out, out_axes)
             return out
 
-        given = [0 if label is SPLIT else label for label in call.all_labels()]
-        axes = all_axes([*given, *call.prefix_labels()], out_axes)
+        in_labels = [0 if label is SPLIT else label for label in call.all_labels()]
+        axes = all_axes([*in_labels, *call.prefix_labels()], out_axes)
+        marks = call.donated_marks(gone)
+        call.trace(sorted(call.traced, key=marks.__getitem__))  # what is donated comes last
+        kept = call.pick(marks).count(False)
         donated_leaves = call.donated_leaves(gone)
         program = LabelledProgram(
             call,
@@ -142,27 +145,22 @@ def pmap(
             drop=lambda leaf: program.call.label_of(leaf) is SPLIT,
             keep=donated_leaves.__contains__,
         )
-        labels = [0 if label is SPLIT else label for label in program.in_labels]
-        marks = program.pick(call.donated_marks(gone))
+        labels = call.pick(in_labels)
         avals = jax.eval_shape(lambda values: values, program.dynamic(call))
 
-        def pure(kept: list[Any], given: list[Any]) -> Any:
-            first, second = iter(kept), iter(given)
-            values = [next(second) if mark else next(first) for mark in marks]
-            groups = program.pure(values)
+        def pure(first: list[Any], donated: list[Any]) -> Any:
+            groups = program.pure([*first, *donated])
             if groups[axes.index(None)]:
                 _check_unmapped(program, labels, axes, axis_name, avals)
             return groups
 
-        def pairs(kept: list[Any], given: list[Any]) -> Any:
-            every = split(program.pick(program.call.value_names(parameters)))
-            return zip([*every[0], *every[1]], [*kept, *given], strict=True)
+        def pairs(first: list[Any], donated: list[Any]) -> Any:
+            return program.pairs([*first, *donated], parameters)
 
         named(pure, inner, pairs)
 
-        def split(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            pairs = list(zip(items, marks, strict=True))
-            return [v for v, mark in pairs if not mark], [v for v, mark in pairs if mark]
+        def split(items: list[Any]) -> tuple[list[Any], list[Any]]:
+            return items[:kept], items[kept:]
 
         jitted = jax.pmap(
             pure,
@@ -172,9 +170,10 @@ def pmap(
             devices=devices,
             backend=backend,
             axis_size=axis_size,
-            donate_argnums=(1,) if any(marks) else (),
+            donate_argnums=(1,) if kept < len(labels) else (),
         )
-        return program, lambda values: jitted(*split(values)), lambda values: pairs(*split(values))
+        program.compiled = lambda values: jitted(*split(values))
+        return program
 
     @wraps(f)
     def mapped(*args: Any, **kwargs: Any) -> Any:
@@ -193,16 +192,8 @@ def pmap(
         gone = [False] * len(function.bound)
         gone += [n in numbers for n in range(count) if n not in fixed.values]
         given, keywords = function.complete(given, keywords)
-        call = LabelledCall(
-            ("pmap", "in_axes"),
-            function.name,
-            given,
-            keywords,
-            axes,
-            keyword_label=0,
-            valid=is_axis,
-            expected="an int or None",
-        )
+        labels = Labels("in_axes", axes, is_axis, "an int or None", keyword=0)
+        call = Call("pmap", given, keywords, function=function.name, labels=labels)
         streams = SplitStreams(call, broadcast=True)
         size = check_sizes(call, axis_size)
         available = jax.device_count(backend) if devices is None else len(devices)
@@ -217,7 +208,7 @@ def pmap(
             streams.split(size)
         avals = [
             (jax.typeof(leaf).shape, jax.typeof(leaf).dtype)
-            for leaf in jax.tree.leaves(call.all_values())
+            for leaf in jax.tree.leaves(call.every())
             if hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex))
         ]
         key = program_key(call, tuple(avals), tuple(sorted(fixed.values.items())), tuple(gone))
@@ -226,16 +217,16 @@ def pmap(
                 f"pmap: an argument of {function.name} cannot be traced nor hashed; mark it in "
                 "static_broadcasted_argnums and use a hashable value"
             )
-        found = programs.get(key)
-        if found is None:
-            found = compile(call, inner.call, gone, size)
-            programs.keep(key, found)
-        program, jitted, pairs = found
+        program = programs.find(key)
+        if program is None:
+            program = compile(call, inner.call, gone, size)
+            programs.keep(key, program)
         try:
             with naming("pmap", function.call):
-                groups = jitted(program.dynamic(call))
+                groups = program.compiled(program.dynamic(call))
         except Exception as error:
-            _name_values(error, pairs(program.dynamic(call)), function.call)
+            pairs = program.pairs(program.dynamic(call), parameters)
+            _name_values(error, pairs, function.call)
             raise
         result = program.apply(call, program.outputs, groups)
         if streams:

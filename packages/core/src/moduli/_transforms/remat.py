@@ -9,10 +9,10 @@ from typing import Any, ParamSpec, TypeVar, overload
 import jax
 
 from moduli._call.again import options_key_or_none, remember
+from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
 from moduli._call.function import Function, Static, check_callable, split_static, wraps
 from moduli._call.naming import naming
-from moduli._call.plain_call import PlainCall
 
 __all__ = ["remat"]
 
@@ -75,7 +75,7 @@ def remat(
     name, shift = function.name, len(function.bound)
     recomputed = functools.partial(jax.checkpoint, prevent_cse=prevent_cse, policy=policy)
 
-    def run(call: PlainCall, fun: Callable[..., Any], fixed: Static) -> Result:
+    def run(call: Call, fun: Callable[..., Any], fixed: Static) -> Result:
         inner = fixed.around(Function(fun), shift)
         inner.name = name
         outputs = call.run(inner, call.dynamic)
@@ -85,7 +85,7 @@ def remat(
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
         fixed, args = split_static(args, static_argnums, "remat", function.name)
         inner = fixed.around(function)
-        call = PlainCall("remat", *inner.complete(args, kwargs))
+        call = Call("remat", *inner.complete(args, kwargs))
         program = find_program(
             (function.call,),
             call,
@@ -99,6 +99,6 @@ def remat(
                 pure = call.named(lambda values: call.run(inner, values), inner)
                 return call.apply(recomputed(pure)(call.dynamic))
             packed = program(call)
-        return packed.effects.apply(call.binding.flats, call.values, *packed.parts)
+        return call.apply(packed.parts, packed.effects)
 
     return remember(rematerialized, f, remat, options)

@@ -10,10 +10,10 @@ import jax
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember
+from moduli._call.call import Call, Labels
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, wraps
-from moduli._call.labelled_call import LabelledCall
 from moduli._call.loop_body import LoopBody
 from moduli._call.mapped_axes import check_sizes
 from moduli._call.naming import named, naming
@@ -123,7 +123,7 @@ def scan(
     shift = len(function.bound)
     key = options_key_or_none(options, shift)
 
-    def loop(call: LabelledCall, fun: Callable[..., Any], steps: int) -> Result:
+    def loop(call: Call, fun: Callable[..., Any], steps: int) -> Result:
         """Runs the loop; refers to no user's function, as programs keep it."""
         inside = names.inside(call)
 
@@ -165,28 +165,20 @@ def scan(
     @wraps(f)
     def looped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
-        labels: Any = in_axes
+        axes: Any = in_axes
         if place_in == _WHOLE:
             if len(given) != 1 + shift:
                 raise errors.StructureError(
                     f"scan: in_axes=moduli.Carry stands for one argument, but {function.name} was "
                     f"called with {len(given) - shift}; write in_axes=(moduli.Carry, ...)"
                 )
-            labels = (Carry,)
+            axes = (Carry,)
         if shift:
-            rest = labels if isinstance(labels, (tuple, list)) else [labels] * (len(given) - shift)
-            labels = (None, *rest)
-        call = LabelledCall(
-            ("scan", "in_axes"),
-            function.name,
-            given,
-            keywords,
-            labels,
-            keyword_label=None,
-            valid=_is_label,
-            expected="an int, None or moduli.Carry",
-            agree=_agree,
-        )
+            rest = axes if isinstance(axes, (tuple, list)) else [axes] * (len(given) - shift)
+            axes = (None, *rest)
+        expected = "an int, None or moduli.Carry"
+        labels = Labels("in_axes", axes, _is_label, expected, agree=_agree)
+        call = Call("scan", given, keywords, function=function.name, labels=labels)
         streams = SplitStreams(call, broadcast=False)
         steps = check_sizes(call, length, "length")
         call.label_given("scan", steps)
@@ -198,7 +190,7 @@ def scan(
             lambda call, functions: loop(call, functions[0], steps),
             None if key is None else (key, steps),
         )
-        result = effects.apply(call.binding.flats, call.values, out, new)
+        result = call.apply((out, new), effects)
         if streams:
             streams.count_up()
         return result

@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
+from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, wraps
-from moduli._call.labelled_call import LabelledCall
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
 from moduli._call.prefixes import labels_in
@@ -118,9 +118,9 @@ def shard_map(
             check_vma=check_vma,
         )
 
-    def check(program: LabelledProgram, call: LabelledCall) -> None:
+    def check(program: LabelledProgram, call: Call) -> None:
         """Raises for the value that JAX meant when it refused a call."""
-        check_inputs(call, call.all_values(), mesh, axis_names)
+        check_inputs(call, call.every(), mesh, axis_names)
         for label in call.prefix_labels():
             check_names("shard_map: in_specs has", label, mesh, axis_names)
         for label in map(_spec, labels_in(out_specs)):
@@ -129,7 +129,7 @@ def shard_map(
             shared = functools.partial(shared_axes, mesh=mesh, manual=axis_names)
             _check_outputs(program, over_mesh, program.dynamic(call), shared)
 
-    def compile(call: LabelledCall) -> tuple[LabelledProgram, Callable[..., Any]]:
+    def compile(call: Call) -> LabelledProgram:
         every = [*call.all_labels(), *call.prefix_labels(), *labels_in(out_specs)]
         labels = list(dict.fromkeys(map(_spec, every)))
         program = LabelledProgram(
@@ -152,7 +152,8 @@ def shard_map(
             return Packed(program.outputs, groups)
 
         whole.__name__ = whole.__qualname__ = name
-        return program, jax.jit(named(whole, inner, pairs))
+        program.compiled = jax.jit(named(whole, inner, pairs))
+        return program
 
     @wraps(f)
     def mapped(*args: Any, **kwargs: Any) -> Any:
@@ -161,26 +162,23 @@ def shard_map(
         if function.bound:
             rest = specs if _is_sequence(specs) else [specs] * (len(given) - 1)
             specs = (PartitionSpec(), *rest)
-        call = LabelledCall(
-            ("shard_map", "in_specs"),
-            function.name,
-            given,
-            keywords,
+        labels = Labels(
+            "in_specs",
             specs,
-            keyword_label=PartitionSpec(),
-            valid=lambda label: label is None or isinstance(label, PartitionSpec),
-            expected="a jax.sharding.PartitionSpec or None",
+            lambda label: label is None or isinstance(label, PartitionSpec),
+            "a jax.sharding.PartitionSpec or None",
+            keyword=PartitionSpec(),
             convert=_spec,
-            recorded_label=PartitionSpec(),
+            recorded=PartitionSpec(),
         )
+        call = Call("shard_map", given, keywords, function=function.name, labels=labels)
         key = program_key(call)
-        found = programs.get(key)
-        if found is None:
-            found = compile(call)
-            programs.keep(key, found)
-        program, jitted = found
+        program = programs.find(key)
+        if program is None:
+            program = compile(call)
+            programs.keep(key, program)
         try:
-            packed = jitted(program.dynamic(call))
+            packed = program.compiled(program.dynamic(call))
         except ValueError as error:
             if not isinstance(error, errors.ModuliError):
                 check(program, call)

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeVar, overload
 import jax
 
 from moduli import errors
+from moduli._call.call import Call
 from moduli._call.change_texts import outline
 from moduli._call.function import Function, check_callable, wraps
 from moduli._call.naming import naming
-from moduli._call.plain_call import PlainCall
 from moduli._call.results import arrays_and_aux
 from moduli._call.tangents import match_tangents
 
@@ -90,7 +90,7 @@ def vjp(
         return wraps(f)(lambda *primals: vjp(f, *primals, has_aux=has_aux))
     function = Function(f)
     args, kwargs = function.complete(primals, {})
-    call = PlainCall("vjp", args, kwargs)
+    call = Call("vjp", args, kwargs)
     pure = call.named(lambda values: _run(call, function, values, has_aux), function)
     with naming("vjp", function.call):
         result, pullback, outputs = jax.vjp(pure, call.dynamic, has_aux=True)
@@ -185,7 +185,7 @@ def jvp(
         )
     function = Function(f)
     args, kwargs = function.complete(tuple(primals), {})
-    call = PlainCall("jvp", args, kwargs)
+    call = Call("jvp", args, kwargs)
     ahead, behind = len(function.bound), sorted(kwargs)
     directions = match_tangents(
         call,
@@ -204,7 +204,7 @@ def jvp(
     return (result, tangent, aux) if has_aux else (result, tangent)
 
 
-def _run(call: PlainCall, function: Function, values: Any, has_aux: bool) -> Any:
+def _run(call: Call, function: Function, values: Any, has_aux: bool) -> Any:
     """The pure function: ``values -> (result, outputs)`` with aux in the place of the result."""
     frame = call.make_frame(values)
     out = frame.run(call.transform, function.name, function.call)

@@ -10,10 +10,11 @@ import jax
 
 from moduli import errors
 from moduli._call.again import remember
+from moduli._call.call import Call, Labels
 from moduli._call.function import Function, check_callable, wraps
-from moduli._call.labelled_call import LabelledCall, Outputs
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
-from moduli._call.naming import named, naming
+from moduli._call.naming import naming
+from moduli._call.outputs import Outputs
 from moduli._call.partition_names import PartitionNames
 from moduli._call.prefixes import is_axis
 from moduli._call.split_streams import SPLIT, SplitStreams
@@ -112,35 +113,23 @@ def vmap(
     @wraps(f)
     def mapped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
-        call = LabelledCall(
-            ("vmap", "in_axes"),
-            function.name,
-            given,
-            keywords,
-            _bound_axes(axes_of_arguments, function, len(given)),
-            keyword_label=0,
-            valid=is_axis,
-            expected="an int or None",
-        )
+        axes_in = _bound_axes(axes_of_arguments, function, len(given))
+        labels = Labels("in_axes", axes_in, is_axis, "an int or None", keyword=0)
+        call = Call("vmap", given, keywords, function=function.name, labels=labels)
         streams = SplitStreams(call, broadcast=True)
         size = check_sizes(call, axis_size)
         call.label_given("vmap", size)
         if streams:
             streams.split(size)
-        every, labels = call.all_values(), call.all_labels()
-        in_labels = [0 if label is SPLIT else label for label in labels]
+        in_labels = [0 if label is SPLIT else label for label in call.all_labels()]
+        call.trace(n for n, axis in enumerate(in_labels) if axis is not None)
         axes = all_axes([*in_labels, *call.prefix_labels()], out_axes)
         names_in = names.inside(call)
         outputs: Any = None
 
         def pure(values: list[Any]) -> list[list[Any]]:
             nonlocal outputs
-            new = iter(values)
-            merged = [
-                old if axis is None else next(new)
-                for old, axis in zip(every, in_labels, strict=True)
-            ]
-            frame = call.frame(merged)
+            frame = call.make_frame(values)
             frame.cross("vmap", size)
             names_in.enter(frame)
             out = frame.run("vmap", function.name, function.call)
@@ -158,14 +147,9 @@ def vmap(
             outputs.values = []  # tracers
             return groups
 
-        values = [v for v, axis in zip(every, in_labels, strict=True) if axis is not None]
-
-        def pairs(values: list[Any]) -> Any:
-            given_names = zip(call.value_names(function.signature), in_labels, strict=True)
-            return zip([n for n, axis in given_names if axis is not None], values, strict=True)
-
-        named(pure, function.call, pairs)
-        arguments: Any = ([axis for axis in in_labels if axis is not None],)
+        call.named(pure, function)
+        values = call.dynamic
+        arguments: Any = (call.pick(in_labels),)
         transformed = functools.partial(
             jax.vmap,
             in_axes=arguments,
@@ -182,7 +166,7 @@ def vmap(
                 raise
             raise errors.StructureError(culprit) from None
         out, new = outputs.rebuild(outputs.ungrouped(axes, groups))
-        result = outputs.effects.apply(call.binding.flats, call.values, out, new)
+        result = call.apply((out, new), outputs.effects)
         if streams:
             streams.count_up()
         return result
