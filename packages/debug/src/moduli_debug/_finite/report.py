@@ -12,9 +12,9 @@ import jax
 import moduli
 from moduli.errors import format_path
 from moduli_debug._finite.eager import SeenCall
+from moduli_debug._finite.faults import Fault
 from moduli_debug._finite.marks import is_backward
 from moduli_debug._finite.program import Argument, Program
-from moduli_debug._finite.run import Fault
 from moduli_debug._finite.search import Found
 from moduli_debug._finite.statistics import ArrayStatistics
 from moduli_debug.errors import NonFiniteError

@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moduli_debug._finite.faults import Fault, Key
+from moduli_debug._finite.loops import UnendingError
 from moduli_debug._finite.marks import is_backward
-from moduli_debug._finite.run import Fault, Kept, Key, Masks, Run, UnendingError
+from moduli_debug._finite.parts import Kept
+from moduli_debug._finite.run import Run
+from moduli_debug._finite.values import Masks
 
 __all__ = ["Found", "search"]
 
