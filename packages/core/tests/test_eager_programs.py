@@ -685,3 +685,24 @@ def test_programs_die_with_their_plugin():
     del doubles
     gc.collect()
     assert len(table._programs) == 1
+
+
+# -- how many are kept -----------------------------------------------------------------------------
+
+
+def test_the_oldest_programs_make_place_for_new_ones(monkeypatch):
+    monkeypatch.setattr("moduli._call.eager_programs._MOST", 2)
+
+    def add(carry, x):
+        return carry + x, carry
+
+    scan = nnx.scan(add, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+
+    def last(length):
+        return scan(jnp.zeros(()), jnp.ones(length))[0]
+
+    for length in (3, 4, 5):
+        assert last(length) == length
+    assert compilations(lambda: last(5)) == compilations(lambda: last(4)) == 0
+    assert compilations(lambda: last(3)) > 0  # it was the oldest
+    assert last(3) == 3
