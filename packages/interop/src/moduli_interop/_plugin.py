@@ -1,4 +1,4 @@
-"""What moduli-interop contributes through its own hook: the built-in checkpoint format."""
+"""What moduli-interop contributes through its own hooks: checkpoint formats, sources of tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from moduli_interop._format import Format
 
 if TYPE_CHECKING:
     from moduli_interop._stored import Checkpoint
+    from moduli_interop._tensors.source import TensorSource
 
 
 @hookimpl
@@ -27,3 +28,11 @@ def _load(path: str) -> Checkpoint:
     from moduli_interop._npz.read import read
 
     return read(path)
+
+
+@hookimpl
+def moduli_tensor_sources() -> list[TensorSource]:
+    """Returns the built-in kinds of files of tensors."""
+    from moduli_interop._tensors.built_in import SOURCES
+
+    return SOURCES
