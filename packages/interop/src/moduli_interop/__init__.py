@@ -7,6 +7,7 @@ from moduli.plugins import lazy_names as _lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from moduli_interop._atomic import atomic_folder as atomic_folder
     from moduli_interop._atomic import atomic_write as atomic_write
     from moduli_interop._checkpoint import load as load
     from moduli_interop._checkpoint import load_state as load_state
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from moduli_interop._errors import CheckpointError as CheckpointError
     from moduli_interop._errors import CheckpointFormatError as CheckpointFormatError
     from moduli_interop._errors import CheckpointMismatchError as CheckpointMismatchError
+    from moduli_interop._errors import CheckpointNotFoundError as CheckpointNotFoundError
     from moduli_interop._errors import CheckpointVersionError as CheckpointVersionError
     from moduli_interop._errors import CorruptCheckpointError as CorruptCheckpointError
+    from moduli_interop._errors import DamagedCheckpointWarning as DamagedCheckpointWarning
     from moduli_interop._errors import NotACheckpointError as NotACheckpointError
     from moduli_interop._errors import TruncatedCheckpointError as TruncatedCheckpointError
     from moduli_interop._errors import UnsupportedValueError as UnsupportedValueError
@@ -23,41 +26,42 @@ if TYPE_CHECKING:
     from moduli_interop._inspect import CheckpointInfo as CheckpointInfo
     from moduli_interop._inspect import LeafInfo as LeafInfo
     from moduli_interop._inspect import inspect_checkpoint as inspect_checkpoint
+    from moduli_interop._inspect import verify_checkpoint as verify_checkpoint
+    from moduli_interop._manager import CheckpointManager as CheckpointManager
+    from moduli_interop._manager import StepInfo as StepInfo
     from moduli_interop._manifest import decode_manifest as decode_manifest
     from moduli_interop._manifest import encode_manifest as encode_manifest
     from moduli_interop._stored import Checkpoint as Checkpoint
     from moduli_interop._stored import Leaf as Leaf
     from moduli_interop._stored import StoredArray as StoredArray
     from moduli_interop._stored import StoredNamedTuple as StoredNamedTuple
-    from moduli_interop._tensors.errors import TensorFileError as TensorFileError
-    from moduli_interop._tensors.read import read_tensors as read_tensors
-    from moduli_interop._tensors.source import Opened as Opened
-    from moduli_interop._tensors.source import TensorSource as TensorSource
-    from moduli_interop._tensors.stored import StoredTensor as StoredTensor
-    from moduli_interop._tensors.stored import Tensors as Tensors
 else:  # the same names; tests/test_package_maps.py compares the two
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
         {
-            "_atomic": ["atomic_write"],
+            "_atomic": ["atomic_folder", "atomic_write"],
             "_checkpoint": ["load", "load_state", "save"],
             "_errors": [
                 "CheckpointError",
                 "CheckpointFormatError",
                 "CheckpointMismatchError",
+                "CheckpointNotFoundError",
                 "CheckpointVersionError",
                 "CorruptCheckpointError",
+                "DamagedCheckpointWarning",
                 "NotACheckpointError",
                 "TruncatedCheckpointError",
                 "UnsupportedValueError",
             ],
             "_format": ["Format"],
-            "_inspect": ["CheckpointInfo", "LeafInfo", "inspect_checkpoint"],
+            "_inspect": [
+                "CheckpointInfo",
+                "LeafInfo",
+                "inspect_checkpoint",
+                "verify_checkpoint",
+            ],
+            "_manager": ["CheckpointManager", "StepInfo"],
             "_manifest": ["decode_manifest", "encode_manifest"],
             "_stored": ["Checkpoint", "Leaf", "StoredArray", "StoredNamedTuple"],
-            "_tensors.errors": ["TensorFileError"],
-            "_tensors.read": ["read_tensors"],
-            "_tensors.source": ["Opened", "TensorSource"],
-            "_tensors.stored": ["StoredTensor", "Tensors"],
         },
     )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import moduli
-from moduli.errors import PathError
-from moduli_interop._choose import choose_format
-from moduli_interop._errors import UnsupportedValueError
-from moduli_interop._leaves import capture, live_leaves, root_of
+from moduli.errors import PathError, format_path
+from moduli_interop._choose import choose_format, recognize_format
+from moduli_interop._leaves import capture, check_savable
 from moduli_interop._manifest import check_metadata
 from moduli_interop._match import check_match
+from moduli_interop._parts import Bare, Parts
+from moduli_interop._progress import Progress, reporter
+from moduli_interop._quick import no_collection
 from moduli_interop._restore import restore
-from moduli_interop._stored import Checkpoint, Leaf, arrays_in
+from moduli_interop._stored import Checkpoint, Leaf, Path, StoredArray, arrays_in, replaced
 
-__all__ = ["load", "load_state", "save"]
+__all__ = ["described", "fill", "load", "load_state", "save", "write"]
 
 M = TypeVar("M")
 
@@ -27,6 +30,7 @@ def save(
     *,
     metadata: Mapping[str, Any] | None = None,
     format: str | None = None,
+    progress: Progress = None,
 ) -> None:
     """Saves the values of a model to a file: its Variables and arrays, not its code.
 
@@ -36,12 +40,16 @@ def save(
 
     Args:
       path: the file. It is written under exactly this name.
-      model: a Module, an Optimizer or another node, a State, or a dict of nodes such as
-        ``{"model": model, "optimizer": optimizer}``.
+      model: a Module, an Optimizer or another node, a State, or dicts, lists and tuples of these
+        and of arrays, PRNG keys, numbers, str and None, such as
+        ``{"model": model, "optimizer": optimizer, "step": 3}``.
       metadata: facts to keep with it, as in JSON: ``{"epoch": 3, "accuracy": 0.97}``. Read them
         with :func:`inspect_checkpoint`.
       format: name of the format; by default the suffix of ``path`` chooses it, and a suffix that
-        no format claims means the built-in one, ``"npz"``, which ``numpy.load`` opens as well.
+        no format claims means ``"safetensors"``. The suffixes of other libraries' files
+        (``.pth``, ``.msgpack``, ``.h5``) need it.
+      progress: a function of (bytes done, bytes in all); True or False for a line on stderr or
+        none; by default there is one for files of a gigabyte or more, on a terminal.
 
     Raises:
       UnsupportedValueError: if the model or the metadata holds something that cannot be stored;
@@ -52,67 +60,131 @@ def save(
     Example:
       >>> import moduli as nnx, tempfile, os
       >>> from moduli_interop import load, save
-      >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
       >>> save(path, nnx.Dict({"scale": nnx.Param(2.5)}), metadata={"epoch": 3})
       >>> load(path, nnx.Dict({"scale": nnx.Param(0.0)}))["scale"].value
       2.5
     """
     file = os.fspath(path)
     chosen = choose_format(file, format)
-    root = root_of(model)
-    leaves = capture(root, live_leaves(root))
-    for leaf in leaves:
-        _check_concrete(leaf)
-    chosen.save(file, Checkpoint(tuple(leaves), check_metadata(metadata), moduli.__version__))
+    with no_collection():
+        checkpoint = described(model, metadata, shards=chosen.writes_shards)
+        write(file, checkpoint, chosen.save, progress)
 
 
-def load(path: str | os.PathLike[str], model: M, *, format: str | None = None) -> M:
+def described(model: Any, metadata: Mapping[str, Any] | None, *, shards: bool) -> Checkpoint:
+    """Returns a model as a checkpoint whose arrays are read when they are asked for.
+
+    Args:
+      model: see :func:`save`.
+      metadata: see :func:`save`.
+      shards: whether arrays may be spread over several processes.
+
+    Raises:
+      UnsupportedValueError: as :func:`save` does.
+    """
+    leaves = capture(Parts(model))
+    check_savable(leaves, shards=shards)
+    return Checkpoint(tuple(leaves), check_metadata(metadata), moduli.__version__)
+
+
+def write(
+    file: str,
+    checkpoint: Checkpoint,
+    writer: Callable[[str, Checkpoint], None],
+    progress: Progress,
+) -> None:
+    """Writes a checkpoint with a format's ``save``, and reports how far it is."""
+    arrays = [array for leaf in checkpoint.leaves for array in arrays_in(leaf.value)]
+    add = reporter(progress, f"saving {file}", sum(array.nbytes for array in arrays))
+    if add is not None:
+        report = add
+
+        def counting(array: StoredArray) -> StoredArray:
+            def read() -> Any:
+                assert array.read is not None
+                bits = array.read()
+                report(array.nbytes)
+                return bits
+
+            return dataclasses.replace(array, read=read)
+
+        leaves = tuple(
+            dataclasses.replace(leaf, value=replaced(leaf.value, counting))
+            for leaf in checkpoint.leaves
+        )
+        checkpoint = dataclasses.replace(checkpoint, leaves=leaves)
+    writer(file, checkpoint)
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: M,
+    *,
+    format: str | None = None,
+    progress: Progress = None,
+) -> M:
     """Fills a model with the values of a file, in place.
 
-    First the whole file is read and verified and compared with the model; if anything is wrong, an
-    error lists all of it and the model is as it was. Values come back bit by bit as they were
+    First the file is compared with the model, and every array is read and verified; if anything is
+    wrong, an error lists it and the model is as it was. Values come back bit by bit as they were
     saved. Arrays go where the model's own are, if these have a sharding; Variables keep their
-    metadata.
+    metadata. What becomes of the file afterwards changes nothing.
 
     Args:
       path: the file.
       model: what was given to :func:`save`, built anew. It may be abstract: arrays may be
-        ``jax.ShapeDtypeStruct``.
-      format: name of the format; by default the suffix of ``path`` chooses it.
+        ``jax.ShapeDtypeStruct``, and then there is never a second copy of them in memory.
+      format: name of the format; by default the content of the file tells it.
+      progress: see :func:`save`.
 
     Returns:
-      The same ``model``.
+      The same ``model``, with the same nodes, dicts and lists in it. Tuples that hold numbers or
+      arrays cannot be filled, so what is returned has new ones.
 
     Raises:
-      CheckpointMismatchError: if the values do not fit the model; lists every missing and
+      CheckpointMismatchError: if the values do not fit the model; a table of every missing and
         unexpected path and every other shape, dtype or kind.
       NotACheckpointError: if the file is something else.
       TruncatedCheckpointError: if it ends early.
-      CorruptCheckpointError: if its bytes are not those that were written.
+      CorruptCheckpointError: if its bytes are not those that were written; names the array. The
+        digests find damage; they are no protection from somebody who forges a file.
       CheckpointVersionError: if a later release wrote it in another format.
       OSError: if it cannot be opened.
     """
     file = os.fspath(path)
-    checkpoint = choose_format(file, format).load(file)
-    root = root_of(model)
-    live = live_leaves(root)
-    check_match(checkpoint.leaves, capture(root, live), file)
-    stored = {leaf.path: leaf.value for leaf in checkpoint.leaves}
-    new = [(path, leaf, _new_value(leaf, stored[path])) for path, leaf in live]
-    if isinstance(root, moduli.State):
-        _fill_state(root, new)
-    else:
-        values = [(path, _boxed(leaf, value)) for path, leaf, value in new]
-        moduli.update(root, moduli.from_flat_state(values))
-    return model
+    with no_collection():
+        checkpoint = recognize_format(file, format).load(file)
+        return fill(model, checkpoint, file, progress)
 
 
-def load_state(path: str | os.PathLike[str], *, format: str | None = None) -> moduli.State:
+def fill(model: M, checkpoint: Checkpoint, file: str, progress: Progress) -> M:
+    """Fills a model with a checkpoint; see :func:`load`."""
+    parts = Parts(model)
+    leaves = capture(parts)
+    pairs = check_match(checkpoint.leaves, leaves, file)
+    values = [pairs[leaf.path].value for leaf in leaves]
+    objects = [live for _, live in parts.live]
+    new = _restored(checkpoint, values, list(map(_held, objects)), file, progress)
+    return parts.fill(list(zip(objects, new, strict=True)))
+
+
+def load_state(
+    path: str | os.PathLike[str],
+    *,
+    only: str | Callable[[Path], bool] | None = None,
+    format: str | None = None,
+    progress: Progress = None,
+) -> moduli.State:
     """Returns the values of a file as a State, without a model.
 
     Args:
       path: the file.
-      format: name of the format; by default the suffix of ``path`` chooses it.
+      only: the part to read: the path of a part of the model, such as ``"decoder"`` or
+        ``"blocks[0]"``, or a function that takes a path (a tuple) and returns whether to read what
+        stands there. Nothing else is read, and what is read is verified.
+      format: name of the format; by default the content of the file tells it.
+      progress: see :func:`save`.
 
     Returns:
       The State that ``moduli.state(model)`` had when the model was saved. A kind of Variable that
@@ -120,52 +192,62 @@ def load_state(path: str | os.PathLike[str], *, format: str | None = None) -> mo
       array of 64 bits stays a numpy array unless ``jax_enable_x64`` is on.
 
     Raises:
+      CheckpointMismatchError: if there is nothing in the part that was asked for.
       CheckpointError: as :func:`load` does.
 
     Example:
       >>> import moduli as nnx, tempfile, os
       >>> from moduli_interop import load_state, save
-      >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
       >>> save(path, nnx.Dict({"layers": nnx.List([nnx.Param(2.5)])}))
       >>> load_state(path).layers[0]
       Param(2.5)
     """
     file = os.fspath(path)
-    checkpoint = choose_format(file, format).load(file)
-    return moduli.from_flat_state((leaf.path, _rebuilt(leaf)) for leaf in checkpoint.leaves)
+    checkpoint = recognize_format(file, format).load(file)
+    leaves = [leaf for leaf in checkpoint.leaves if _is_wanted(leaf, only)]
+    if only is not None and not leaves:
+        from moduli_interop._errors import CheckpointMismatchError
+        from moduli_interop._match import cut
+
+        names = cut([f"`{leaf.name}`" for leaf in checkpoint.leaves])
+        raise CheckpointMismatchError(f"{file} has nothing in the part {only!r}; it has {names}")
+    chosen = dataclasses.replace(checkpoint, leaves=tuple(leaves))
+    if only is not None and checkpoint.read_all is not None:
+        chosen = checkpoint
+    values = _restored(chosen, [leaf.value for leaf in chosen.leaves], None, file, progress)
+    return moduli.from_flat_state(
+        (leaf.path, _rebuilt(leaf, value))
+        for leaf, value in zip(chosen.leaves, values, strict=True)
+        if _is_wanted(leaf, only)
+    )
 
 
-def _check_concrete(leaf: Leaf) -> None:
-    if any(array.read is None for array in arrays_in(leaf.value)):
-        raise UnsupportedValueError(
-            f"`{leaf.name}` holds a jax.ShapeDtypeStruct, the shape and dtype of an array without "
-            "its values, so there is nothing to save; build the model outside of eval_shape"
-        )
+def _restored(
+    checkpoint: Checkpoint, values: list[Any], likes: Any, file: str, progress: Progress
+) -> list[Any]:
+    total = sum(array.nbytes for value in values for array in arrays_in(value))
+    add = reporter(progress, f"loading {file}", total)
+    more = {} if add is None else {"done": add}
+    return restore(values, likes, read_all=checkpoint.read_all, **more)
 
 
-def _new_value(leaf: Any, stored: Any) -> Any:
-    like = leaf.get_raw_value() if isinstance(leaf, moduli.Variable) else leaf
-    return restore(stored, like)
+def _is_wanted(leaf: Leaf, only: str | Callable[[Path], bool] | None) -> bool:
+    if only is None:
+        return True
+    if callable(only):
+        return only(leaf.path)
+    return any(format_path(leaf.path[:n]) == only for n in range(1, len(leaf.path) + 1))
 
 
-def _boxed(leaf: Any, value: Any) -> Any:
-    return leaf.replace(value) if isinstance(leaf, moduli.Variable) else value
+def _held(leaf: Any) -> Any:
+    if isinstance(leaf, Bare):
+        return leaf.value
+    return leaf.get_raw_value() if isinstance(leaf, moduli.Variable) else leaf
 
 
-def _fill_state(state: moduli.State, new: list[tuple[Any, Any, Any]]) -> None:
-    for path, leaf, value in new:
-        if isinstance(leaf, moduli.Variable):
-            leaf.set_raw_value(value)
-            continue
-        holder: Any = state
-        for part in path[:-1]:
-            holder = holder[part]
-        holder[path[-1]] = value
-
-
-def _rebuilt(leaf: Leaf) -> Any:
-    value = restore(leaf.value)
-    return value if leaf.kind == "array" else _variable_type(leaf)(value)
+def _rebuilt(leaf: Leaf, value: Any) -> Any:
+    return value if leaf.kind in ("array", "value") else _variable_type(leaf)(value)
 
 
 def _variable_type(leaf: Leaf) -> type[moduli.Variable[Any]]:

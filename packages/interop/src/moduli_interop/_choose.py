@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import os
 
 from moduli import plugins
 from moduli_interop._errors import CheckpointFormatError
 from moduli_interop._format import Format
 
-__all__ = ["choose_format", "formats"]
+__all__ = ["choose_format", "formats", "recognize_format"]
 
-BUILT_IN = "npz"
+BUILT_IN = "safetensors"
+OURS = ("safetensors", "npz", "orbax")
+
+_FOREIGN = {
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin"), "torch"),
+    **dict.fromkeys((".msgpack",), "flax"),
+    **dict.fromkeys((".h5", ".hdf5", ".keras"), "Keras"),
+    **dict.fromkeys((".eqx",), "equinox"),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".dill"), "pickle"),
+    **dict.fromkeys((".onnx",), "ONNX"),
+    **dict.fromkeys((".gguf", ".ggml"), "llama.cpp"),
+    **dict.fromkeys((".pb", ".tflite", ".index"), "TensorFlow"),
+    **dict.fromkeys((".npy", ".mat", ".csv", ".json", ".txt", ".zip", ".tar", ".gz"), "others"),
+}
 
 
 def formats() -> dict[str, Format]:
@@ -34,34 +48,68 @@ def formats() -> dict[str, Format]:
 
 
 def choose_format(path: str, name: str | None) -> Format:
-    """Returns the format for a file.
+    """Returns the format in which to write a file.
 
     Args:
       path: the file; its suffix chooses the format unless a name is given.
       name: the name of a format.
 
     Raises:
-      CheckpointFormatError: if there is no such format, or several claim the suffix.
+      CheckpointFormatError: if there is no such format, several claim the suffix, or the suffix is
+        that of another library's files.
     """
     known = formats()
     if name is None:
-        claims = [
-            format for format in known.values() if path.lower().endswith(tuple(format.suffixes))
-        ]
-        if len(claims) > 1:
-            names = sorted(format.name for format in claims)
-            raise CheckpointFormatError(
-                f"the formats {names} all claim files like {path}; say which one you mean: "
-                f"format={names[0]!r}"
-            )
-        name = claims[0].name if claims else BUILT_IN
+        claim = _claim(path, known)
+        name = claim.name if claim else BUILT_IN
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
-    if name == BUILT_IN:
+    if name in OURS:
         hint += (
             " It comes with moduli-interop, whose plugin `interop` is switched off (see "
             "MODULI_PLUGINS and `python -m moduli plugins`)"
         )
     raise CheckpointFormatError(f"there is no checkpoint format {name!r}; {hint}")
+
+
+def recognize_format(path: str, name: str | None) -> Format:
+    """Returns the format of a file that exists: by its content where that tells.
+
+    Args:
+      path: the file or folder.
+      name: the name of a format, if the user gave it.
+
+    Raises:
+      CheckpointFormatError: as :func:`choose_format` does.
+    """
+    if name is not None:
+        return choose_format(path, name)
+    known = formats()
+    claim = _claim(path, known)
+    if os.path.exists(path) and (claim is None or claim.recognizes is not None):
+        for format in sorted(known.values(), key=lambda format: format is not claim):
+            if format.recognizes is not None and format.recognizes(path):
+                return format
+    return choose_format(path, claim.name if claim else BUILT_IN)
+
+
+def _claim(path: str, known: dict[str, Format]) -> Format | None:
+    lower = path.lower().rstrip("/")
+    claims = [format for format in known.values() if lower.endswith(tuple(format.suffixes))]
+    if len(claims) > 1:
+        names = sorted(format.name for format in claims)
+        raise CheckpointFormatError(
+            f"the formats {names} all claim files like {path}; say which one you mean: "
+            f"format={names[0]!r}"
+        )
+    suffix = os.path.splitext(lower)[1]
+    if not claims and suffix in _FOREIGN:
+        raise CheckpointFormatError(
+            f"{path} has the suffix of files of other programs ({_FOREIGN[suffix]}), and a "
+            f"checkpoint is none of these. Use .safetensors or .npz, or say which of ours it is: "
+            f"format={BUILT_IN!r}. For the weights of other libraries see moduli.load_weights and "
+            "moduli.save_weights"
+        )
+    return claims[0] if claims else None

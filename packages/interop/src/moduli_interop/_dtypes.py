@@ -7,6 +7,8 @@ they are. Names are looked up in a fixed table: what a file says is never evalua
 
 from __future__ import annotations
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
@@ -35,6 +37,7 @@ def _extended() -> dict[str, np.dtype]:
 _EXTENDED = _extended()
 
 
+@functools.lru_cache(maxsize=256)
 def dtype_name(dtype: np.dtype) -> str | None:
     """Returns the name of a dtype, whatever its byte order, or None if it cannot be stored.
 

@@ -8,8 +8,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointFormatError",
     "CheckpointMismatchError",
+    "CheckpointNotFoundError",
     "CheckpointVersionError",
     "CorruptCheckpointError",
+    "DamagedCheckpointWarning",
     "NotACheckpointError",
     "TruncatedCheckpointError",
     "UnsupportedValueError",
@@ -44,15 +46,23 @@ class UnsupportedValueError(CheckpointError, TypeError):
     """The model holds a value that a checkpoint cannot store."""
 
 
+class CheckpointNotFoundError(CheckpointError, LookupError):
+    """A :class:`CheckpointManager` has no such step."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A step of a :class:`CheckpointManager` is passed over, because its file is damaged."""
+
+
 class CheckpointMismatchError(CheckpointError, ValueError):
     """The checkpoint does not fit the model.
 
     Args:
-      message: the text, with one line for each problem.
-      problems: those lines.
+      message: the text, with a table of the first problems.
+      problems: one line for each problem, all of them.
 
     Attributes:
-      problems: one line for each problem, in order of the paths.
+      problems: one line for each problem, all of them, in order of the table.
     """
 
     def __init__(self, message: str, problems: tuple[str, ...] = ()):

@@ -20,8 +20,19 @@ class Format:
       name: what users write in ``save(..., format=name)``.
       suffixes: file name endings that choose this format, with the dot: ``(".npz",)``.
       save: ``save(path, checkpoint)`` writes a :class:`~moduli_interop.Checkpoint`. It should
-        write atomically; :func:`moduli_interop.atomic_write` helps.
-      load: ``load(path)`` reads it back, every value bit by bit as it was, or raises.
+        write atomically; :func:`moduli_interop.atomic_write` and
+        :func:`moduli_interop.atomic_folder` help.
+      load: ``load(path)`` reads it back. What it returns may read each array when its ``read`` is
+        called; a value that is not bit by bit as it was written raises a
+        :class:`~moduli_interop.CheckpointError`, there or here.
+      recognizes: ``recognizes(path)`` returns whether a file or folder is of this format, by its
+        content. Without it the suffix decides.
+      open: ``open(path)`` reads what the file says of itself and no array, for ``inspect``; by
+        default ``load``.
+      verify: ``verify(path)`` reads everything, keeps nothing and raises what is wrong; by default
+        every array that ``load`` gives is read once.
+      writes_shards: whether ``save`` takes arrays that are spread over several processes, each of
+        which calls it; it then reads ``StoredArray.live``.
 
     Example:
       >>> import moduli as nnx
@@ -41,3 +52,7 @@ class Format:
     suffixes: tuple[str, ...]
     save: Callable[[str, Checkpoint], None]
     load: Callable[[str], Checkpoint]
+    recognizes: Callable[[str], bool] | None = None
+    open: Callable[[str], Checkpoint] | None = None
+    verify: Callable[[str], None] | None = None
+    writes_shards: bool = False

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from moduli.errors import format_path
-from moduli_interop._choose import choose_format
-from moduli_interop._dtypes import dtype_from_name
-from moduli_interop._stored import Leaf, Path, StoredArray, arrays_in, describe
+from moduli_interop._choose import recognize_format
+from moduli_interop._stored import Leaf, Path, arrays_in, describe
 
-__all__ = ["CheckpointInfo", "LeafInfo", "inspect_checkpoint"]
+__all__ = ["CheckpointInfo", "LeafInfo", "inspect_checkpoint", "verify_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +66,15 @@ class CheckpointInfo:
 
 
 def inspect_checkpoint(
-    path: str | os.PathLike[str], *, format: str | None = None
+    path: str | os.PathLike[str], *, format: str | None = None, verify: bool = True
 ) -> CheckpointInfo:
-    """Lists what a checkpoint holds. The file is verified as :func:`load` does it.
+    """Lists what a checkpoint holds.
 
     Args:
       path: the file.
-      format: name of the format; by default the suffix of ``path`` chooses it.
+      format: name of the format; by default the content of the file tells it.
+      verify: whether to read the whole file too and verify it, as :func:`verify_checkpoint` does;
+        otherwise only what it says of itself is read.
 
     Returns:
       The listing, with the user's metadata.
@@ -85,26 +85,54 @@ def inspect_checkpoint(
     Example:
       >>> import moduli as nnx, tempfile, os
       >>> from moduli_interop import inspect_checkpoint, save
-      >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
       >>> save(path, nnx.Dict({"scale": nnx.Param(2.5)}), metadata={"epoch": 3})
       >>> info = inspect_checkpoint(path)
       >>> info.metadata, info.leaves[0].path, info.leaves[0].kind, info.leaves[0].type
       ({'epoch': 3}, ('scale',), 'Param', 'float')
     """
     file = os.fspath(path)
-    chosen = choose_format(file, format)
-    checkpoint = chosen.load(file)
+    chosen = recognize_format(file, format)
+    checkpoint = (chosen.open or chosen.load)(file)
+    if verify:
+        verify_checkpoint(file, format=chosen.name)
     leaves = tuple(map(_info, checkpoint.leaves))
     return CheckpointInfo(file, chosen.name, checkpoint.moduli_version, checkpoint.metadata, leaves)
 
 
+def verify_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) -> None:
+    """Reads every byte of a checkpoint and raises what is wrong; keeps nothing in memory.
+
+    Args:
+      path: the file.
+      format: name of the format; by default the content of the file tells it.
+
+    Raises:
+      CheckpointError: if the file is damaged or not a checkpoint; names the damaged arrays.
+      OSError: if it cannot be opened.
+
+    Example:
+      >>> import moduli as nnx, tempfile, os
+      >>> from moduli_interop import save, verify_checkpoint
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+      >>> save(path, nnx.Dict({"scale": nnx.Param(2.5)}))
+      >>> verify_checkpoint(path)
+    """
+    file = os.fspath(path)
+    chosen = recognize_format(file, format)
+    if chosen.verify is not None:
+        chosen.verify(file)
+        return
+    checkpoint = chosen.load(file)
+    for leaf in checkpoint.leaves:
+        for array in arrays_in(leaf.value):
+            if array.read is not None:
+                array.read()
+
+
 def _info(leaf: Leaf) -> LeafInfo:
-    size = sum(_nbytes(array) for array in arrays_in(leaf.value))
+    size = sum(array.nbytes for array in arrays_in(leaf.value))
     return LeafInfo(leaf.path, leaf.kind, describe(leaf.value), size, leaf.aliases)
-
-
-def _nbytes(array: StoredArray) -> int:
-    return math.prod(array.shape) * dtype_from_name(array.dtype).itemsize
 
 
 def _name(leaf: LeafInfo) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,76 +16,116 @@ import moduli
 from moduli.errors import PathError, format_path
 from moduli_interop._dtypes import dtype_name, to_bits
 from moduli_interop._errors import UnsupportedValueError
-from moduli_interop._stored import Leaf, Path, StoredArray, StoredNamedTuple
+from moduli_interop._parts import Bare, Parts
+from moduli_interop._stored import Leaf, Path, StoredArray, StoredNamedTuple, arrays_in, replaced
 
-__all__ = ["capture", "live_leaves", "root_of"]
+__all__ = ["capture", "check_savable", "copied_to_host"]
 
 _SCALARS = frozenset((bool, int, float, complex, str, type(None)))
+_NUMPY = frozenset((np.ndarray, np.memmap))
 
 
-def root_of(model: Any) -> Any:
-    """Returns the graph node or State that stands for what a user passed as the model.
-
-    Args:
-      model: a Module or another node, a State, or a dict of nodes.
-
-    Raises:
-      UnsupportedValueError: if it is anything else.
-    """
-    if isinstance(model, (moduli.Pytree, moduli.State)):
-        return model
-    if isinstance(model, Mapping) and model and all(map(_is_graph_part, model.values())):
-        return moduli.Dict(model)
-    raise UnsupportedValueError(
-        f"got a {type(model).__name__} as the model; pass a Module, an Optimizer or another "
-        "moduli.Pytree, a State, or a dict of these nodes such as "
-        '{"model": model, "optimizer": optimizer}'
-    )
-
-
-def _is_graph_part(value: object) -> bool:
-    return isinstance(value, (moduli.Pytree, moduli.Variable))
-
-
-def live_leaves(root: Any) -> list[tuple[Path, Any]]:
-    """Pairs the path of each Variable and bare array with the object itself, each object once."""
-    state = root if isinstance(root, moduli.State) else moduli.state(root)
-    return list(moduli.to_flat_state(state).items())
-
-
-def capture(root: Any, live: list[tuple[Path, Any]]) -> list[Leaf]:
-    """Describes every leaf of a graph; arrays are read only when a format asks for their bits.
+def capture(parts: Parts) -> list[Leaf]:
+    """Describes every leaf of a model; arrays are read only when a format asks for their bits.
 
     Args:
-      root: what :func:`root_of` returned.
-      live: what :func:`live_leaves` returned for it.
+      parts: the model.
 
     Raises:
       UnsupportedValueError: if a leaf holds something that a checkpoint cannot store.
     """
-    aliases = _aliases(root)
     leaves = []
-    for path, leaf in live:
+    names: dict[type[Any], str | None] = {}
+    shared = {first: others for first, *others in parts.aliases}
+    for path, leaf in parts.live:
         _check_path(path)
         if isinstance(leaf, moduli.Variable):
-            kind, value = type(leaf).__name__, leaf.get_raw_value()
-            kind_name = _kind_name(type(leaf))
+            variable = type(leaf)
+            if variable not in names:
+                names[variable] = _kind_name(variable)
+            kind, kind_name, value = variable.__name__, names[variable], leaf.get_raw_value()
         else:
-            kind, kind_name, value = "array", None, leaf
-        others = tuple(_other_paths(path, aliases))
+            value = leaf.value if isinstance(leaf, Bare) else leaf
+            kind, kind_name = "array" if hasattr(value, "dtype") else "value", None
+        others = tuple(_other_paths(path, shared)) if shared else ()
         leaves.append(Leaf(path, kind, kind_name, _stored(value, path), others))
     return leaves
 
 
-def _aliases(root: Any) -> list[list[Path]]:
-    return [] if isinstance(root, moduli.State) else moduli.find_duplicates(root)
+def check_savable(leaves: Iterable[Leaf], *, shards: bool) -> None:
+    """Refuses arrays that have no values to save, or not all of them here.
+
+    Args:
+      leaves: what :func:`capture` gave.
+      shards: whether the format writes arrays that are spread over several processes.
+
+    Raises:
+      UnsupportedValueError: naming the place of such an array.
+    """
+    for leaf in leaves:
+        for array in arrays_in(leaf.value):
+            if array.read is None:
+                raise UnsupportedValueError(
+                    f"`{leaf.name}` holds a jax.ShapeDtypeStruct, the shape and dtype of an array "
+                    "without its values, so there is nothing to save; build the model outside of "
+                    "eval_shape"
+                )
+            if array.live is not None:
+                _check_live(array.live, leaf, shards)
 
 
-def _other_paths(path: Path, aliases: list[list[Path]]) -> Iterator[Path]:
-    for first, *others in aliases:
-        if path[: len(first)] == first:
-            for other in others:
-                yield other + path[len(first) :]
+def _check_live(array: jax.Array, leaf: Leaf, shards: bool) -> None:
+    if array.is_deleted():
+        raise UnsupportedValueError(
+            f"`{leaf.name}` has been deleted, probably by a jitted function to which it "
+            "was donated; save before that call, or save what the call returned"
+        )
+    if not (shards or array.is_fully_addressable or array.is_fully_replicated):
+        raise UnsupportedValueError(
+            f"`{leaf.name}` is spread over several hosts, and this one cannot read all of it; save "
+            'it with format="orbax", which writes from each process its part, or gather it first '
+            "with jax.experimental.multihost_utils.process_allgather"
+        )
+
+
+def copied_to_host(leaves: Iterable[Leaf]) -> list[Leaf]:
+    """Copies every array into memory that nothing else writes.
+
+    Args:
+      leaves: what :func:`capture` gave.
+
+    Returns:
+      The same leaves; what becomes of the model's arrays afterwards changes nothing in them.
+    """
+    leaves = list(leaves)
+    for leaf in leaves:
+        for array in arrays_in(leaf.value):
+            if array.live is not None and array.live.is_fully_addressable:
+                array.live.copy_to_host_async()  # all under way before the first is waited for
+    return [dataclasses.replace(leaf, value=replaced(leaf.value, _copy)) for leaf in leaves]
+
+
+def _copy(array: StoredArray) -> StoredArray:
+    assert array.read is not None
+    bits = np.array(array.read(), copy=True)
+    return dataclasses.replace(array, read=lambda: bits, live=None, owned=False)
+
+
+def _other_paths(path: Path, shared: dict[Path, list[Path]]) -> list[Path]:
+    """Returns the other paths to an object, through every shared node on the way to it."""
+    found = [path]
+    for here in found:  # grows
+        for length in range(len(here) + 1):
+            start = here[:length]
+            for other in shared.get(start, ()):
+                inside = (
+                    other[:length] == start
+                )  # a node that is reached from itself: go round once
+                if not inside or here is path:
+                    new = other + here[length:]
+                    if new not in found:
+                        found.append(new)
+    return found[1:]
 
 
 def _kind_name(kind: type[Any]) -> str | None:
@@ -135,12 +177,16 @@ def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:
             f"`{format_path(path)}` is being traced and has no value yet; save and load outside "
             "of jit, grad and JAX's other transforms"
         )
-    if not isinstance(array, (np.ndarray, np.generic)) and jnp.issubdtype(
-        array.dtype, jax.dtypes.prng_key
-    ):
-        return _stored_keys(array)
+    if isinstance(array, np.ndarray) and type(array) not in _NUMPY:
+        raise UnsupportedValueError(
+            f"`{format_path(path)}` holds a {type(array).__module__}.{type(array).__qualname__}, "
+            "whose mask, unit or kind a checkpoint would lose; save what it is made of, such as "
+            "`array.data` and `array.mask`, or a plain array: `numpy.asarray(array)`"
+        )
     name = dtype_name(array.dtype)
     if name is None:
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return _stored_keys(array)
         raise UnsupportedValueError(
             f"`{format_path(path)}` has dtype {array.dtype}, which a checkpoint cannot store "
             "(object arrays would need pickle, which can run any code); it stores bool, int, "
@@ -150,43 +196,39 @@ def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:
     shape = tuple(array.shape)
     if isinstance(array, jax.ShapeDtypeStruct):
         return StoredArray(name, shape, "abstract", bool(array.weak_type))
+
+    def read() -> np.ndarray:
+        return to_bits(np.asarray(array), name)
+
     if isinstance(array, jax.Array):
-        _check_addressable(array, path)
         weak = bool(jax.typeof(array).weak_type)
-        return StoredArray(name, shape, "jax", weak, None, lambda: to_bits(np.asarray(array), name))
+        return StoredArray(name, shape, "jax", weak, None, read, False, array)
     container = "numpy" if isinstance(array, np.ndarray) else "numpy scalar"
-    return StoredArray(name, shape, container, read=lambda: to_bits(np.asarray(array), name))
+    return StoredArray(name, shape, container, read=read)
 
 
 def _stored_keys(keys: Any) -> StoredArray:
+    name, shape, implementation = _key_data(keys.dtype, tuple(keys.shape))
     if isinstance(keys, jax.ShapeDtypeStruct):
-        names: list[str] = []
-
-        def look(live: Any) -> Any:
-            names.append(str(jax.random.key_impl(live)))
-            return jax.random.key_data(live)
-
-        shape = jax.eval_shape(look, keys)
-        return StoredArray(shape.dtype.name, shape.shape, "abstract", key_impl=names[0])
-    data = jax.random.key_data(keys)
-    name = data.dtype.name
+        return StoredArray(name, shape, "abstract", key_impl=implementation)
     return StoredArray(
         name,
-        tuple(data.shape),
+        shape,
         "jax",
-        key_impl=str(jax.random.key_impl(keys)),
-        read=lambda: to_bits(np.asarray(data), name),
+        key_impl=implementation,
+        read=lambda: to_bits(np.asarray(jax.random.key_data(keys)), name),
+        live=keys,
     )
 
 
-def _check_addressable(array: jax.Array, path: tuple[Any, ...]) -> None:
-    if not (array.is_fully_addressable or array.is_fully_replicated):
-        raise UnsupportedValueError(
-            f"`{format_path(path)}` is spread over several hosts, and this one cannot read all of "
-            "it; gather it first with jax.experimental.multihost_utils.process_allgather"
-        )
-    if array.is_deleted():
-        raise UnsupportedValueError(
-            f"`{format_path(path)}` has been deleted, probably by a jitted function to which it "
-            "was donated; save before that call, or save what the call returned"
-        )
+@functools.lru_cache(maxsize=256)
+def _key_data(dtype: Any, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], str]:
+    """Returns dtype and shape of the data of keys, and the name of their implementation."""
+    names: list[str] = []
+
+    def look(live: Any) -> Any:
+        names.append(str(jax.random.key_impl(live)))
+        return jax.random.key_data(live)
+
+    data = jax.eval_shape(look, jax.ShapeDtypeStruct(shape, dtype))
+    return data.dtype.name, tuple(data.shape), names[0]

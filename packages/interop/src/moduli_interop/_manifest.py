@@ -6,7 +6,7 @@ which can keep named arrays and one text can be a format. The JSON is::
     {"moduli_version": str,
      "metadata": {...},                      as the user gave it
      "leaves": [{"path": [KEY, ...],         KEY: str, int, or a list of KEYs for a tuple
-                 "kind": str,                "Param", "BatchStat", ..., or "array"
+                 "kind": str,                "Param", "BatchStat", ...; "array" or "value" outside
                  "kind_name": str | null,    "params", "batch_stats", ...
                  "aliases": [path, ...],     other paths to the same Variable
                  "value": VALUE}, ...]}
@@ -16,14 +16,18 @@ and VALUE is an object with one entry, whose name says what it is::
     {"array": {"member": str, "dtype": str, "shape": [int, ...], "container": str,
                "weak_type": bool, "key_impl": str | null}}
     {"none": null}  {"bool": bool}  {"int": int}  {"str": str}
+    {"integer": "hexadecimal digits"}        an int of more than 64 bits
     {"float": "16 hex digits of the IEEE bits"}  {"complex": [hex, hex]}
     {"tuple": [VALUE, ...]}  {"list": [VALUE, ...]}  {"dict": [[KEY, VALUE], ...]}
     {"namedtuple": {"name": str, "fields": [str, ...], "items": [VALUE, ...]}}
+
+No path stands twice in it, and none runs through another.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -42,25 +46,38 @@ Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\[\]]{0,199}")
+_CONTAINERS = frozenset(("jax", "numpy", "numpy scalar"))
+_MOST_DIMENSIONS = 32
+_FREE = 1 << 26  # bytes of memory that any manifest may take
 
 
-def encode_manifest(checkpoint: Checkpoint) -> tuple[str, dict[str, StoredArray]]:
+def encode_manifest(
+    checkpoint: Checkpoint, *, name: Callable[[Path], str] = format_path
+) -> tuple[str, dict[str, StoredArray]]:
     """Formats a checkpoint as JSON.
 
     Args:
       checkpoint: the checkpoint.
+      name: gives the name of a member by the path of its array.
 
     Returns:
       The JSON text, and the arrays by the names of their members, in the order of the leaves. A
       name is the path of its array where that is a plain name, and unique whatever the case.
+
+    Example:
+      >>> from moduli_interop import Checkpoint, Leaf, encode_manifest
+      >>> leaf = Leaf(("scale",), "Param", "params", 2.5)
+      >>> text, arrays = encode_manifest(Checkpoint((leaf,), {}, "0.1.0"))
+      >>> arrays
+      {}
     """
-    encoder = _Encoder()
+    encoder = _Encoder(name)
     leaves = [
         {
-            "path": list(leaf.path),
+            "path": leaf.path,
             "kind": leaf.kind,
             "kind_name": leaf.kind_name,
-            "aliases": [list(alias) for alias in leaf.aliases],
+            "aliases": leaf.aliases,
             "value": encoder.value(leaf.value, leaf.path),
         }
         for leaf in checkpoint.leaves
@@ -70,7 +87,7 @@ def encode_manifest(checkpoint: Checkpoint) -> tuple[str, dict[str, StoredArray]
         "metadata": checkpoint.metadata,
         "leaves": leaves,
     }
-    return json.dumps(manifest, indent=1), encoder.arrays
+    return json.dumps(manifest, separators=(",", ":")), encoder.arrays
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -100,7 +117,8 @@ def _number(value: Any) -> Any:
 
 
 class _Encoder:
-    def __init__(self) -> None:
+    def __init__(self, name: Callable[[Path], str]):
+        self.name = name
         self.arrays: dict[str, StoredArray] = {}
         self.taken: set[str] = set()
 
@@ -120,10 +138,12 @@ class _Encoder:
             return {"float": _hex(value)}
         if isinstance(value, complex):
             return {"complex": [_hex(value.real), _hex(value.imag)]}
+        if type(value) is int and value.bit_length() > 63:
+            return {"integer": f"{value:x}"}
         return {"none" if value is None else type(value).__name__: value}
 
     def array(self, array: StoredArray, path: tuple[Any, ...]) -> dict[str, Any]:
-        name = format_path(path)
+        name = self.name(path)
         if not _PLAIN_NAME.fullmatch(name) or name.lower() in self.taken:
             name = f"{len(self.arrays)}-array"
         self.taken.add(name.lower())
@@ -142,37 +162,61 @@ def _hex(number: float) -> str:
     return struct.pack(">d", number).hex()
 
 
-def decode_manifest(text: str | bytes, reader: Reader) -> Checkpoint:
+def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -> Checkpoint:
     """Reads the JSON of a manifest.
 
     Args:
       text: the JSON.
       reader: gives the functions that read the bits of the arrays.
+      owned: whether these functions return new memory at each call; see :class:`StoredArray`.
 
     Returns:
       The checkpoint.
 
     Raises:
       ValueError: if the text is not what :func:`encode_manifest` writes.
+
+    Example:
+      >>> from moduli_interop import Checkpoint, Leaf, decode_manifest, encode_manifest
+      >>> checkpoint = Checkpoint((Leaf(("scale",), "Param", "params", 2.5),), {}, "0.1.0")
+      >>> text, arrays = encode_manifest(checkpoint)
+      >>> decode_manifest(text, lambda name, array: arrays[name].read) == checkpoint
+      True
     """
+    _check_size(text)
+    members: set[str] = set()
+    decoder = _Decoder(reader, owned, members)
     try:
         manifest = json.loads(text)
-        leaves = tuple(_leaf(record, reader) for record in manifest["leaves"])
+        leaves = tuple(map(decoder.leaf, manifest["leaves"]))
         metadata = manifest["metadata"]
         if not isinstance(metadata, dict):
             raise ValueError("the metadata is not a dict")
+        _check_paths(leaves)
         return Checkpoint(leaves, metadata, str(manifest["moduli_version"]))
-    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"malformed manifest ({type(error).__name__}: {error})") from error
 
 
-def _leaf(record: Any, reader: Reader) -> Leaf:
-    kind, kind_name = record["kind"], record["kind_name"]
-    if not isinstance(kind, str) or not isinstance(kind_name, (str, type(None))):
-        raise ValueError("the kind of a leaf is not a name")
-    value = _value(record["value"], reader)
-    aliases = tuple(map(decode_path, record["aliases"]))
-    return Leaf(decode_path(record["path"]), kind, kind_name, value, aliases)
+def _check_size(text: str | bytes) -> None:
+    """Refuses a text of few bytes that would become very many objects."""
+    marks = (b"[", b"{", b",", b":") if isinstance(text, bytes) else ("[", "{", ",", ":")
+    objects = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    if 64 * objects > _FREE + 8 * len(text):
+        raise ValueError("the manifest has more objects than its length allows")
+
+
+def _check_paths(leaves: tuple[Leaf, ...]) -> None:
+    """Refuses paths that no model has: an empty one, one twice, one that runs through another."""
+    ends = {leaf.path for leaf in leaves}
+    if () in ends and len(leaves) > 1:
+        raise ValueError("a leaf stands at the root, and others below it")
+    if len(ends) < len(leaves):
+        raise ValueError("a path stands twice in the manifest")
+    inner = {leaf.path[:length] for leaf in leaves for length in range(1, len(leaf.path))}
+    both = inner & ends
+    if both:
+        raise ValueError(f"a leaf stands below the leaf `{format_path(min(both, key=repr))}`")
 
 
 def decode_path(parts: Any) -> Path:
@@ -192,29 +236,74 @@ def decode_path(parts: Any) -> Path:
 _SCALARS = {"none": type(None), "bool": bool, "int": int, "str": str}
 
 
-def _value(record: Any, reader: Reader) -> Any:
-    ((kind, item),) = record.items()
-    if kind == "array":
-        return _array(item, reader)
-    if kind == "namedtuple":
-        items = tuple(_value(child, reader) for child in item["items"])
-        fields = tuple(map(str, item["fields"]))
-        if len(fields) != len(items):
-            raise ValueError("a named tuple has another number of fields than of items")
-        return StoredNamedTuple(str(item["name"]), fields, items)
-    if kind in ("tuple", "list"):
-        items = [_value(child, reader) for child in item]
-        return tuple(items) if kind == "tuple" else items
-    if kind == "dict":
-        return {decode_path([key])[0]: _value(child, reader) for key, child in item}
-    if kind == "float":
-        return _unhex(item)
-    if kind == "complex":
-        real, imaginary = item
-        return complex(_unhex(real), _unhex(imaginary))
-    if type(item) is not _SCALARS[kind]:
-        raise ValueError(f"{item!r} is not of the type {kind}")
-    return item
+class _Decoder:
+    def __init__(self, reader: Reader, owned: bool, members: set[str]):
+        self.reader = reader
+        self.owned = owned
+        self.members = members
+
+    def leaf(self, record: Any) -> Leaf:
+        kind, kind_name = record["kind"], record["kind_name"]
+        if not isinstance(kind, str) or not isinstance(kind_name, (str, type(None))):
+            raise ValueError("the kind of a leaf is not a name")
+        path = decode_path(record["path"])
+        if not path:
+            raise ValueError("a leaf has an empty path")
+        value = self.value(record["value"])
+        return Leaf(path, kind, kind_name, value, tuple(map(decode_path, record["aliases"])))
+
+    def value(self, record: Any) -> Any:
+        ((kind, item),) = record.items()
+        if kind == "array":
+            return self.array(item)
+        if kind == "namedtuple":
+            items = tuple(map(self.value, item["items"]))
+            fields = tuple(map(str, item["fields"]))
+            if len(fields) != len(items):
+                raise ValueError("a named tuple has another number of fields than of items")
+            return StoredNamedTuple(str(item["name"]), fields, items)
+        if kind in ("tuple", "list"):
+            items = [self.value(child) for child in item]
+            return tuple(items) if kind == "tuple" else items
+        if kind == "dict":
+            found = {decode_path([key])[0]: self.value(child) for key, child in item}
+            if len(found) < len(item):
+                raise ValueError("a dict has one key twice")
+            return found
+        if kind == "float":
+            return _unhex(item)
+        if kind == "complex":
+            real, imaginary = item
+            return complex(_unhex(real), _unhex(imaginary))
+        if kind == "integer":
+            return int(item, 16)
+        if type(item) is not _SCALARS[kind]:
+            raise ValueError(f"{item!r} is not of the type {kind}")
+        return item
+
+    def array(self, record: Any) -> StoredArray:
+        shape = tuple(record["shape"])
+        dtype, container, weak = record["dtype"], record["container"], record["weak_type"]
+        key_impl, member = record["key_impl"], record["member"]
+        if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"not a shape: {str(shape)[:200]}")
+        if math.prod(max(size, 1) for size in shape) >= 2**56:
+            raise ValueError(f"no array has the shape {str(shape)[:200]}")
+        dtype_from_name(dtype)
+        if container not in _CONTAINERS or (container == "numpy scalar" and shape):
+            raise ValueError(f"an array cannot be a {str(container)[:100]!r}")
+        if type(weak) is not bool or (weak and container != "jax"):
+            raise ValueError("weak_type does not fit the array")
+        if key_impl is not None and not (
+            isinstance(key_impl, str) and dtype == "uint32" and container == "jax" and shape
+        ):
+            raise ValueError("an array that is not one of PRNG key data is marked as keys")
+        if not isinstance(member, str) or member in self.members:
+            raise ValueError(f"the member {member!r} stands twice in the manifest")
+        self.members.add(member)
+        array = StoredArray(dtype, shape, container, weak, key_impl)
+        read = self.reader(member, array)
+        return StoredArray(dtype, shape, container, weak, key_impl, read, self.owned)
 
 
 def _unhex(digits: str) -> float:
@@ -222,18 +311,3 @@ def _unhex(digits: str) -> float:
     if len(data) != 8:
         raise ValueError(f"{digits!r} is not a float of 64 bits")
     return struct.unpack(">d", data)[0]
-
-
-def _array(record: Any, reader: Reader) -> StoredArray:
-    shape = tuple(record["shape"])
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError(f"not a shape: {shape!r}")
-    dtype_from_name(record["dtype"])
-    key_impl = record["key_impl"]
-    if not isinstance(key_impl, (str, type(None))):
-        raise ValueError(f"not a PRNG implementation: {key_impl!r}")
-    array = StoredArray(
-        record["dtype"], shape, str(record["container"]), bool(record["weak_type"]), key_impl
-    )
-    read = reader(record["member"], array)
-    return StoredArray(array.dtype, shape, array.container, array.weak_type, key_impl, read)

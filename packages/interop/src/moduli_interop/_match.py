@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,13 +11,60 @@ from moduli.errors import format_path
 from moduli_interop._errors import CheckpointMismatchError
 from moduli_interop._stored import Leaf, Path, StoredArray, StoredNamedTuple, describe
 
-__all__ = ["check_match"]
+__all__ = ["MOST_ROWS", "check_match", "cut", "paired"]
 
-_MOST_COMPARISONS = 100_000
+MOST_ROWS = 40
+"""Most rows of a table in an error."""
+
+_MOST_SEARCHES = 40  # leaves for which a near name is looked for, among at most so many:
+_MOST_CANDIDATES = 2_000
 _SCALAR_KINDS = {bool: "b", int: "iu", float: "f", complex: "c"}
+_BARE = frozenset(("array", "value"))
 
 
-def check_match(stored: Sequence[Leaf], model: Sequence[Leaf], source: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """A row of the table.
+
+    Attributes:
+      kind: "missing", "unexpected", "kind", "shape", "dtype" or "value".
+      text: what is wrong, with the place.
+    """
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+def paired(stored: Sequence[Leaf], model: Sequence[Leaf]) -> dict[Path, Leaf]:
+    """Finds for each leaf of a model the stored one: by its path, or by another path of both.
+
+    Args:
+      stored: the leaves of the checkpoint.
+      model: the leaves of the model.
+
+    Returns:
+      The stored leaves by the model's paths, where there are any.
+    """
+    by_path = {leaf.path: leaf for leaf in stored}
+    found = {}
+    others: dict[Path, Leaf] | None = None
+    for leaf in model:
+        match = by_path.get(leaf.path)
+        if match is None and leaf.aliases:  # a Variable is named by another of its paths
+            if others is None:
+                others = {alias: leaf for leaf in stored for alias in leaf.aliases}
+            candidate = others.get(leaf.path)
+            if candidate is not None and candidate.path in leaf.aliases:
+                match = candidate
+        if match is not None:
+            found[leaf.path] = match
+    return found
+
+
+def check_match(stored: Sequence[Leaf], model: Sequence[Leaf], source: str) -> dict[Path, Leaf]:
     """Raises if the leaves of a checkpoint are not those of a model.
 
     Args:
@@ -24,96 +72,144 @@ def check_match(stored: Sequence[Leaf], model: Sequence[Leaf], source: str) -> N
       model: the leaves of the model.
       source: the name of the file, for the message.
 
+    Returns:
+      The stored leaves by the model's paths.
+
     Raises:
-      CheckpointMismatchError: naming every leaf that is missing, unexpected, or of another kind,
-        shape or dtype.
+      CheckpointMismatchError: with a table of every leaf that is missing, unexpected, tied
+        otherwise, or of another kind, shape or dtype.
     """
-    problems = tuple(_problems(stored, model))
+    pairs = paired(stored, model)
+    problems = list(_problems(stored, model, pairs))
     if not problems:
-        return
+        return pairs
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-    lines = "\n".join(f"  {problem}" for problem in problems)
     raise CheckpointMismatchError(
-        f"the checkpoint {source} does not fit the model ({count}); nothing was loaded:\n{lines}\n"
+        f"the checkpoint {source} does not fit the model ({count}); nothing was loaded:\n"
+        f"{_table(problems)}\n"
         "Build the model as it was when it was saved, or take what you need from "
         "`moduli.load_state(path)` and write it with `moduli.update(model, state)`.",
-        problems,
+        tuple(map(str, problems)),
     )
 
 
-def _problems(stored: Sequence[Leaf], model: Sequence[Leaf]) -> Iterator[str]:
-    in_file = {leaf.path: leaf for leaf in stored}
-    in_model = {leaf.path: leaf for leaf in model}
-    missing = [leaf for leaf in model if leaf.path not in in_file]
-    unexpected = [leaf for leaf in stored if leaf.path not in in_model]
+def cut(texts: Sequence[str]) -> str:
+    """Joins texts with commas, at most :data:`MOST_ROWS` of them."""
+    more = len(texts) - MOST_ROWS
+    return ", ".join(texts[:MOST_ROWS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _table(problems: list[_Problem]) -> str:
+    """Formats one row for each problem, cut so that every kind of problem is seen."""
+    kinds: dict[str, list[_Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    shown = dict.fromkeys(kinds, 0)
+    left = MOST_ROWS
+    while left and any(shown[kind] < len(rows) for kind, rows in kinds.items()):
+        for kind, rows in kinds.items():  # one of each in turn
+            if left and shown[kind] < len(rows):
+                shown[kind] += 1
+                left -= 1
+    lines = []
+    for kind, rows in kinds.items():
+        lines += [f"  {_shortened(str(row))}" for row in rows[: shown[kind]]]
+        if shown[kind] < len(rows):
+            lines.append(f"  {kind}: ... and {len(rows) - shown[kind]} more")
+    return "\n".join(lines)
+
+
+def _shortened(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _problems(
+    stored: Sequence[Leaf], model: Sequence[Leaf], pairs: Mapping[Path, Leaf]
+) -> Iterator[_Problem]:
+    used = {leaf.path for leaf in pairs.values()}
+    missing = [leaf for leaf in model if leaf.path not in pairs]
+    unexpected = [leaf for leaf in stored if leaf.path not in used]
     shared = {alias: leaf for leaf in stored for alias in leaf.aliases}
-    search = len(missing) * len(unexpected) <= _MOST_COMPARISONS
+    twins = {alias: leaf.path for leaf in model for alias in leaf.aliases}
+    near = _Near(unexpected)
     for leaf in missing:
-        text = f"missing: the checkpoint has no `{leaf.name}` ({_what(leaf)})"
+        text = f"the checkpoint has no `{leaf.name}` ({_what(leaf)})"
         if leaf.path in shared:
             first = shared[leaf.path].name
-            yield f"{text}: when it was saved, it was the same Variable as `{first}`"
+            text += f": when it was saved, it was the same Variable as `{first}`"
+            yield _Problem("missing", text)
         else:
-            yield text + (_near(leaf, unexpected) if search else "")
+            yield _Problem("missing", text + near(leaf))
+    near = _Near(missing)
     for leaf in unexpected:
-        text = f"unexpected: the model has no `{leaf.name}` ({_what(leaf)})"
-        twin = _twin(leaf, in_model)
+        text = f"the model has no `{leaf.name}` ({_what(leaf)})"
+        twin = twins.get(leaf.path)
         if twin is not None:
-            yield f"{text}: in the model it is the same Variable as `{format_path(twin)}`"
+            text += f": in the model it is the same Variable as `{format_path(twin)}`"
+            yield _Problem("unexpected", text)
         elif leaf.kind in ("Intermediate", "Perturbation"):
-            yield f"{text}; take it out before saving: `moduli.pop(model, moduli.{leaf.kind})`"
+            text += f"; take it out before saving: `moduli.pop(model, moduli.{leaf.kind})`"
+            yield _Problem("unexpected", text)
         else:
-            yield text + (_near(leaf, missing) if search else "")
+            yield _Problem("unexpected", text + near(leaf))
     for leaf in model:
-        if leaf.path in in_file:
-            yield from _differences(in_file[leaf.path], leaf)
+        if leaf.path in pairs:
+            yield from _differences(pairs[leaf.path], leaf)
 
 
 def _what(leaf: Leaf) -> str:
-    return f"{leaf.kind} {describe(leaf.value)}"
+    return f"{leaf.kind} {_shortened(describe(leaf.value), 100)}"
 
 
-def _near(leaf: Leaf, others: Iterable[Leaf]) -> str:
+class _Near:
     """Suggests another leaf: the nearest name, of those with the same value type if any are."""
-    candidates = [other for other in others if _what(other) == _what(leaf)] or list(others)
-    near = difflib.get_close_matches(leaf.name, [other.name for other in candidates], n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+
+    def __init__(self, others: Iterable[Leaf]):
+        self._others = list(others)
+        self._by_type: dict[str, list[str]] = {}
+        for other in self._others:
+            self._by_type.setdefault(_what(other), []).append(other.name)
+        self._names = [other.name for other in self._others]
+        self._searches = _MOST_SEARCHES
+
+    def __call__(self, leaf: Leaf) -> str:
+        names = self._by_type.get(_what(leaf)) or self._names
+        if not self._searches:
+            return ""
+        self._searches -= 1
+        near = difflib.get_close_matches(leaf.name, names[:_MOST_CANDIDATES], n=1)
+        return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def _twin(leaf: Leaf, in_model: Mapping[Path, Leaf]) -> Path | None:
-    for other in in_model.values():
-        if leaf.path in other.aliases:
-            return other.path
-    return None
-
-
-def _differences(stored: Leaf, model: Leaf) -> Iterator[str]:
-    if stored.kind != model.kind:
-        yield (
-            f"kind: `{model.name}` is of kind {model.kind} in the model and of kind {stored.kind} "
-            "in the checkpoint"
+def _differences(stored: Leaf, model: Leaf) -> Iterator[_Problem]:
+    if stored.kind != model.kind and not _BARE.issuperset((stored.kind, model.kind)):
+        yield _Problem(
+            "kind",
+            f"`{model.name}` is of kind {model.kind} in the model and of kind {stored.kind} "
+            "in the checkpoint",
         )
     yield from _value_differences(stored.value, model.value, model.path)
 
 
-def _value_differences(stored: Any, model: Any, path: tuple[Any, ...]) -> Iterator[str]:
+def _value_differences(stored: Any, model: Any, path: tuple[Any, ...]) -> Iterator[_Problem]:
     name = format_path(path)
     if isinstance(stored, StoredArray) and isinstance(model, StoredArray):
         if stored.key_impl != model.key_impl:
-            yield (
-                f"dtype: `{name}` is {describe(model)} in the model and {describe(stored)} in the "
-                "checkpoint"
+            yield _Problem(
+                "dtype",
+                f"`{name}` is {describe(model)} in the model and {describe(stored)} in the "
+                "checkpoint",
             )
             return
         if stored.shape != model.shape:
-            yield (
-                f"shape: `{name}` is {_shape(model)} in the model and {_shape(stored)} in the "
-                "checkpoint"
+            yield _Problem(
+                "shape",
+                f"`{name}` is {_shape(model)} in the model and {_shape(stored)} in the checkpoint",
             )
         if stored.dtype != model.dtype:
-            yield (
-                f"dtype: `{name}` is {model.dtype} in the model and {stored.dtype} in the "
-                "checkpoint"
+            yield _Problem(
+                "dtype",
+                f"`{name}` is {model.dtype} in the model and {stored.dtype} in the checkpoint",
             )
     elif isinstance(stored, StoredArray) and type(model) in _SCALAR_KINDS:
         if not _is_number(stored, type(model)):
@@ -159,6 +255,6 @@ def _shape(array: StoredArray) -> str:
     return "(" + ", ".join(map(str, array.shape)) + ("," if len(array.shape) == 1 else "") + ")"
 
 
-def _other_type(name: str, stored: Any, model: Any) -> str:
+def _other_type(name: str, stored: Any, model: Any) -> _Problem:
     here, there = describe(model), describe(stored)
-    return f"value: `{name}` is {here} in the model and {there} in the checkpoint"
+    return _Problem("value", f"`{name}` is {here} in the model and {there} in the checkpoint")

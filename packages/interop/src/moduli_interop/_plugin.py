@@ -1,4 +1,4 @@
-"""What moduli-interop contributes through its own hooks: checkpoint formats, sources of tensors."""
+"""What moduli-interop contributes through its own hook: the checkpoint formats of ours."""
 
 from __future__ import annotations
 
@@ -9,30 +9,82 @@ from moduli_interop._format import Format
 
 if TYPE_CHECKING:
     from moduli_interop._stored import Checkpoint
-    from moduli_interop._tensors.source import TensorSource
 
 
 @hookimpl
 def moduli_checkpoint_formats() -> list[Format]:
-    """Returns the built-in format."""
-    return [Format("npz", (".npz", ".moduli"), _save, _load)]
+    """Returns the formats; what each needs is imported when it is used."""
+    return [
+        Format(
+            "safetensors",
+            (".safetensors",),
+            _save_safetensors,
+            _load_safetensors,
+            _is_safetensors,
+            _load_safetensors,
+            _verify_safetensors,
+        ),
+        Format(
+            "npz",
+            (".npz", ".moduli"),
+            _save_npz,
+            _load_npz,
+            _is_npz,
+            _open_npz,
+            _verify_npz,
+        ),
+    ]
 
 
-def _save(path: str, checkpoint: Checkpoint) -> None:
+def _save_safetensors(path: str, checkpoint: Checkpoint) -> None:
+    from moduli_interop._single_file.write import write
+
+    write(path, checkpoint)
+
+
+def _load_safetensors(path: str) -> Checkpoint:
+    from moduli_interop._single_file.read import read
+
+    return read(path)
+
+
+def _is_safetensors(path: str) -> bool:
+    from moduli_interop._single_file.layout import is_ours
+
+    return is_ours(path)
+
+
+def _verify_safetensors(path: str) -> None:
+    from moduli_interop._single_file.read import verify
+
+    verify(path)
+
+
+def _save_npz(path: str, checkpoint: Checkpoint) -> None:
     from moduli_interop._npz.write import write
 
     write(path, checkpoint)
 
 
-def _load(path: str) -> Checkpoint:
+def _load_npz(path: str) -> Checkpoint:
     from moduli_interop._npz.read import read
 
     return read(path)
 
 
-@hookimpl
-def moduli_tensor_sources() -> list[TensorSource]:
-    """Returns the built-in kinds of files of tensors."""
-    from moduli_interop._tensors.built_in import SOURCES
+def _is_npz(path: str) -> bool:
+    from moduli_interop._npz.layout import is_ours
 
-    return SOURCES
+    return is_ours(path)
+
+
+def _open_npz(path: str) -> Checkpoint:
+    from moduli_interop._npz.read import open_unverified
+
+    return open_unverified(path)
+
+
+def _verify_npz(path: str) -> None:
+    from moduli_interop._npz.read import verify
+
+    verify(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,74 +10,157 @@ import jax.numpy as jnp
 import numpy as np
 
 from moduli_interop._dtypes import from_bits
-from moduli_interop._errors import UnsupportedValueError
+from moduli_interop._errors import CorruptCheckpointError, UnsupportedValueError
+from moduli_interop._reading import read_in_order
 from moduli_interop._stored import StoredArray, StoredNamedTuple
 
 __all__ = ["restore"]
 
+_KINDS = {"b": False, "i": 0, "u": 0, "f": 0.0, "c": 0j}
 
-def restore(value: Any, like: Any = None) -> Any:
-    """Turns a stored value into a live one.
+
+def restore(
+    values: Sequence[Any],
+    likes: Sequence[Any] | None = None,
+    *,
+    read_all: Callable[[list[Any]], list[Any]] | None = None,
+    done: Callable[[int], None] = lambda nbytes: None,
+) -> list[Any]:
+    """Turns stored values into live ones; arrays are read ahead and put on devices one by one.
 
     Args:
-      value: what a :class:`Leaf` holds.
-      like: the value that it replaces in a model, if there is one: gives the classes of named
-        tuples and the sharding of JAX arrays.
+      values: what the Leaves hold.
+      likes: the values that they replace in a model, if there is one: these give the classes of
+        named tuples and the shardings of JAX arrays.
+      read_all: see :class:`Checkpoint`.
+      done: called with the size of each array that is in its place.
 
     Returns:
-      The value. A named tuple without ``like`` becomes a plain tuple. An array of a dtype that JAX
-      would narrow (64 bits without ``jax_enable_x64``) stays a numpy array.
+      The values. A named tuple without ``likes`` becomes a plain tuple. An array of a dtype that
+      JAX would narrow (64 bits without ``jax_enable_x64``) stays a numpy array.
 
     Raises:
       UnsupportedValueError: if JAX does not know the implementation of stored PRNG keys.
+      CheckpointError: if an array is not as it was written.
     """
+    olds = [None] * len(values) if likes is None else likes
+    wanted = [pair for value, old in zip(values, olds, strict=True) for pair in _wanted(value, old)]
+    arrays = [array for array, _ in wanted]
+    if read_all is not None:
+        placed = iter(read_all([_sharding(array, like) for array, like in wanted]))
+        live = [_typed(array, next(placed), like) for array, like in wanted]
+    else:
+        live = []
+        for (array, like), bits in zip(wanted, read_in_order(arrays), strict=True):
+            live.append(_array(array, bits, like))
+            done(array.nbytes)
+    rest = iter(live)
+    return [_assembled(value, old, rest) for value, old in zip(values, olds, strict=True)]
+
+
+def _wanted(value: Any, like: Any) -> Iterator[tuple[StoredArray, Any]]:
+    """Yields each array of a stored value with what it replaces, in order."""
     if isinstance(value, StoredArray):
-        return _array(value, like)
+        yield value, like
+    else:
+        for item, old in _children(value, like):
+            yield from _wanted(item, old)
+
+
+def _children(value: Any, like: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, StoredNamedTuple):
-        olds = like if isinstance(like, tuple) else [None] * len(value.items)
-        items = [restore(item, old) for item, old in zip(value.items, olds, strict=True)]
-        return type(like)(*items) if isinstance(like, tuple) else tuple(items)
+        value = value.items
     if isinstance(value, (tuple, list)):
-        olds = like if isinstance(like, (tuple, list)) else [None] * len(value)
-        return type(value)(restore(item, old) for item, old in zip(value, olds, strict=True))
+        fits = isinstance(like, (tuple, list)) and len(like) == len(value)
+        return list(zip(value, like if fits else [None] * len(value), strict=True))
     if isinstance(value, dict):
         olds = like if isinstance(like, dict) else {}
-        return {key: restore(item, olds.get(key)) for key, item in value.items()}
+        return [(item, olds.get(key)) for key, item in value.items()]
+    return []
+
+
+def _assembled(value: Any, like: Any, live: Iterator[Any]) -> Any:
+    if isinstance(value, StoredArray):
+        return next(live)
+    if isinstance(value, (StoredNamedTuple, tuple, list, dict)):
+        items = [_assembled(item, old, live) for item, old in _children(value, like)]
+        if isinstance(value, StoredNamedTuple):
+            return type(like)(*items) if isinstance(like, tuple) else tuple(items)
+        if isinstance(value, dict):
+            return dict(zip(value, items, strict=True))
+        return type(value)(items)
     return value
 
 
-def _array(stored: StoredArray, like: Any) -> Any:
-    assert stored.read is not None
-    array = from_bits(stored.read(), stored.dtype).reshape(stored.shape)
-    if stored.key_impl is not None:
-        return _placed(_keys(array, stored.key_impl), like)
-    if stored.container == "numpy scalar":
-        return array[()]
-    if stored.container == "numpy" or jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-        return array.copy()
-    if stored.weak_type:
-        return _placed(_weak(array), like)
-    return _placed(array, like)
-
-
-def _keys(data: np.ndarray, implementation: str) -> jax.Array:
+def _array(stored: StoredArray, bits: np.ndarray, like: Any) -> Any:
     try:
-        return jax.random.wrap_key_data(jnp.asarray(data), impl=implementation)
-    except ValueError as error:
-        raise UnsupportedValueError(
-            f"the checkpoint holds PRNG keys of the implementation {implementation!r}: {error}"
+        if not stored.owned:
+            bits = np.array(bits, copy=True)
+        array = from_bits(bits, stored.dtype).reshape(stored.shape)
+        if stored.container == "numpy scalar":
+            return array[()]
+        if stored.container == "numpy" or _is_narrowed(array.dtype):
+            return array
+        return _typed(stored, _placed(_weak(array) if stored.weak_type else array, like), like)
+    except (ValueError, TypeError, OverflowError) as error:
+        if like is not None:
+            raise
+        raise CorruptCheckpointError(
+            f"the checkpoint holds {stored.dtype}{list(stored.shape)}, which JAX cannot: {error}"
         ) from error
+
+
+def _typed(stored: StoredArray, array: Any, like: Any) -> Any:
+    """Turns key data into keys."""
+    if stored.key_impl is None:
+        return array
+    try:
+        keys = jax.random.wrap_key_data(array, impl=stored.key_impl)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UnsupportedValueError(
+            f"the checkpoint holds PRNG keys of the implementation {stored.key_impl!r}: {error}"
+        ) from error
+    return _placed(keys, like) if like is not None else keys
+
+
+def _is_narrowed(dtype: np.dtype) -> bool:
+    return jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
+def _sharding(array: StoredArray, like: Any) -> Any:
+    """Returns where an array shall be; None for a numpy array."""
+    if array.container != "jax" or array.key_impl is not None:
+        return None
+    return _chosen(like) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _chosen(like: Any) -> jax.sharding.Sharding | None:
+    """Returns the sharding of what an array replaces, if the user chose it."""
+    sharding = getattr(like, "sharding", None)
+    return sharding if sharding is not None and getattr(like, "committed", True) else None
 
 
 def _placed(array: Any, like: Any) -> jax.Array:
     """Puts an array where the one that it replaces is, if that place was chosen by the user."""
-    sharding = getattr(like, "sharding", None)
-    if sharding is not None and getattr(like, "committed", True):
+    sharding = _chosen(like)
+    if sharding is None or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+        return jnp.asarray(array)
+    if sharding.is_fully_addressable or isinstance(array, jax.Array):
         return jax.device_put(array, sharding)
-    return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _weak(array: np.ndarray) -> jax.Array:
-    """Makes a weakly typed array: JAX gives that type to what is made of Python numbers only."""
-    zero: Any = np.zeros((), array.dtype).item()
-    return jnp.full(array.shape, zero).at[...].set(array)
+@jax.jit
+def _made_weak(array: jax.Array) -> jax.Array:
+    return jnp.full(array.shape, _KINDS[array.dtype.kind]).at[...].set(array)
+
+
+def _weak(array: np.ndarray) -> Any:
+    """Makes a weakly typed array: JAX gives that type to what is made of Python numbers only.
+
+    An array of another dtype than Python's numbers have here (int32 under ``jax_enable_x64``) keeps
+    its dtype, which says more than the weak type.
+    """
+    if jnp.result_type(_KINDS.get(array.dtype.kind, array)) != array.dtype:
+        return array
+    return _made_weak(array)

@@ -3,18 +3,20 @@
 A :class:`Checkpoint` is a list of :class:`Leaf`, one for each Variable or bare array of a model. A
 leaf's value is built of Python scalars, ``None``, tuples, lists, dicts and
 :class:`StoredNamedTuple`, with a :class:`StoredArray` wherever an array stands. Formats write and
-read these; only ``_capture`` and ``_restore`` know about live models.
+read these; only ``_leaves`` and ``_restore`` know about live models.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from moduli.errors import format_path
+from moduli_interop._dtypes import dtype_from_name
 
 __all__ = [
     "Checkpoint",
@@ -24,6 +26,8 @@ __all__ = [
     "StoredNamedTuple",
     "arrays_in",
     "describe",
+    "named_arrays",
+    "replaced",
 ]
 
 Path = tuple[str | int | tuple[Any, ...], ...]
@@ -41,7 +45,13 @@ class StoredArray:
         ``jax.ShapeDtypeStruct``, which has no bits.
       weak_type: whether a JAX array takes the dtype of its partner in arithmetic.
       key_impl: name of the PRNG implementation if this is an array of typed keys.
-      read: returns the bits, a little-endian C-contiguous array of the storage dtype.
+      read: returns the bits, a little-endian C-contiguous array of the storage dtype (that of the
+        name, or for dtypes that numpy cannot name unsigned integers of the same width); raises a
+        CheckpointError if they are not those that were written.
+      owned: whether what ``read`` returns is new memory at each call, which nothing else writes;
+        otherwise it is copied before it becomes part of a model.
+      live: the JAX array itself, while a model is being saved. A format that writes shards reads
+        it in place of ``read``, which gathers.
     """
 
     dtype: str
@@ -52,6 +62,29 @@ class StoredArray:
     read: Callable[[], np.ndarray] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
+    owned: bool = dataclasses.field(default=False, compare=False, repr=False)
+    live: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the bits."""
+        return math.prod(self.shape) * dtype_from_name(self.dtype).itemsize
+
+    def read_bits(self) -> np.ndarray:
+        """Returns the bits; for arrays that have some."""
+        assert self.read is not None
+        return self.read()
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Returns the bits of some entries of the first axis, proved against their own digests.
+
+        Args:
+          start: the first entry.
+          stop: the entry after the last.
+        """
+        assert self.read is not None
+        rows = getattr(self.read, "rows", None)
+        return self.read()[start:stop] if rows is None else rows(start, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +134,17 @@ class Checkpoint:
       leaves: one for each Variable or bare array, in the order of the model's state.
       metadata: what the user gave to ``save``.
       moduli_version: the moduli that wrote it.
+      read_all: reads every array at once, onto devices; given by formats that read shards. It takes
+        for each array, in the order of the leaves, the sharding where it shall be (None for a numpy
+        array) and returns the arrays.
     """
 
     leaves: tuple[Leaf, ...]
     metadata: Mapping[str, Any]
     moduli_version: str
+    read_all: Callable[[list[Any]], list[Any]] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
 
 def arrays_in(value: Any) -> Iterator[StoredArray]:
@@ -119,8 +158,43 @@ def arrays_in(value: Any) -> Iterator[StoredArray]:
             yield from arrays_in(item)
 
 
+def named_arrays(leaves: Iterable[Leaf]) -> Iterator[tuple[str, StoredArray]]:
+    """Yields the place of every array as a person would write it, and the array, in order."""
+    for leaf in leaves:
+        for path, array in _places(leaf.value, leaf.path):
+            yield format_path(path), array
+
+
+def _places(value: Any, path: Path) -> Iterator[tuple[Path, StoredArray]]:
+    if isinstance(value, StoredArray):
+        yield path, value
+        return
+    if isinstance(value, StoredNamedTuple):
+        items: Any = zip(value.fields, value.items, strict=True)
+    elif isinstance(value, dict):
+        items = value.items()
+    else:
+        items = enumerate(value) if isinstance(value, (tuple, list)) else ()
+    for key, item in items:
+        yield from _places(item, (*path, key))
+
+
+def replaced(value: Any, change: Callable[[StoredArray], Any]) -> Any:
+    """Returns a stored value with something else in the place of each array."""
+    if isinstance(value, StoredArray):
+        return change(value)
+    if isinstance(value, StoredNamedTuple):
+        items = tuple(replaced(item, change) for item in value.items)
+        return dataclasses.replace(value, items=items)
+    if isinstance(value, (tuple, list)):
+        return type(value)(replaced(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: replaced(item, change) for key, item in value.items()}
+    return value
+
+
 def describe(value: Any) -> str:
-    """Says what a stored value is, in a few characters: ``float32[3,4]``.
+    """Returns what a stored value is, in a few characters: ``float32[3,4]``.
 
     Example:
       >>> from moduli_interop._stored import StoredArray, describe

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from moduli.errors import format_path
 from moduli_interop._manifest import decode_path
+from moduli_interop._match import cut
 from moduli_interop._npz.layout import MANIFEST
 
 __all__ = ["where_cut", "where_damaged"]
@@ -29,6 +30,7 @@ _BAD_FILE = (
     EOFError,
     OSError,
     OverflowError,
+    MemoryError,
 )
 
 
@@ -43,13 +45,16 @@ def where_damaged(file: BinaryIO) -> str:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            paths = {f"{member}.npy": path for member, path in _members(archive.read(MANIFEST))}
+            manifest = archive.getinfo(MANIFEST)
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("moduli compresses nothing")  # it might grow without end
+            paths = {f"{member}.npy": path for member, path in _members(archive.read(manifest))}
             bad = [name for name in archive.namelist() if not _is_intact(archive, name)]
     except _BAD_FILE:
         return "; the zip directory or the manifest is hit, so the arrays cannot be told apart"
     if not bad:
         return "; the arrays are whole, but what describes them is not"
-    return "; damaged: " + ", ".join(f"`{paths.get(name, name)}`" for name in bad)
+    return "; damaged: " + cut([f"`{paths.get(name, name)}`" for name in bad])
 
 
 def _is_intact(archive: zipfile.ZipFile, name: str) -> bool:

@@ -17,6 +17,7 @@ Equal models and metadata give equal files: nothing in it depends on time or mac
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 
@@ -29,6 +30,7 @@ __all__ = [
     "VERSION",
     "format_line",
     "is_beginning",
+    "is_ours",
     "version_of",
 ]
 
@@ -75,3 +77,11 @@ def is_beginning(data: bytes) -> bool:
     signature = SIGNATURE.encode() + format_line(VERSION)
     start = data[:4] == b"PK\x03\x04"[: len(data)] and bool(data)
     return start and len(data) < 100 and signature.startswith(data[_LOCAL_HEADER:])
+
+
+def is_ours(path: str) -> bool:
+    """Returns whether a file begins as a checkpoint of this format does."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return version_of(file.read(128)) is not None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from moduli_interop._dtypes import storage_dtype
 from moduli_interop._errors import (
+    CheckpointError,
     CheckpointVersionError,
     CorruptCheckpointError,
     NotACheckpointError,
@@ -19,10 +23,19 @@ from moduli_interop._errors import (
 )
 from moduli_interop._manifest import decode_manifest
 from moduli_interop._npz.diagnose import where_cut, where_damaged
-from moduli_interop._npz.layout import DIGITS, MANIFEST, TRAILER, VERSION, is_beginning, version_of
+from moduli_interop._npz.layout import (
+    DIGITS,
+    MANIFEST,
+    SIGNATURE,
+    TRAILER,
+    VERSION,
+    is_beginning,
+    version_of,
+)
+from moduli_interop._reading import SharedFile, aligned_empty
 from moduli_interop._stored import Checkpoint, StoredArray
 
-__all__ = ["read"]
+__all__ = ["open_unverified", "read", "verify"]
 
 _BLOCK = 1 << 20
 
@@ -34,7 +47,8 @@ def read(path: str) -> Checkpoint:
       path: the file.
 
     Returns:
-      The checkpoint; its arrays are in memory.
+      The checkpoint. The whole file has been verified; its arrays are read when their ``read`` is
+      called, and compared with the CRC-32 of their own once more.
 
     Raises:
       NotACheckpointError: if the file is something else.
@@ -43,23 +57,149 @@ def read(path: str) -> Checkpoint:
       CheckpointVersionError: if it was written by a later release in another format.
       OSError: if it cannot be opened.
     """
-    with open(path, "rb") as file:
+    shared = SharedFile(path)
+    with os.fdopen(os.dup(shared.descriptor), "rb") as file:
         version = _verify(file, path)
         if version != VERSION:
             raise _wrong_version(path, version)
+        return _content(shared, file, "has the right checksum, but its content")
+
+
+def open_unverified(path: str) -> Checkpoint:
+    """Reads what a checkpoint says of itself, and no array.
+
+    Args:
+      path: the file.
+
+    Raises:
+      CheckpointError: as :func:`read` does, except for damage in the arrays.
+    """
+    shared = SharedFile(path)
+    with os.fdopen(os.dup(shared.descriptor), "rb") as file:
+        version = version_of(file.read(128))
+        if version is None:
+            raise _not_a_checkpoint(file, path, shared.size)
+        if version != VERSION:
+            raise _wrong_version(path, version)
+        return _content(shared, file, "is damaged: its content")
+
+
+def verify(path: str) -> None:
+    """Reads every byte of a checkpoint, with little memory.
+
+    Args:
+      path: the file.
+
+    Raises:
+      CheckpointError: as :func:`read` does; an error about damaged arrays names all of them.
+    """
+    read(path)
+
+
+def _content(shared: SharedFile, file: BinaryIO, what: str) -> Checkpoint:
+    try:
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+            if len(infos) < len(archive.infolist()):
+                raise ValueError("a member stands twice in it")
+            manifest = _Member(shared, infos.pop(MANIFEST)).all()
+            infos.pop(SIGNATURE)
+
+        def reader(name: str, array: StoredArray) -> Callable[[], np.ndarray]:
+            return _ArrayRead(_Member(shared, infos.pop(f"{name}.npy")), array)
+
+        checkpoint = decode_manifest(manifest, reader, owned=True)
+        if infos:
+            raise ValueError(f"no value of the manifest is the member {min(infos)[:200]!r}")
+        return checkpoint
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # whatever a forged directory or manifest leads to
+        raise CorruptCheckpointError(
+            f"the checkpoint {shared.path} {what} is not that of format {VERSION}: "
+            f"{str(error)[:500] or type(error).__name__}. It was not written by moduli.save"
+        ) from error
+
+
+class _Member:
+    """A member of the archive: where its bytes stand, and their digest.
+
+    Args:
+      file: the archive.
+      info: what its directory says of the member.
+
+    Raises:
+      ValueError: if it is not stored as it is, or not within the file.
+    """
+
+    def __init__(self, file: SharedFile, info: zipfile.ZipInfo):
+        self.file, self.name, self.size, self.digest = file, info.filename, info.file_size, info.CRC
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"the member {self.name} is compressed")
+        if info.flag_bits & 0x1:
+            raise ValueError(f"the member {self.name} is encrypted")
+        head = bytearray(30)
+        file.read_into(memoryview(head), info.header_offset)
+        if head[:4] != b"PK\x03\x04":
+            raise ValueError(f"the member {self.name} does not stand where the directory says")
+        self.start = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
+        if self.start + self.size > file.size:
+            raise ValueError(f"the member {self.name} is longer than the file")
+
+    def read(self, target: memoryview, offset: int) -> None:
+        if self.file.read_into(target, self.start + offset) < len(target):
+            raise ValueError(f"the file ends within the member {self.name}")
+
+    def all(self) -> bytes:
+        data = bytearray(self.size)
+        self.read(memoryview(data), 0)
+        if zlib.crc32(data) != self.digest:
+            raise ValueError(f"the member {self.name} does not have its CRC-32")
+        return bytes(data)
+
+
+class _ArrayRead:
+    """Reads one array; what a :class:`StoredArray` has as its ``read``."""
+
+    def __init__(self, member: _Member, array: StoredArray):
+        self._member = member
+        self._shape = array.shape
+        self._dtype = storage_dtype(array.dtype)
+        head = bytearray(min(member.size, 12_000))
+        member.read(memoryview(head), 0)
+        stream = io.BytesIO(head)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"the member {member.name} is of another version of .npy")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        self._head = bytes(head[: stream.tell()])
+        if dtype != self._dtype or shape != self._shape or (fortran and len(shape) > 1):
+            raise ValueError(
+                f"the member {member.name} is {dtype}{list(shape)}, and the manifest says "
+                f"{self._dtype}{list(self._shape)}"
+            )
+        if member.size != len(self._head) + array.nbytes:
+            raise ValueError(
+                f"the member {member.name} is longer or shorter than its array: {member.size} bytes"
+            )
+        self.nbytes = array.nbytes
+
+    def __call__(self) -> np.ndarray:
+        memory = aligned_empty(self.nbytes)
         try:
-            with zipfile.ZipFile(file) as archive:
+            self._member.read(memory.data, len(self._head))
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+        if zlib.crc32(memory.data, zlib.crc32(self._head)) != self._member.digest:
+            raise self._damaged("it does not have the CRC-32 that was written with it")
+        return memory.view(self._dtype).reshape(self._shape)
 
-                def reader(name: str, array: StoredArray) -> Callable[[], np.ndarray]:
-                    bits = _read_array(archive, f"{name}.npy", array)
-                    return lambda: bits
-
-                return decode_manifest(archive.read(MANIFEST), reader)
-        except (ValueError, LookupError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise CorruptCheckpointError(
-                f"the checkpoint {path} has the right checksum, but its content is not that of "
-                f"format {VERSION}: {error}. It was not written by moduli.save"
-            ) from error
+    def _damaged(self, what: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            f"the checkpoint {self._member.file.path} is damaged or was changed while it was read; "
+            f"damaged: `{self._member.name.removesuffix('.npy')}`: {what}. Nothing was loaded; use "
+            "another copy"
+        )
 
 
 def _verify(file: BinaryIO, path: str) -> int:
@@ -123,19 +263,3 @@ def _wrong_version(path: str, version: int | None) -> Exception:
         f"the checkpoint {path} is of format {version}; this release of moduli-interop reads "
         f"format {VERSION}. Upgrade it: pip install -U moduli-interop"
     )
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, array: StoredArray) -> np.ndarray:
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"the member {name} is compressed")
-    with archive.open(name) as member:
-        bits: Any = np.lib.format.read_array(member, allow_pickle=False)
-        if member.read(1):
-            raise ValueError(f"the member {name} is longer than its array")
-    expected = storage_dtype(array.dtype)
-    if bits.dtype != expected or bits.shape != array.shape:
-        raise ValueError(
-            f"the member {name} is {bits.dtype}{list(bits.shape)}, and the manifest says "
-            f"{expected}{list(array.shape)}"
-        )
-    return bits

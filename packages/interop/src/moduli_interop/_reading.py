@@ -1,0 +1,239 @@
+"""Reads arrays out of a file into memory of their own, and proves each against its digest.
+
+Each array is read once, into memory that nothing else writes, and the digest is that of what was
+read: what happens to the file afterwards, or in between, can change no value. The memory is
+aligned so that JAX takes it over on a CPU without another copy.
+
+The digest is the CRC-32 of each block of an array. It finds damage, not forgery: whoever can write
+the file can write the digest too.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from moduli_interop._dtypes import storage_dtype
+from moduli_interop._stored import StoredArray
+from moduli_interop._workers import Workers
+
+__all__ = ["BLOCK", "BlockRead", "SharedFile", "aligned_empty", "read_in_order"]
+
+BLOCK = 1 << 24
+"""Bytes that share one digest."""
+
+_ALIGNMENT = 64  # what XLA asks for on a CPU
+_BATCH = 1 << 22  # small arrays that one task reads
+_AHEAD = 1 << 28  # bytes that may wait to be taken
+
+
+class SharedFile:
+    """An open file that several threads read at once; closed when nobody uses it any more.
+
+    Args:
+      path: the file.
+
+    Attributes:
+      path: the file.
+      size: its length when it was opened.
+      descriptor: its number for the system.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.size = os.fstat(self.descriptor).st_size
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def read_into(self, target: memoryview, offset: int) -> int:
+        """Fills memory from an offset on; returns how many bytes there were."""
+        done = 0
+        while done < len(target):
+            count = self._read_some(target[done:], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def _read_some(self, target: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.descriptor, [target], offset)
+        with self._lock:
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            data = os.read(self.descriptor, len(target))
+        target[: len(data)] = data
+        return len(data)
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """Returns memory for so many bytes, at an address that JAX can take over."""
+    buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -buffer.__array_interface__["data"][0] % _ALIGNMENT
+    return buffer[start : start + nbytes]
+
+
+class BlockRead:
+    """Reads one array of a file; what a :class:`StoredArray` has as its ``read``.
+
+    Args:
+      file: the file.
+      offset: where the array begins.
+      array: what it is.
+      digests: the CRC-32 of each block of :data:`BLOCK` bytes.
+      damaged: gives the exception to raise if a digest does not fit.
+    """
+
+    __slots__ = ("_damaged", "_digests", "_dtype", "_file", "_offset", "_shape", "nbytes")
+
+    def __init__(
+        self,
+        file: SharedFile,
+        offset: int,
+        array: StoredArray,
+        digests: Sequence[int],
+        damaged: Callable[[], Exception],
+    ):
+        self._file = file
+        self._offset = offset
+        self._shape = array.shape
+        self._dtype = storage_dtype(array.dtype)
+        self._digests = digests
+        self._damaged = damaged
+        self.nbytes = array.nbytes
+
+    def __call__(self) -> np.ndarray:
+        """Returns the array, in memory of its own."""
+        memory = self.memory()
+        for block in range(len(self._digests)):
+            self.fill(memory, block)
+        return self.shaped(memory)
+
+    def memory(self) -> np.ndarray:
+        """Returns memory for the whole array."""
+        return aligned_empty(self.nbytes)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self._digests)
+
+    def fill(self, memory: np.ndarray, block: int) -> None:
+        """Reads one block to its place in memory, and proves it."""
+        start = block * BLOCK
+        self._read(memory.data[start : start + BLOCK], block)
+
+    def shaped(self, memory: np.ndarray) -> np.ndarray:
+        """Returns memory that is filled as the array."""
+        return memory.view(self._dtype).reshape(self._shape)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Reads some entries of the first axis; proves the blocks in which they lie, no others."""
+        row = self.nbytes // max(self._shape[0], 1)
+        first, last = start * row // BLOCK, -(-stop * row // BLOCK)
+        size = max(min(last * BLOCK, self.nbytes) - first * BLOCK, 0)
+        memory = aligned_empty(size)
+        for block in range(first, last):
+            at = (block - first) * BLOCK
+            self._read(memory.data[at : at + BLOCK], block)
+        begin = start * row - first * BLOCK
+        part = memory[begin : begin + (stop - start) * row]
+        return part.copy().view(self._dtype).reshape(stop - start, *self._shape[1:])
+
+    def verify(self) -> None:
+        """Proves every block, with the memory of one."""
+        memory = np.empty(min(BLOCK, self.nbytes), np.uint8)
+        for block in range(len(self._digests)):
+            size = min(BLOCK, self.nbytes - block * BLOCK)
+            self._read(memory.data[:size], block)
+
+    def _read(self, target: memoryview, block: int) -> None:
+        count = self._file.read_into(target, self._offset + block * BLOCK)
+        if count < len(target) or zlib.crc32(target) != self._digests[block]:
+            raise self._damaged()
+
+
+def read_in_order(arrays: Sequence[StoredArray]) -> Iterator[np.ndarray]:
+    """Reads arrays one after another, ahead of who takes them, in two threads.
+
+    Args:
+      arrays: the arrays.
+
+    Yields:
+      The bits of each, in order.
+    """
+    if sum(array.nbytes for array in arrays) < _BATCH:  # not worth a thread
+        yield from _read_each(arrays)
+        return
+    with Workers() as pool:
+        waiting: deque[_Task] = deque()
+        ahead = 0
+        for batch in _batches(arrays):
+            task = _Task(pool, batch)
+            waiting.append(task)
+            ahead += task.nbytes
+            while ahead > _AHEAD:
+                task = waiting.popleft()
+                yield from task.results()
+                ahead -= task.nbytes
+        while waiting:
+            yield from waiting.popleft().results()
+
+
+def _batches(arrays: Iterable[StoredArray]) -> Iterator[list[StoredArray]]:
+    batch: list[StoredArray] = []
+    size = 0
+    for array in arrays:
+        if array.nbytes > _BATCH:
+            if batch:
+                yield batch
+            yield [array]
+            batch, size = [], 0
+            continue
+        batch.append(array)
+        size += array.nbytes
+        if size > _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Task:
+    """A batch of arrays that is being read: several small ones, or the blocks of a large one."""
+
+    def __init__(self, pool: Workers, arrays: list[StoredArray]):
+        first = arrays[0].read
+        self._read = first if len(arrays) == 1 and isinstance(first, BlockRead) else None
+        self.nbytes = sum(array.nbytes for array in arrays)
+        self._futures: list[Future[Any]]
+        if self._read is not None:
+            self._memory = self._read.memory()
+            self._futures = [
+                pool.submit(self._read.fill, self._memory, block)
+                for block in range(self._read.blocks)
+            ]
+        else:
+            self._futures = [pool.submit(_read_each, arrays)]
+
+    def results(self) -> list[np.ndarray]:
+        if self._read is None:
+            return self._futures[0].result()
+        for future in self._futures:
+            future.result()
+        return [self._read.shaped(self._memory)]
+
+
+def _read_each(arrays: Sequence[StoredArray]) -> list[np.ndarray]:
+    return [array.read() for array in arrays if array.read is not None]

@@ -1,0 +1,1 @@
+"""The format of new checkpoints: one safetensors file, which proves itself. See ``layout``."""

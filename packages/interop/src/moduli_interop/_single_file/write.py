@@ -1,0 +1,97 @@
+"""Writes a checkpoint as a safetensors file."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from concurrent.futures import Future
+from typing import BinaryIO
+
+import numpy as np
+
+from moduli_interop._atomic import atomic_write
+from moduli_interop._errors import UnsupportedValueError
+from moduli_interop._manifest import encode_manifest
+from moduli_interop._reading import BLOCK
+from moduli_interop._safetensors.write import Spec, layout
+from moduli_interop._single_file.layout import (
+    DIGEST,
+    DIGITS,
+    MANIFEST,
+    SUMS,
+    VERSION,
+    VERSION_KEY,
+    header_digest,
+    member_name,
+    place_of,
+    stored_as,
+)
+from moduli_interop._stored import Checkpoint, StoredArray
+from moduli_interop._tensors.errors import TensorFileError
+from moduli_interop._workers import Workers
+
+__all__ = ["write"]
+
+_WAITING = 16  # blocks whose digests may be under way
+
+
+def write(path: str, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint, atomically.
+
+    Args:
+      path: the file to make or to replace.
+      checkpoint: what to write; arrays are read one after another.
+
+    Raises:
+      UnsupportedValueError: if there are more arrays than a header of safetensors can name.
+      OSError: if the file cannot be written. The old file is then untouched.
+    """
+    manifest, arrays = encode_manifest(checkpoint, name=member_name)
+    blocks = sum(-(-array.nbytes // BLOCK) for array in arrays.values())
+    texts = {
+        VERSION_KEY: str(VERSION),
+        DIGEST: "0" * DIGITS,
+        SUMS: "0" * 8 * blocks,
+        MANIFEST: manifest,
+    }
+    specs = [Spec(name, *stored_as(array), array.read_bits) for name, array in arrays.items()]
+    try:
+        first, ordered = layout(specs, texts, path)
+    except TensorFileError as error:
+        raise UnsupportedValueError(f"cannot save to {path}: {error}") from error
+    with atomic_write(path) as file:
+        file.write(first)
+        sums = _write_arrays(file, [arrays[spec.name] for spec in ordered])
+        header = bytearray(first)
+        start = place_of(first, SUMS, 8 * blocks)
+        header[start : start + 8 * blocks] = "".join(f"{sum:08x}" for sum in sums).encode()
+        start = place_of(first, DIGEST, DIGITS)
+        header[start : start + DIGITS] = header_digest(bytes(header)).encode()
+        file.seek(0)
+        file.write(header)
+
+
+def _write_arrays(file: BinaryIO, arrays: list[StoredArray]) -> list[int]:
+    """Writes arrays, and returns the digests of their blocks, found in other threads meanwhile."""
+    sums: list[int | Future[int]] = []
+    waiting: deque[Future[int]] = deque()
+    with Workers() as pool:
+        for array in arrays:
+            bits = array.read_bits()
+            data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
+            if len(data) != array.nbytes:
+                raise ValueError(f"an array of {array.nbytes} bytes gave {len(data)}")
+            if len(data) <= 1 << 18:
+                if len(data):
+                    sums.append(zlib.crc32(data))
+                    file.write(data)
+                continue
+            for start in range(0, len(data), BLOCK):
+                block = data[start : start + BLOCK]
+                future = pool.submit(zlib.crc32, block)
+                sums.append(future)
+                waiting.append(future)
+                file.write(block)
+                if len(waiting) > _WAITING:
+                    waiting.popleft().result()
+    return [sum if isinstance(sum, int) else sum.result() for sum in sums]
