@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from moduli_train import Optimizer as Optimizer
     from moduli_train import metrics as metrics
     from moduli_interop import CheckpointError as CheckpointError
+    from moduli_interop import CheckpointManager as CheckpointManager
     from moduli_interop._flax.modules import bridge as bridge
     from moduli_interop._flax.modules import compat as compat
     from moduli_interop._flax.modules import deprecations as deprecations
@@ -128,7 +129,6 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import optimizer as optimizer
     from moduli_interop._flax.modules import proxy_caller as proxy_caller
     from moduli_interop._flax.modules import pytreelib as pytreelib
-    from moduli_interop import read_tensors as read_tensors
     from moduli_interop._flax.modules import reprlib as reprlib
     from moduli_interop._flax.modules import rnglib as rnglib
     from moduli_interop import save as save
@@ -140,6 +140,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import transforms as transforms
     from moduli_interop._flax.modules import traversals as traversals
     from moduli_interop._flax.modules import variablelib as variablelib
+    from moduli_interop import verify_checkpoint as verify_checkpoint
     from moduli_interop._flax.modules import visualization as visualization
     from moduli_interop._flax.modules import wrappers as wrappers
 
@@ -256,6 +257,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     ),
     "interop": (
         "CheckpointError",
+        "CheckpointManager",
         "bridge",
         "compat",
         "deprecations",
@@ -272,7 +274,6 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "optimizer",
         "proxy_caller",
         "pytreelib",
-        "read_tensors",
         "reprlib",
         "rnglib",
         "save",
@@ -284,6 +285,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "transforms",
         "traversals",
         "variablelib",
+        "verify_checkpoint",
         "visualization",
         "wrappers",
     ),

@@ -11,7 +11,6 @@ from typing import Any
 
 from moduli import _plugins, errors
 from moduli._base.error_places import place
-from moduli._base.folded_frames import fold
 from moduli._base.node import Node
 from moduli._graph.data import (
     adopt,
@@ -155,7 +154,6 @@ def wrap_call(cls: type[Any]) -> None:
             return call(self, *args, **kwargs)
         except Exception as error:
             place(error, self)
-            fold(error)
             raise
 
     __call__._moduli_function = call  # type: ignore[attr-defined]

@@ -1,0 +1,571 @@
+"""CheckpointManager: the checkpoints of a run, step by step, in one folder.
+
+In the folder stand for each step::
+
+    step_120.json                                the marker: the step exists when this does
+    step_120.9f86d081884c7d65.safetensors        what the marker names
+
+The checkpoint is on the disk before its marker is written, and the marker is written in one step.
+So a process that is killed at any moment leaves only steps that are whole. Everything that changes
+the folder holds the lock of ``.moduli-lock``; whoever holds it may remove what no marker names,
+for nobody else is writing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from moduli_interop._atomic import atomic_write, locked, remove_leftovers
+from moduli_interop._checkpoint import described, load, write
+from moduli_interop._choose import choose_format
+from moduli_interop._errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    DamagedCheckpointWarning,
+    UnsupportedValueError,
+)
+from moduli_interop._format import Format
+from moduli_interop._inspect import verify_checkpoint
+from moduli_interop._leaves import copied_to_host
+from moduli_interop._manifest import check_metadata
+from moduli_interop._progress import Progress
+from moduli_interop._quick import no_collection
+from moduli_interop._stored import Checkpoint, arrays_in
+
+__all__ = ["CheckpointManager", "StepInfo"]
+
+M = TypeVar("M")
+
+_MARKER = re.compile(r"step_(\d{1,18})\.json")
+_DATA = re.compile(r"step_(\d{1,18})\.[0-9a-f]{16}(\.\w+)?")
+_LOCK = ".moduli-lock"
+_LARGEST_MARKER = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class StepInfo:
+    """A step of a :class:`CheckpointManager`, as its marker tells it.
+
+    Attributes:
+      step: its number.
+      path: the checkpoint; :func:`load`, :func:`inspect_checkpoint` and the like take it.
+      format: the name of its format.
+      metrics: the numbers that were given to ``save``.
+      metadata: the facts that were given to ``save``.
+    """
+
+    step: int
+    path: str
+    format: str
+    metrics: Mapping[str, float]
+    metadata: Mapping[str, Any]
+
+
+class CheckpointManager:
+    """Keeps the checkpoints of a run: saves steps, finds the latest, removes what is not wanted.
+
+    A step exists when it was saved wholly, whatever happens to the process. Saving goes on in a
+    thread while the program does; what it saves is copied before ``save`` returns, so the model's
+    arrays may be changed or donated at once. If such a save fails, the next call of the manager
+    raises its error, or ``close``, or the end of the program says so; the step never counts.
+
+    Args:
+      folder: where the checkpoints stand; it is made if there is none.
+      keep_last: how many of the newest steps to keep; None keeps all, unless ``keep_best`` is
+        given, which then keeps the newest besides the best.
+      keep_best: ``(metric, mode)``, such as ``("accuracy", "max")`` or ``("loss", "min")``: the
+        step with the best value of that metric is kept too.
+      format: name of the format of new steps.
+      asynchronous: whether ``save`` returns before the file is written.
+      progress: see :func:`save`.
+
+    Example:
+      >>> import moduli as nnx, tempfile
+      >>> from moduli_interop import CheckpointManager
+      >>> model = nnx.Dict({"scale": nnx.Param(0.0)})
+      >>> folder = tempfile.mkdtemp()
+      >>> with CheckpointManager(folder, keep_last=2, keep_best=("loss", "min")) as manager:
+      ...     for step in range(5):
+      ...         model["scale"].value = float(step)
+      ...         loss = (step - 1) ** 2
+      ...         manager.save(step, {"model": model, "step": step}, metrics={"loss": loss})
+      ...     manager.steps()
+      [1, 3, 4]
+      >>> manager.latest(), manager.best()
+      (4, 1)
+      >>> manager.load({"model": model, "step": 0}, step=1)["step"], model["scale"].value
+      (1, 1.0)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int | None = None,
+        keep_best: tuple[str, Literal["min", "max"]] | None = None,
+        format: str | None = None,
+        asynchronous: bool = True,
+        progress: Progress = None,
+    ):
+        self._folder = os.path.abspath(os.fspath(folder))
+        if keep_last is not None and (type(keep_last) is not int or keep_last < 1):
+            raise ValueError(
+                f"keep_last is a number of steps, at least 1, or None; got {keep_last!r}"
+            )
+        if keep_best is not None and not (
+            isinstance(keep_best, (tuple, list))
+            and len(keep_best) == 2
+            and isinstance(keep_best[0], str)
+            and keep_best[1] in ("min", "max")
+        ):
+            raise ValueError(
+                'keep_best is a metric and "min" or "max", such as ("loss", "min"); '
+                f"got {keep_best!r}"
+            )
+        self._keep_last = keep_last
+        self._keep_best = keep_best
+        self._format = format or "safetensors"
+        self._suffix = choose_format("", self._format).suffixes[0]
+        self._asynchronous = asynchronous
+        self._progress = progress
+        self._pending: _Pending | None = None
+        self._verified: dict[int, tuple[Any, ...]] = {}
+        os.makedirs(self._folder, exist_ok=True)
+
+    @property
+    def folder(self) -> str:
+        """The folder in which the checkpoints stand."""
+        return self._folder
+
+    def save(
+        self,
+        step: int,
+        model: Any,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Saves a step, and removes the steps that are no longer to be kept.
+
+        A save that is still going on is waited for first, so there is never more than one copy.
+        A step that exists already is replaced.
+
+        Args:
+          step: its number, at least 0.
+          model: what to save; see :func:`moduli_interop.save`.
+          metrics: numbers by which ``keep_best`` chooses.
+          metadata: facts to keep with it, as in JSON.
+          wait: whether to return only when the step is on the disk.
+
+        Raises:
+          UnsupportedValueError: if something in the model, the metrics or the metadata cannot be
+            stored.
+          Exception: what a save before this one failed with; that step does not exist.
+        """
+        self.wait()
+        step = _step(step)
+        values = _metrics(metrics)
+        chosen = choose_format("", self._format)
+        with no_collection():
+            facts = check_metadata(metadata)
+            checkpoint = described(model, {"step": step, **facts}, shards=chosen.writes_shards)
+            later = self._asynchronous and not wait and not _is_spread(checkpoint)
+            if later:
+                leaves = tuple(copied_to_host(checkpoint.leaves))
+                checkpoint = dataclasses.replace(checkpoint, leaves=leaves)
+        if not later:
+            self._write(step, checkpoint, chosen, values, facts)
+            return
+        self._pending = _Pending(
+            step, self._folder, lambda: self._write(step, checkpoint, chosen, values, facts)
+        )
+        self._pending.start()
+
+    def load(self, model: M, step: int | None = None) -> M:
+        """Fills a model with a step, as :func:`moduli_interop.load` does.
+
+        Args:
+          model: what was given to ``save``, built anew.
+          step: its number; by default the newest that verifies. A newer one that does not is passed
+            over with a warning that names it.
+
+        Returns:
+          The model.
+
+        Raises:
+          CheckpointNotFoundError: if there is no such step, or none at all.
+          CheckpointMismatchError: if it does not fit the model.
+          CheckpointError: if the step that was asked for is damaged.
+        """
+        self.wait()
+        if step is not None:
+            info = self.info(step)
+            return load(info.path, model, format=info.format, progress=self._progress)
+        for number in reversed(self.steps()):
+            try:
+                info = self.info(number)
+                return load(info.path, model, format=info.format, progress=self._progress)
+            except (CheckpointMismatchError, UnsupportedValueError):
+                raise
+            except (CheckpointError, OSError) as error:
+                self._warn(number, error)
+        raise CheckpointNotFoundError(
+            f"{self._folder} has no step that can be loaded; `manager.latest()` is None then, so a "
+            "run that may be the first asks for it before it loads"
+        )
+
+    def latest(self) -> int | None:
+        """Returns the newest step that verifies, or None.
+
+        Every byte of it is read, once for this manager. A newer step that does not verify is passed
+        over with a :class:`DamagedCheckpointWarning` that names it.
+        """
+        self.wait()
+        return self._newest(self.steps())
+
+    def best(self) -> int | None:
+        """Returns the step with the best metric (see ``keep_best``) that verifies, or None."""
+        self.wait()
+        if self._keep_best is None:
+            raise ValueError(
+                "which step is best? Say it when the manager is made: "
+                'CheckpointManager(folder, keep_best=("loss", "min"))'
+            )
+        return self._newest(self._from_worst_to_best())
+
+    def steps(self) -> list[int]:
+        """Returns the numbers of the steps that exist, in order; they are not verified."""
+        self.wait()
+        return sorted(self._markers())
+
+    def info(self, step: int) -> StepInfo:
+        """Returns what is known of a step without reading its checkpoint.
+
+        Args:
+          step: its number.
+
+        Raises:
+          CheckpointNotFoundError: if there is no such step.
+          CorruptCheckpointError: if its marker cannot be read.
+        """
+        self.wait()
+        return self._info(step)
+
+    def metadata(self, step: int) -> Mapping[str, Any]:
+        """Returns the facts that were given to ``save`` with a step."""
+        return self.info(step).metadata
+
+    def delete(self, step: int) -> None:
+        """Removes a step.
+
+        Args:
+          step: its number.
+
+        Raises:
+          CheckpointNotFoundError: if there is no such step.
+        """
+        self.wait()
+        if step not in self._markers():
+            raise self._no_step(step)
+        with locked(os.path.join(self._folder, _LOCK)) as held:
+            self._remove(step)
+            if held:
+                self._clean()
+
+    def wait(self) -> None:
+        """Waits for a save that is going on; raises if it failed.
+
+        Raises:
+          Exception: what it failed with.
+        """
+        pending = self._pending
+        if pending is not None and pending.thread is not threading.current_thread():
+            pending.thread.join()
+            self._pending = None
+            pending.raise_failure()
+
+    def close(self) -> None:
+        """Waits as :meth:`wait` does. A manager is its own context manager, which does this."""
+        self.wait()
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except Exception as failure:
+            error.add_note(f"Besides, a save of {self._folder} failed: {failure!r}")
+
+    # -- writing, with the lock
+
+    def _write(
+        self,
+        step: int,
+        checkpoint: Checkpoint,
+        chosen: Format,
+        metrics: dict[str, float],
+        metadata: dict[str, Any],
+    ) -> None:
+        os.makedirs(self._folder, exist_ok=True)
+        with locked(os.path.join(self._folder, _LOCK)) as held:
+            if held:
+                self._clean()
+            name = f"step_{step}.{secrets.token_hex(8)}{self._suffix}"
+            write(os.path.join(self._folder, name), checkpoint, chosen.save, self._progress)
+            marker = {
+                "step": step,
+                "checkpoint": name,
+                "format": chosen.name,
+                "metrics": metrics,
+                "metadata": metadata,
+            }
+            replaced = self._data_files().get(step, set()) - {name}
+            with atomic_write(self._marker(step)) as file:
+                file.write(json.dumps({**marker, "sha256": _digest(marker)}).encode())
+            self._verified.pop(step, None)
+            for old_name in replaced if held else ():
+                _delete(os.path.join(self._folder, old_name))
+            for old in self._unwanted(step):
+                self._remove(old)
+
+    def _unwanted(self, newest: int) -> list[int]:
+        """Returns the steps to remove after one was saved, which is never removed itself."""
+        if self._keep_last is None and self._keep_best is None:
+            return []
+        steps = sorted(self._markers())
+        kept = {newest, *steps[-(self._keep_last or 1) :]}
+        if self._keep_best is not None:
+            kept.update(self._from_worst_to_best()[-1:])
+        return [step for step in steps if step not in kept]
+
+    def _from_worst_to_best(self) -> list[int]:
+        assert self._keep_best is not None
+        name, mode = self._keep_best
+        found = []
+        for step in sorted(self._markers()):
+            with contextlib.suppress(CheckpointError, OSError):
+                value = self._info(step).metrics.get(name, math.nan)
+                if not math.isnan(value):
+                    found.append((value if mode == "max" else -value, step))
+        return [step for _, step in sorted(found)]
+
+    def _remove(self, step: int) -> None:
+        """Removes a step: the marker first, so that half a step is none."""
+        with contextlib.suppress(FileNotFoundError):
+            path = None
+            with contextlib.suppress(CheckpointError):
+                path = self._info(step).path
+            os.unlink(self._marker(step))
+            self._verified.pop(step, None)
+            if path is not None:
+                _delete(path)
+
+    def _clean(self) -> None:
+        """Removes what killed processes left behind: temporary files, and what no marker names."""
+        remove_leftovers(self._folder)
+        steps = self._markers()
+        for step, names in self._data_files().items():
+            named = None
+            if step in steps:
+                if len(names) == 1:
+                    continue
+                try:
+                    named = os.path.basename(self._info(step).path)
+                except (CheckpointError, OSError):
+                    continue  # a marker that cannot be read may name any of them
+            for name in names - {named}:
+                with contextlib.suppress(OSError):
+                    _delete(os.path.join(self._folder, name))
+
+    def _data_files(self) -> dict[int, set[str]]:
+        found: dict[int, set[str]] = {}
+        for name in os.listdir(self._folder):
+            match = _DATA.fullmatch(name)
+            if match:
+                found.setdefault(int(match[1]), set()).add(name)
+        return found
+
+    # -- reading
+
+    def _markers(self) -> set[int]:
+        if not os.path.isdir(self._folder):
+            return set()
+        matches = map(_MARKER.fullmatch, os.listdir(self._folder))
+        return {int(match[1]) for match in matches if match and str(int(match[1])) == match[1]}
+
+    def _marker(self, step: int) -> str:
+        return os.path.join(self._folder, f"step_{step}.json")
+
+    def _info(self, step: int) -> StepInfo:
+        path = self._marker(step)
+        try:
+            with open(path, "rb") as file:
+                marker = json.loads(file.read(_LARGEST_MARKER))
+            if marker.pop("sha256") != _digest(marker):
+                raise ValueError("it does not have its SHA-256")
+            name = marker["checkpoint"]
+            if not _DATA.fullmatch(name) or marker["step"] != step:
+                raise ValueError(f"it names the file {name!r} and the step {marker['step']!r}")
+            metrics = {str(key): float(value) for key, value in marker["metrics"].items()}
+            metadata = dict(marker["metadata"])
+            file_format = str(marker["format"])
+        except FileNotFoundError:
+            raise self._no_step(step) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise CorruptCheckpointError(
+                f"the marker {path} of step {step} is damaged ({type(error).__name__}: {error}); "
+                "the step cannot be used"
+            ) from error
+        return StepInfo(step, os.path.join(self._folder, name), file_format, metrics, metadata)
+
+    def _no_step(self, step: int) -> CheckpointNotFoundError:
+        steps = sorted(self._markers())
+        shown = ", ".join(map(str, steps[-20:])) or "none"
+        return CheckpointNotFoundError(f"{self._folder} has no step {step}; it has {shown}")
+
+    def _newest(self, steps: list[int]) -> int | None:
+        for step in reversed(steps):
+            try:
+                info = self._info(step)
+                identity = (info.path, *_identity(info.path))
+                if self._verified.get(step) != identity:
+                    verify_checkpoint(info.path, format=info.format)
+                    self._verified[step] = identity
+                return step
+            except (CheckpointError, OSError) as error:
+                self._warn(step, error)
+        return None
+
+    def _warn(self, step: int, error: Exception) -> None:
+        warnings.warn(
+            f"step {step} of {self._folder} is passed over, because it does not verify: {error}",
+            DamagedCheckpointWarning,
+            stacklevel=4,
+        )
+
+
+class _Pending:
+    """A save in a thread of its own, which the end of the program waits for."""
+
+    def __init__(self, step: int, folder: str, work: Callable[[], None]):
+        self.step = step
+        self.folder = folder
+        self.failure: BaseException | None = None
+        self._work: Callable[[], None] | None = work
+        self.thread = threading.Thread(target=self._run, name=f"moduli save of step {step}")
+
+    def start(self) -> None:
+        with _lock:
+            _unreported.add(self)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            assert self._work is not None
+            self._work()
+        except BaseException as error:
+            self.failure = error
+        else:
+            with _lock:
+                _unreported.discard(self)
+        finally:
+            self._work = None  # the copies are not needed any more
+
+    def raise_failure(self) -> None:
+        with _lock:
+            _unreported.discard(self)
+        if self.failure is not None:
+            self.failure.add_note(
+                f"Raised by the save of step {self.step} in {self.folder}, which was going on in a "
+                "thread. That step does not exist."
+            )
+            raise self.failure
+
+
+_lock = threading.Lock()
+_unreported: set[_Pending] = set()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Says what failed and was raised nowhere, when the program ends."""
+    with _lock:
+        left = sorted(_unreported, key=lambda pending: pending.step)
+        _unreported.clear()
+    for pending in left:
+        pending.thread.join()
+        if pending.failure is not None and sys.stderr is not None:
+            sys.stderr.write(
+                f"moduli: the save of step {pending.step} in {pending.folder} failed, and "
+                "that step does not exist:\n"
+            )
+            traceback.print_exception(pending.failure)
+
+
+def _digest(marker: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+
+
+def _step(step: Any) -> int:
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise UnsupportedValueError(f"a step is a whole number, at least 0; got {step!r}")
+    number = step.__index__()
+    if not 0 <= number < 10**18:
+        raise UnsupportedValueError(f"a step is a whole number, at least 0; got {number}")
+    return number
+
+
+def _metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    found = {}
+    for name, value in (metrics or {}).items():
+        try:
+            found[str(name)] = float(value)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedValueError(f"the metric {name!r} is no number: {error}") from None
+    return found
+
+
+def _is_spread(checkpoint: Checkpoint) -> bool:
+    """Returns whether an array has parts in other processes, which all have to write now."""
+    return any(
+        array.live is not None and not array.live.is_fully_addressable
+        for leaf in checkpoint.leaves
+        for array in arrays_in(leaf.value)
+    )
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _delete(path: str) -> None:
+    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
