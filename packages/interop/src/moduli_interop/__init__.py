@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from moduli_interop._stored import Leaf as Leaf
     from moduli_interop._stored import StoredArray as StoredArray
     from moduli_interop._stored import StoredNamedTuple as StoredNamedTuple
+    from moduli_interop._tensors.errors import TensorFileError as TensorFileError
+    from moduli_interop._tensors.read import read_tensors as read_tensors
+    from moduli_interop._tensors.source import Opened as Opened
+    from moduli_interop._tensors.source import TensorSource as TensorSource
+    from moduli_interop._tensors.stored import StoredTensor as StoredTensor
+    from moduli_interop._tensors.stored import Tensors as Tensors
 else:  # the same names; tests/test_package_maps.py compares the two
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
@@ -63,5 +69,9 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_manager": ["CheckpointManager", "StepInfo"],
             "_manifest": ["decode_manifest", "encode_manifest"],
             "_stored": ["Checkpoint", "Leaf", "StoredArray", "StoredNamedTuple"],
+            "_tensors.errors": ["TensorFileError"],
+            "_tensors.read": ["read_tensors"],
+            "_tensors.source": ["Opened", "TensorSource"],
+            "_tensors.stored": ["StoredTensor", "Tensors"],
         },
     )

@@ -1,4 +1,4 @@
-"""What moduli-interop contributes through its own hook: the checkpoint formats of ours."""
+"""What moduli-interop contributes through its own hooks: checkpoint formats, sources of tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from moduli_interop._format import Format
 
 if TYPE_CHECKING:
     from moduli_interop._stored import Checkpoint
+    from moduli_interop._tensors.source import TensorSource
 
 
 @hookimpl
@@ -88,3 +89,11 @@ def _verify_npz(path: str) -> None:
     from moduli_interop._npz.read import verify
 
     verify(path)
+
+
+@hookimpl
+def moduli_tensor_sources() -> list[TensorSource]:
+    """Returns the built-in kinds of files of tensors."""
+    from moduli_interop._tensors.built_in import SOURCES
+
+    return SOURCES

@@ -1,4 +1,4 @@
-"""The hooks that moduli-interop adds to moduli's: what a plugin for a file format implements.
+"""The hooks that moduli-interop adds to moduli's: what a plugin for a kind of file implements.
 
 Core finds this file by the entry point group ``moduli.hookspecs``.
 """
@@ -12,6 +12,7 @@ from moduli import hookspec
 
 if TYPE_CHECKING:
     from moduli_interop._format import Format
+    from moduli_interop._tensors.source import TensorSource
 
 
 @hookspec
@@ -25,4 +26,17 @@ def moduli_checkpoint_formats() -> Iterable[Format]:  # type: ignore[empty-body]
 
     Returns:
       The formats; keep it cheap, and import what they need only in their ``save`` and ``load``.
+    """
+
+
+@hookspec
+def moduli_tensor_sources() -> Iterable[TensorSource]:  # type: ignore[empty-body]
+    """Returns the kinds of files of tensors that a plugin can read.
+
+    Called when a file of tensors is opened, as by :func:`moduli_interop.load_weights`. A kind is
+    chosen by what it recognises in the content of a file; if two do, that is an error that names
+    both, and the user says which. The built-in kinds come through this hook too.
+
+    Returns:
+      The kinds; keep it cheap, and import what they need only in their ``read``.
     """

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 
 from moduli import errors
+from moduli._base.folded_frames import fold as fold
+from moduli._base.folded_frames import folded as folded
 from moduli._base.node import Node
 from moduli._graph.data import is_graph_leaf
 
@@ -20,6 +22,8 @@ __all__ = [
     "Static",
     "UNBOUND",
     "check_callable",
+    "fold",
+    "folded",
     "function_name",
     "holds_modules",
     "split_static",

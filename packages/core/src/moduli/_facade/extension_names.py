@@ -129,6 +129,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import optimizer as optimizer
     from moduli_interop._flax.modules import proxy_caller as proxy_caller
     from moduli_interop._flax.modules import pytreelib as pytreelib
+    from moduli_interop import read_tensors as read_tensors
     from moduli_interop._flax.modules import reprlib as reprlib
     from moduli_interop._flax.modules import rnglib as rnglib
     from moduli_interop import save as save
@@ -274,6 +275,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "optimizer",
         "proxy_caller",
         "pytreelib",
+        "read_tensors",
         "reprlib",
         "rnglib",
         "save",

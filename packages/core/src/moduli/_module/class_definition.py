@@ -11,6 +11,7 @@ from typing import Any
 
 from moduli import _plugins, errors
 from moduli._base.error_places import place
+from moduli._base.folded_frames import fold
 from moduli._base.node import Node
 from moduli._graph.data import (
     adopt,
@@ -154,6 +155,7 @@ def wrap_call(cls: type[Any]) -> None:
             return call(self, *args, **kwargs)
         except Exception as error:
             place(error, self)
+            fold(error)
             raise
 
     __call__._moduli_function = call  # type: ignore[attr-defined]

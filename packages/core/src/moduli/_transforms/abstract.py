@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import jax
 
 from moduli._call.call import Call
-from moduli._call.function import Function, check_callable, split_static, wraps
+from moduli._call.function import Function, check_callable, folded, split_static, wraps
 from moduli._call.naming import naming
 
 __all__ = ["eval_shape", "make_jaxpr"]
@@ -18,6 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@folded
 def eval_shape(f: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """``jax.eval_shape`` for functions that take or return modules.
 
@@ -96,6 +97,7 @@ def make_jaxpr(
     function = Function(f)
 
     @wraps(f)
+    @folded
     def traced(*args: Any, **kwargs: Any) -> Any:
         fixed, args = split_static(args, static_argnums, "make_jaxpr", function.name)
         inner = fixed.around(function)

@@ -10,7 +10,7 @@ import jax
 from moduli._call.again import remember
 from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.naming import naming
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def checkify(f: Callable[P, R], errors: Any = None) -> Callable[P, tuple[Error, 
         return checked
 
     @wraps(f)
+    @folded
     def checked(*args: Any, **kwargs: Any) -> Any:
         call = Call("checkify", *function.complete(args, kwargs))
         program = find_program(

@@ -12,7 +12,7 @@ from moduli._call.call import Call
 from moduli._call.carried import is_array_like
 from moduli._call.change_texts import Word, describe_changes
 from moduli._call.eager_programs import Result, run_program
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.given_values import unboxed
 from moduli._call.naming import naming
 from moduli._call.recorded_branches import record_alike
@@ -24,6 +24,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 
+@folded
 def cond(
     pred: Any,
     true_fun: Callable[[*Ts], R],
@@ -69,6 +70,7 @@ def cond(
     )
 
 
+@folded
 def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts) -> R:
     """``jax.lax.switch`` for functions that take modules, with all their updates.
 

@@ -16,7 +16,7 @@ from moduli._call.change_texts import describe_changes
 from moduli._call.cotangents import Cotangents
 from moduli._call.differentiated import DiffState
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, function_name, holds_modules
+from moduli._call.function import Function, check_callable, folded, function_name, holds_modules
 from moduli._call.naming import naming
 from moduli._call.residuals import Residuals
 from moduli._call.running import running
@@ -125,6 +125,7 @@ class CustomVjp(Generic[P, R]):
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
+    @folded
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function."""
         name = self._function.name

@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.again import remember
 from moduli._call.differentiated import DiffState, Targets
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.naming import naming
 from moduli._call.results import scalar_and_aux
 
@@ -220,6 +220,7 @@ def grad(
     both = _differentiate(f, "grad", **options)
 
     @wraps(f)
+    @folded
     def gradient(*args: Any, **kwargs: Any) -> Any:
         value, grads = both(*args, **kwargs)
         return (grads, value[1]) if has_aux else grads
@@ -247,6 +248,7 @@ def _differentiate(
     name = function.name
 
     @wraps(f)
+    @folded
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
         targets = Targets("grad", argnums, len(args), function)
         call = targets.take_apart(function, args, kwargs, allow_int)

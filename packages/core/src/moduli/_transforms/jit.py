@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.bind import Binding, bind, read_value
-from moduli._call.function import Function, unbound
+from moduli._call.function import Function, fold, unbound
 from moduli._call.jit_program import JitProgram, donated_marks
 from moduli._call.jit_shardings import Layout
 from moduli._call.naming import Names
@@ -73,23 +73,27 @@ class JitWrapped(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the compiled function; compiles it first for a new structure."""
-        shortcut = self._shortcut
-        taken = None if shortcut is None else shortcut.take(args, kwargs)
-        program, flats, plain = taken or self._find(args, kwargs)
-        if program.simple:
+        try:
+            shortcut = self._shortcut
+            taken = None if shortcut is None else shortcut.take(args, kwargs)
+            program, flats, plain = taken or self._find(args, kwargs)
+            if program.simple:
+                values = [list(map(read_value, flat.holders)) for flat in flats]
+                try:
+                    packed = program.jitted(values, plain)
+                except Exception as error:
+                    program.explain(error, values, plain)
+                    raise
+                return packed.effects.apply(flats, values, *packed.parts)
+            if taken and program.closed_over:  # the shortcut does not look at what was read there
+                program, flats, plain = self._find(args, kwargs)
             values = [list(map(read_value, flat.holders)) for flat in flats]
-            try:
-                packed = program.jitted(values, plain)
-            except Exception as error:
-                program.explain(error, values, plain)
-                raise
-            return packed.effects.apply(flats, values, *packed.parts)
-        if taken and program.closed_over:  # the shortcut does not look at what was read there
-            program, flats, plain = self._find(args, kwargs)
-        values = [list(map(read_value, flat.holders)) for flat in flats]
-        packed = program.run(program.jitted, values, plain)
-        effects, out, outputs = program.unpack(packed)
-        return effects.apply(flats, values, out, outputs)
+            packed = program.run(program.jitted, values, plain)
+            effects, out, outputs = program.unpack(packed)
+            return effects.apply(flats, values, out, outputs)
+        except Exception as error:
+            fold(error)
+            raise
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         """Returns the program, the flattened roots and the other arguments of a call."""

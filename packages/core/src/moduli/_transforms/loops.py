@@ -13,7 +13,7 @@ from moduli._call.call import Call, Labels
 from moduli._call.carried import is_array_like
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, function_name
+from moduli._call.function import Function, check_callable, folded, function_name
 from moduli._call.given_values import unboxed
 from moduli._call.loop_body import LoopBody
 from moduli._call.naming import named, naming, parameter_name
@@ -25,6 +25,7 @@ __all__ = ["fori_loop", "while_loop"]
 T = TypeVar("T")
 
 
+@folded
 def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T) -> T:
     """``jax.lax.while_loop`` for functions that take modules, with all their updates.
 
@@ -109,6 +110,7 @@ def _while_loop(
     return body.finish(carry, []) if body.has_run else _NOTHING
 
 
+@folded
 def fori_loop(
     lower: Any,
     upper: Any,

@@ -13,7 +13,7 @@ from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, split_static, wraps
+from moduli._call.function import Function, check_callable, folded, split_static, wraps
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
@@ -176,6 +176,7 @@ def pmap(
         return program
 
     @wraps(f)
+    @folded
     def mapped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.positional(args, kwargs)
         count = len(given)

@@ -11,7 +11,7 @@ import jax
 from moduli._call.again import options_key_or_none, remember
 from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
-from moduli._call.function import Function, Static, check_callable, split_static, wraps
+from moduli._call.function import Function, Static, check_callable, folded, split_static, wraps
 from moduli._call.naming import naming
 
 __all__ = ["remat"]
@@ -82,6 +82,7 @@ def remat(
         return (call.effects, *outputs)
 
     @wraps(f)
+    @folded
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
         fixed, args = split_static(args, static_argnums, "remat", function.name)
         inner = fixed.around(function)

@@ -13,7 +13,7 @@ from moduli._call.again import options_key_or_none, remember
 from moduli._call.call import Call, Labels
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.loop_body import LoopBody
 from moduli._call.mapped_axes import check_sizes
 from moduli._call.naming import named, naming
@@ -163,6 +163,7 @@ def scan(
         return body.finish(carry, stacked)
 
     @wraps(f)
+    @folded
     def looped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
         axes: Any = in_axes

@@ -13,7 +13,7 @@ from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
 from moduli._call.prefixes import labels_in
@@ -156,6 +156,7 @@ def shard_map(
         return program
 
     @wraps(f)
+    @folded
     def mapped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
         specs = in_specs

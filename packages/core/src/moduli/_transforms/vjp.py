@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.call import Call
 from moduli._call.change_texts import outline
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.naming import naming
 from moduli._call.results import arrays_and_aux
 from moduli._call.tangents import match_tangents
@@ -47,6 +47,7 @@ def vjp(
     has_aux: bool = False,
     reduce_axes: Sequence[Any] = (),
 ) -> Any: ...
+@folded
 def vjp(
     f: Callable[..., Any] | None = None,
     *primals: Any,
@@ -136,6 +137,7 @@ def jvp(
     *,
     has_aux: bool = False,
 ) -> Any: ...
+@folded
 def jvp(
     f: Callable[..., Any] | None = None,
     primals: tuple[Any, ...] | None = None,

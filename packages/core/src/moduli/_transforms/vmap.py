@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.again import remember
 from moduli._call.call import Call, Labels
-from moduli._call.function import Function, check_callable, wraps
+from moduli._call.function import Function, check_callable, folded, wraps
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import naming
 from moduli._call.outputs import Outputs
@@ -111,6 +111,7 @@ def vmap(
     axes_of_arguments = _with_bound(in_axes, function)
 
     @wraps(f)
+    @folded
     def mapped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
         axes_in = _bound_axes(axes_of_arguments, function, len(given))

@@ -1,0 +1,132 @@
+"""Opens a source of tensors, whatever it is."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from moduli import plugins
+from moduli_interop._tensors import arrays
+from moduli_interop._tensors.errors import TensorFileError
+from moduli_interop._tensors.folder import read_folder
+from moduli_interop._tensors.source import Opened, TensorSource
+from moduli_interop._tensors.stored import Tensors
+from moduli_interop._tensors.zip import member_names
+
+__all__ = ["read_file", "read_tensors"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def read_tensors(
+    source: str | os.PathLike[str] | Mapping[Any, Any], *, format: str | None = None
+) -> Tensors:
+    """Opens a file, a folder or a dict of tensors; none of them is read yet.
+
+    What a file is, its content says, not the end of its name. Files of torch are read without
+    torch. Nothing in a file is imported or run: an object in a checkpoint that is no tensor is
+    passed over, whatever its class.
+
+    Args:
+      source: a safetensors file, a torch file (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), an
+        ``.npz``, one of flax's msgpack files, an ``.eqx`` of equinox's, a folder of one of these or
+        with an index of several, that index, or a dict of arrays of any library, which may be
+        nested. More kinds by the hook ``moduli_tensor_sources``.
+      format: the name of the kind, where it is not to be found out.
+
+    Returns:
+      The tensors by name. Those of nested dicts and lists have names with dots,
+      ``"state_dict.conv.weight"``.
+
+    Raises:
+      TensorFileError: if the source is damaged or of no kind that is known.
+      OSError: if a file cannot be opened.
+
+    Example:
+      >>> import numpy as np, os, tempfile
+      >>> from moduli_interop import read_tensors
+      >>> path = os.path.join(tempfile.mkdtemp(), "weights")
+      >>> with open(path, "wb") as file:
+      ...     np.savez(file, bias=np.zeros(3, np.float16))
+      >>> tensors = read_tensors(path)
+      >>> tensors
+      <1 tensors of ... (npz)>
+      >>> tensors["bias"].shape, tensors["bias"].dtype
+      ((3,), dtype('float16'))
+    """
+    if isinstance(source, Tensors):
+        return source
+    if isinstance(source, Mapping):
+        return arrays.read(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TensorFileError(
+            f"a {type(source).__name__}", "is no source of tensors; give a path or a dict of arrays"
+        )
+    path = os.fspath(source)
+    if os.path.isdir(path):
+        return read_folder(path, functools.partial(read_file, format=format))
+    return read_file(path, format)
+
+
+def read_file(path: str, format: str | None = None) -> Tensors:
+    """Opens one file; see :func:`read_tensors`."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    members = member_names(path) if start.startswith(b"PK") else frozenset()
+    opened = Opened(path, start, members)
+    known = _sources()
+    if format is not None:
+        if format not in known:
+            raise TensorFileError(
+                path, f"there is no kind of source {format!r}; known are {', '.join(sorted(known))}"
+            )
+        return known[format].read(path)
+    fitting = [source for source in known.values() if source.recognises(opened)]
+    if len(fitting) == 1:
+        return fitting[0].read(path)
+    if fitting:
+        names = [source.name for source in fitting]
+        raise TensorFileError(
+            path, f"could be {' and '.join(names)}; say which: format={names[0]!r}"
+        )
+    raise TensorFileError(path, _unknown(start, members, known))
+
+
+def _sources() -> dict[str, TensorSource]:
+    found: dict[str, TensorSource] = {}
+    owners: dict[str, str] = {}
+    for plugin, contributed in plugins.collect("moduli_tensor_sources"):
+        for source in contributed:
+            if source.name in found:
+                raise TensorFileError(
+                    "moduli_tensor_sources",
+                    f"the plugins {owners[source.name]!r} and {plugin!r} both have a source named "
+                    f"{source.name!r}; switch one of them off with MODULI_PLUGINS=-{plugin}",
+                )
+            found[source.name], owners[source.name] = source, plugin
+    return found
+
+
+def _unknown(start: bytes, members: frozenset[str], known: Mapping[str, TensorSource]) -> str:
+    kinds = ", ".join(sorted(known)) or "none, the plugin `interop` is switched off"
+    if not start:
+        return "the file is empty"
+    if start.startswith(_HDF5):
+        return (
+            "is an HDF5 file; read it with h5py and give the arrays as a dict: "
+            "{name: dataset[()] ...}"
+        )
+    if members:
+        return (
+            f"is a zip archive of no known kind (it has {sorted(members)[:3]}); known are {kinds}"
+        )
+    if start[:8].startswith(b"PK"):
+        return "is a zip archive that is damaged or truncated"
+    if start[:1] == b"\x80" and start[1:2] <= b"\x05":
+        return (
+            "is a bare pickle, which can hold anything; load it where it was made, and give the "
+            "arrays as a dict"
+        )
+    return f"is of no kind that is known ({kinds}); it begins with {start[:8]!r}"
