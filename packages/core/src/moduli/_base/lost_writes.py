@@ -33,10 +33,10 @@ from moduli import errors
 from moduli._base.closed_over import ACTIVE, note_read
 from moduli._base.compat import eager_trace_state, trace_state
 from moduli._base.source_lines import Site, describe_place, describe_site, place_of
+from moduli._base.type_variables import Path
 
 __all__ = ["Borrowed", "Watch", "mark_seen", "note_trace", "now_inside"]
 
-Path = tuple[Any, ...]
 _UNSEEN: Any = object()
 _MOST_TRACES = 64
 _MOST_LINES = 10

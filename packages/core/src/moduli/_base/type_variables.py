@@ -1,7 +1,8 @@
-"""Type variables that need no argument: for type checkers ``Param`` alone means ``Param[Any]``.
+"""Types for annotations: paths, and type variables that need no argument.
 
-Python has defaults of type variables since 3.13; checkers know them from ``typing_extensions``,
-which is not imported when a program runs.
+For type checkers ``Param`` alone means ``Param[Any]``. Python has defaults of type
+variables since 3.13; checkers know them from ``typing_extensions``, which is not imported when a
+program runs.
 """
 
 from __future__ import annotations
@@ -19,4 +20,7 @@ else:
     A = TypeVar("A")
     T = TypeVar("T")
 
-__all__ = ["A", "T"]
+__all__ = ["A", "Path", "T"]
+
+Path = tuple[Any, ...]
+"""Where something stands in a model: attributes, keys and indices, from the top."""

@@ -24,7 +24,7 @@ from typing import Any, Generic
 import jax
 
 from moduli._base.static_keys import static_value
-from moduli._base.type_variables import T
+from moduli._base.type_variables import Path, T
 
 __all__ = [
     "HELD",
@@ -41,7 +41,6 @@ __all__ = [
 HELD, STATIC, OBJECT, LEAF, TREE = range(-1, 4)
 VARIABLE, NODE = range(2)
 
-Path = tuple[Any, ...]
 _lock = threading.Lock()
 _interned: weakref.WeakValueDictionary[Any, GraphDef] = weakref.WeakValueDictionary()
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from moduli import errors
 from moduli._base.compat import is_eager
+from moduli._base.type_variables import Path
 from moduli._graph.data import is_array
 from moduli._graph.graphdef import NODE, OBJECT, STATIC, VARIABLE, GraphDef
 from moduli._variable.box import Variable
@@ -24,7 +25,6 @@ from moduli._variable.kinds import Cache, Intermediate, Perturbation, RngState
 
 __all__ = ["check_declared", "fitted", "int_keys", "placed"]
 
-Path = tuple[Any, ...]
 _SIZED_BY_THE_RUN = (Cache, Intermediate, Perturbation, RngState)
 _KINDS = (np.bool_, np.integer, np.floating, np.complexfloating)
 

@@ -22,11 +22,11 @@ import jax
 import numpy as np
 
 from moduli import errors
+from moduli._base.type_variables import Path
 from moduli._variable.box import Variable
 
 __all__ = ["Opened", "Recipe", "Watch", "is_container", "open_tree", "pour", "put"]
 
-Path = tuple[Any, ...]
 _ARRAY = object()
 _LEAVES = (str, bytes, bytearray, memoryview, range, jax.Array, np.ndarray, np.generic, Variable)
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None), type))

@@ -10,12 +10,11 @@ import jax
 from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.node import Node
+from moduli._base.type_variables import Path
 from moduli._graph.data import Annotated, adopt, is_array, is_graph_leaf, plain_key
 from moduli._variable.box import Variable
 
 __all__ = ["recursive_map"]
-
-Path = tuple[Any, ...]
 
 
 def recursive_map(f: Callable[[Path, Any], Any], node: Any, /) -> Any:

@@ -14,6 +14,7 @@ from moduli._base.compat import trace_state
 from moduli._base.foreign_trace import check_mutable
 from moduli._base.lost_writes import mark_seen
 from moduli._base.node import Node
+from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf, iter_pytree, part_of
 from moduli._graph.flat import Flat
@@ -50,7 +51,6 @@ __all__ = [
 A = TypeVar("A")
 T = TypeVar("T")
 _write_value = Variable.__dict__["_value"].__set__
-Path = tuple[Any, ...]
 
 
 def _flat(node: Any, caller: str) -> Flat:

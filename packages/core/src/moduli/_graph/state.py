@@ -14,6 +14,7 @@ import jax
 
 from moduli import errors
 from moduli._base.epoch import EPOCH
+from moduli._base.type_variables import Path
 from moduli._graph.loading import fitted, is_number, placed
 from moduli._variable.box import Variable
 from moduli._variable.filters import check_order, partition
@@ -32,8 +33,6 @@ __all__ = [
     "to_flat_state",
     "to_pure_dict",
 ]
-
-Path = tuple[Any, ...]
 
 
 def _state_changed() -> None:

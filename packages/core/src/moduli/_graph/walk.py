@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moduli._base.node import Node
+from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_data, is_graph_leaf, iter_held, iter_pytree
 from moduli._graph.flatten import flatten_tree
@@ -13,8 +14,6 @@ from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
 
 __all__ = ["find_duplicates", "iter_graph", "iter_nodes", "node_children", "set_metadata"]
-
-Path = tuple[Any, ...]
 
 
 def node_children(node: Node) -> Iterator[tuple[Path, Any]]:

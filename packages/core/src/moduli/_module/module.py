@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moduli import _plugins, errors
 from moduli._base.foreign_trace import check_mutable
+from moduli._base.type_variables import Path
 from moduli._graph.split import clone
 from moduli._graph.walk import iter_nodes, node_children
 from moduli._module.class_definition import wrap_call, wrap_methods
@@ -25,7 +26,6 @@ __all__ = ["Module", "iter_children", "iter_modules", "view", "with_attributes"]
 
 T = TypeVar("T")
 
-Path = tuple[Any, ...]
 _ABSENT: Any = object()
 _FROZEN = ""  # the annotation of a node whose mode train() and eval() leave alone
 
@@ -254,7 +254,7 @@ class Module(Pytree):
         return _plugins.call_first(
             "moduli_sow",
             module=self,
-            variable_type=_kind(variable_type, "sow"),
+            variable_type=_variable_type(variable_type, "sow"),
             name=name,
             value=value,
             reduce_fn=reduce_fn,
@@ -285,11 +285,11 @@ class Module(Pytree):
             module=self,
             name=name,
             value=value,
-            variable_type=_kind(variable_type, "perturb"),
+            variable_type=_variable_type(variable_type, "perturb"),
         )
 
 
-def _kind(variable_type: type[Variable[Any]] | str, caller: str) -> type[Variable[Any]]:
+def _variable_type(variable_type: type[Variable[Any]] | str, caller: str) -> type[Variable[Any]]:
     if isinstance(variable_type, str):
         return variable_type_from_name(variable_type, allow_register=True)
     if isinstance(variable_type, type) and issubclass(variable_type, Variable):

@@ -22,6 +22,7 @@ from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.current_transform import describe_running
 from moduli._base.node import Node
+from moduli._base.type_variables import Path
 from moduli._graph.walk import iter_nodes, node_children
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
     "recordings",
 ]
 
-Path = tuple[Any, ...]
 Crossings = tuple[tuple[str, int], ...]
 """The axes that were added around a value: (transform, size) of each, the outermost first."""
 

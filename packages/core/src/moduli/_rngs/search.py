@@ -14,6 +14,7 @@ import jax
 
 from moduli import errors
 from moduli._base.node import Node
+from moduli._base.type_variables import Path
 from moduli._graph.data import is_graph_leaf, iter_pytree, sort_key
 from moduli._graph.walk import node_children
 from moduli._rngs.streams import RngStream
@@ -21,7 +22,6 @@ from moduli._variable.filters import Nothing, Predicate, to_predicate
 
 __all__ = ["Change", "Path", "Rule", "Streams"]
 
-Path = tuple[Any, ...]
 Change = Callable[[jax.Array], jax.Array]
 """From the key that a stream gives next to the key of the stream that replaces it."""
 

@@ -17,6 +17,7 @@ from types import EllipsisType
 from typing import cast
 
 from moduli import errors
+from moduli._base.type_variables import Path
 
 __all__ = [
     "All",
@@ -33,7 +34,6 @@ __all__ = [
     "to_predicate",
 ]
 
-Path = tuple[object, ...]
 Predicate = Callable[[Path, object], bool]
 Filter = type | str | Predicate | bool | EllipsisType | None | tuple["Filter", ...] | list["Filter"]
 
