@@ -22,7 +22,7 @@ from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.function import UNBOUND, unbound, wraps
 from moduli._call.naming import code_of
-from moduli._call.seen import hold, is_same
+from moduli._call.seen import Seen
 from moduli._variable.box import Variable
 
 __all__ = [
@@ -187,7 +187,7 @@ class _Weak:
         try:
             return fun(*args, **kwargs)  # type: ignore[misc]
         finally:
-            _table_of(base).seen = [hold(value) for value in _names_seen(base)]
+            _table_of(base).seen = Seen([base])
 
 
 def base_of(fun: Any) -> Any:
@@ -207,7 +207,7 @@ class _Table:
     def __init__(self, owner: Any = None):
         self.owner: Callable[[], Any] = _gone if owner is None else weakref.ref(owner)
         self.kept: dict[Any, Any] = {}
-        self.seen: list[Any] | None = None
+        self.seen: Seen | None = None
 
     def __reduce__(self) -> Any:  # cloudpickle takes a function's attributes along
         return (_Table, ())
@@ -227,8 +227,9 @@ def _table_of(base: Any) -> _Table:
 def shared(fun: Any, key: Any, make: Callable[[], Kept]) -> tuple[Kept, Any]:
     """Returns what is kept for a function under a key, and the function, not kept alive.
 
-    What the function's code takes from a closure or a global name is a constant in its programs.
-    So if one of these names now stands for something else, all is made anew.
+    What the function's code takes from a closure or a global name is a constant in its programs,
+    and so is what functions of the same file take that it names. If one of these names now stands
+    for something else, all is made anew.
 
     Args:
       fun: the function.
@@ -243,7 +244,7 @@ def shared(fun: Any, key: Any, make: Callable[[], Kept]) -> tuple[Kept, Any]:
     if recipe is None:
         return make(), fun
     table = _table_of(recipe.base)
-    if table.seen is not None and not all(map(is_same, table.seen, _names_seen(recipe.base))):
+    if table.seen is not None and table.seen.is_another():
         table.kept.clear()
         table.seen = None
     key = (recipe.key, key)
@@ -253,16 +254,3 @@ def shared(fun: Any, key: Any, make: Callable[[], Kept]) -> tuple[Kept, Any]:
             table.kept.pop(next(iter(table.kept)), None)
         found = table.kept[key] = make()
     return found, _Weak(fun, recipe)
-
-
-def _names_seen(base: Any) -> list[Any]:
-    """What the names stand for that a function's code takes from outside."""
-    found = []
-    for cell in base.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            found.append(None)
-    names = base.__globals__
-    found.extend([names.get(name) for name in base.__code__.co_names])
-    return found

@@ -21,6 +21,7 @@ from moduli._base.compat import is_eager
 from moduli._base.node import Node
 from moduli._base.source_lines import describe_place, find_site, place_of
 from moduli._call.again import recipe_of
+from moduli._call.seen import closure_values
 
 __all__ = ["Compiled", "note_compiled"]
 
@@ -98,12 +99,7 @@ def _beside(base: Any, roots: Sequence[Any]) -> list[Any]:
     """The models of a call; without one, what the function closes over."""
     if roots:
         return list(roots)
-    cells = []
-    for cell in base.__closure__ or ():
-        try:
-            cells.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            cells.append(None)
+    cells = closure_values(base)
     modules = [item for item in cells if isinstance(item, Node)]
     return modules or cells
 

@@ -18,7 +18,7 @@ from moduli._base.node import Node
 from moduli._graph.cache import flat_of
 from moduli._variable.box import Variable
 
-__all__ = ["Seen", "hold", "is_outdated", "is_same", "python_functions"]
+__all__ = ["Seen", "closure_values", "is_outdated", "python_functions"]
 
 _MOST_FUNCTIONS = 32  # that are looked into
 _UNKNOWN: Any = object()
@@ -39,7 +39,7 @@ class Seen:
             for function in _reached(functions)
         ]
         found = self._now()
-        self._values = list(map(hold, found))
+        self._values = list(map(_hold, found))
         self._nodes = [
             (weakref.ref(value), *_flat_of(value))
             for value in found
@@ -49,7 +49,7 @@ class Seen:
     def is_another(self) -> bool:
         """Returns whether a name stands for something else now."""
         now = self._now()
-        return len(now) != len(self._values) or not all(map(is_same, self._values, now))
+        return len(now) != len(self._values) or not all(map(_is_same, self._values, now))
 
     def changed_modules(self) -> list[Any]:
         """Lists the modules that have other parts, or another structure, than before."""
@@ -113,13 +113,17 @@ def _reached(functions: Sequence[Any]) -> list[types.FunctionType]:
 
 
 def _values_of(function: types.FunctionType, names: Iterable[str]) -> list[Any]:
+    return [*closure_values(function), *map(function.__globals__.get, names)]
+
+
+def closure_values(function: types.FunctionType) -> list[Any]:
+    """What a function closes over."""
     found: list[Any] = []
     for cell in function.__closure__ or ():
         try:
             found.append(cell.cell_contents)
         except ValueError:  # not filled yet
             found.append(_UNKNOWN)
-    found.extend(map(function.__globals__.get, names))
     return found
 
 
@@ -130,7 +134,7 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def hold(value: Any) -> Any:
+def _hold(value: Any) -> Any:
     """Refers to a value so that it is known again: weakly where that is possible."""
     try:
         return weakref.ref(value)
@@ -138,8 +142,8 @@ def hold(value: Any) -> Any:
         return value
 
 
-def is_same(held: Any, value: Any) -> bool:
-    """Returns whether a value is the one that :func:`hold` was given."""
+def _is_same(held: Any, value: Any) -> bool:
+    """Returns whether a value is the one that :func:`_hold` was given."""
     return held is value or (type(held) is weakref.ref and held() is value)
 
 
