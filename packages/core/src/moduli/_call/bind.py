@@ -24,7 +24,7 @@ from moduli._graph.flat import Flat
 from moduli._recording.recording import RecordingKey, recordings
 from moduli._variable.box import Variable
 
-__all__ = ["PASS", "ROOT", "Binding", "bind", "is_plain", "plain_types", "read_value"]
+__all__ = ["PASS", "ROOT", "Binding", "bind", "is_plain", "owners", "plain_types", "read_value"]
 
 PASS, ROOT, TREE = range(3)
 _LEAF_TYPES = (
@@ -43,7 +43,7 @@ plain_types: set[type] = set()  # the classes seen so far whose instances go str
 read_value = operator.attrgetter("_value")
 
 
-def _kind(value: Any) -> int:
+def _mark(value: Any) -> int:
     if isinstance(value, (Node, Variable)):
         return ROOT
     return PASS if is_plain(value) else TREE
@@ -141,7 +141,7 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
         names = tuple(sorted(kwargs))
         args = (*args, *[kwargs[name] for name in names])
     for arg in args:
-        kind = PASS if arg.__class__ in plain_types else _kind(arg)
+        kind = PASS if arg.__class__ in plain_types else _mark(arg)
         if kind == PASS:
             plain.append(arg)
         elif kind == ROOT:
@@ -168,6 +168,19 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], *, recorded: bool = Tru
         note_holders(flats)
     keys = tuple([recording.key(flat.objects for flat in flats) for recording in running])
     return Binding(tuple(template), names, roots, flats, plain, keys)
+
+
+def owners(template: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Returns to which argument each module or Variable of a call belongs, and each other part.
+
+    Args:
+      template: of a Binding.
+    """
+    found: tuple[list[int], list[int]] = ([], [])
+    for number, mark in enumerate(template):
+        for is_root in mark[1] if isinstance(mark, tuple) else (bool(mark),):
+            found[not is_root].append(number)
+    return found
 
 
 def _bind_tree(arg: Any, roots: list[Any], plain: list[Any]) -> Any:

@@ -17,6 +17,7 @@ import jax
 
 from moduli._base.node import Node
 from moduli._base.static_keys import has_key
+from moduli._base.type_variables import Path
 from moduli._call.bind import PASS, ROOT
 from moduli._call.recorded_values import RecordedValues, carries_records
 from moduli._call.running import running
@@ -44,7 +45,7 @@ class New(NamedTuple):
     """
 
     root: int
-    path: tuple[Any, ...]
+    path: Path
     holder: Any
 
 
@@ -249,11 +250,7 @@ class Frame:
         detached = self._detached(set(map(id, after.objects)))
         if detached:
             after = flatten_roots([*roots, *[item for item, _, _ in detached]])
-        home = {
-            id(item): (number, index)
-            for number, objects in enumerate(self._objects)
-            for index, item in enumerate(objects)
-        }
+        home = self._homes()
         given = {
             id(value): (number, index)
             for number, group in enumerate(self._values)
@@ -346,13 +343,17 @@ class Frame:
             if isinstance(item, Variable)
         ]
 
-    def leaves_below(self, root: Any) -> list[Leaf]:
-        """Lists which leaves of the arguments stand below an object that the function returns."""
-        home = {
+    def _homes(self) -> dict[int, tuple[int, int]]:
+        """(graph, index) of each object of the arguments, by its id."""
+        return {
             id(item): (number, index)
             for number, objects in enumerate(self._objects)
             for index, item in enumerate(objects)
         }
+
+    def leaves_below(self, root: Any) -> list[Leaf]:
+        """Lists which leaves of the arguments stand below an object that the function returns."""
+        home = self._homes()
         if id(root) not in home:
             return []
         found = [self._home_leaf(holder, home) for holder in flatten_roots((root,)).holders]

@@ -26,6 +26,7 @@ __all__ = [
     "folded",
     "function_name",
     "holds_modules",
+    "options_of",
     "split_static",
     "unbound",
     "wraps",
@@ -52,6 +53,15 @@ def check_callable(f: Any, transform: str, example: str) -> None:
             f"{transform} needs a callable; got a {type(f).__name__}. As a decorator with options "
             f"write `@moduli.{transform}({example})`"
         )
+
+
+def options_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a transform.
+
+    Args:
+      parameters: ``locals()`` at the start of the transform: its options and its function.
+    """
+    return {name: value for name, value in parameters.items() if name not in ("f", "fun")}
 
 
 def unbound(f: Any) -> tuple[Any, Any]:

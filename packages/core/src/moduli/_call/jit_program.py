@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from moduli import errors
-from moduli._call.bind import Binding
+from moduli._call.bind import Binding, owners
 from moduli._call.frame import Frame
 from moduli._call.jit_shardings import Layout
 from moduli._call.naming import Names, explain, explain_deleted, named
@@ -40,10 +41,9 @@ class JitProgram(Program):
     """
 
     __slots__ = (
-        "_groups",
+        "_donated",
         "_layout",
         "_names",
-        "_plain",
         "jitted",
         "simple",
     )
@@ -55,15 +55,13 @@ class JitProgram(Program):
         names: Names,
         fixed: tuple[tuple[int, Any], ...],
         fixed_names: dict[str, Any],
-        donated: tuple[frozenset[int], frozenset[int]],
+        donated: tuple[bool, ...],
         layout: Layout | None,
         options: dict[str, Any],
     ):
-        self._groups, self._plain = donated
         super().__init__(fun)
-        self._layout, self._names = layout, names
-        kept = self._groups
-        keep = (lambda leaf: leaf[0] in kept) if kept else None
+        self._layout, self._names, self._donated = layout, names, donated
+        keep = (lambda leaf: donated[leaf[0]]) if any(donated) else None
         name = getattr(fun, "__name__", type(fun).__name__)
         closed_over = self.closed_over
         this = weakref.ref(self)  # the program dies with its last reference
@@ -82,44 +80,32 @@ class JitProgram(Program):
             effects, outputs = frame.finish(out, keep=keep)
             return Packed(effects, outputs)
 
-        def pairs(values: Any, plain: Any) -> Iterator[tuple[str, Any]]:
-            for group_names, group in zip(names.groups, values, strict=True):
-                yield from zip(group_names, group or (), strict=group is not None)
-            for name, value in zip(names.plain, plain, strict=True):
-                if value is not None:
-                    yield name, value
+        def pairs(*given: Any) -> Iterator[tuple[str, Any]]:
+            every = itertools.chain(*_split(donated, names.groups, names.plain))
+            for own, part in zip(every, itertools.chain(*given), strict=True):
+                yield from [(own, part)] if isinstance(own, str) else zip(own, part, strict=True)
 
         run.__name__ = run.__qualname__ = name
         named(run, fun, pairs)
-        self.simple = layout is None and not (self._groups or self._plain)
-        if not (self._groups or self._plain):
-            if layout is not None:
-                options = {**options, **layout.options(layout.inputs)}
+        self.simple = layout is None and not any(donated)
+        if layout is not None:
+            options = {**options, **layout.options(self.arguments(*layout.inputs))}
+        if not any(donated):
             self.jitted = jax.jit(run, **options)
             return
 
-        def split_run(values: Any, plain: Any, gone_values: Any, gone_plain: Any) -> Packed:
-            values = [v if w is None else w for v, w in zip(values, gone_values, strict=True)]
-            plain = [v if w is None else w[0] for v, w in zip(plain, gone_plain, strict=True)]
-            return run(values, plain)
-
-        def split_pairs(
-            values: Any, plain: Any, gone_values: Any, gone_plain: Any
-        ) -> Iterator[tuple[str, Any]]:
-            yield from pairs(values, plain)
-            yield from pairs(gone_values, [v if v is None else v[0] for v in gone_plain])
+        def split_run(kept: list[Any], gone: list[Any]) -> Packed:
+            rest, taken = iter(kept), iter(gone)
+            parts = [next(taken if mark else rest) for mark in donated]
+            count = len(signature.graphdefs)
+            return run(parts[:count], parts[count:])
 
         split_run.__name__ = split_run.__qualname__ = name
-        named(split_run, fun, split_pairs)
-        if layout is not None:
-            options = {**options, **layout.options(self._split(*layout.inputs))}
-        self.jitted = jax.jit(split_run, donate_argnums=(2, 3), **options)
+        self.jitted = jax.jit(named(split_run, fun, pairs), donate_argnums=1, **options)
 
     def arguments(self, values: list[Any], plain: list[Any]) -> tuple[Any, ...]:
-        """The arguments of ``jitted``."""
-        if self._groups or self._plain:
-            return self._split(values, plain)
-        return values, plain
+        """The arguments of ``jitted``: (values, plain), or (what stays, what is donated)."""
+        return _split(self._donated, values, plain) if any(self._donated) else (values, plain)
 
     def run(self, stage: Callable[..., Any], values: list[Any], plain: list[Any]) -> Any:
         """Calls ``jitted``, or a method of it that takes the same.
@@ -148,16 +134,18 @@ class JitProgram(Program):
             return self._layout.unpack(packed)
         return (packed.effects, *packed.parts)
 
-    def _split(self, values: list[Any], plain: list[Any]) -> tuple[Any, Any, Any, Any]:
-        return (
-            [None if n in self._groups else v for n, v in enumerate(values)],
-            [None if n in self._plain else v for n, v in enumerate(plain)],
-            [v if n in self._groups else None for n, v in enumerate(values)],
-            [(v,) if n in self._plain else None for n, v in enumerate(plain)],
-        )
+
+def _split(
+    donated: Sequence[bool], values: Sequence[Any], plain: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Tells what stays from what is donated."""
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for mark, part in zip(donated, [*values, *plain], strict=True):
+        parts[mark].append(part)
+    return parts
 
 
-def donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int], frozenset[int]]:
+def donated_marks(binding: Binding, donated: Sequence[bool]) -> tuple[bool, ...]:
     """Finds what is donated.
 
     Args:
@@ -165,21 +153,12 @@ def donated_marks(binding: Binding, donated: list[bool]) -> tuple[frozenset[int]
       donated: for each argument whether it is.
 
     Returns:
-      The numbers of the graphs and those of the plain arguments.
+      For each graph, and then for each plain argument, whether it is.
     """
-    roots: list[bool] = []
-    plain: list[bool] = []
-    for mark, flag in zip(binding.template, donated, strict=True):
-        if isinstance(mark, tuple):
-            for is_root in mark[1]:
-                (roots if is_root else plain).append(flag)
-        else:
-            (roots if mark else plain).append(flag)
-    groups: set[int] = set()
-    start = 0
-    for number, flat in enumerate(binding.flats):
-        stop = start + len(flat.graphdef.roots)
-        if all(roots[start:stop]):
-            groups.add(number)
-        start = stop
-    return frozenset(groups), frozenset(n for n, flag in enumerate(plain) if flag)
+    roots, plain = owners(binding.template)
+    marks: list[bool] = []
+    for flat in binding.flats:
+        count = len(flat.graphdef.roots)
+        marks.append(all(donated[owner] for owner in roots[:count]))
+        del roots[:count]
+    return (*marks, *[donated[owner] for owner in plain])

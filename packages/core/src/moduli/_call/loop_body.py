@@ -63,7 +63,7 @@ class LoopBody:
         graph_values = len(call.signature.leaves)
         self._leaves = call.signature.leaves
         self._kinds = [
-            self._kind(position, value, label, position < graph_values)
+            self._role(position, value, label, position < graph_values)
             for position, (value, label) in enumerate(zip(self._every, labels, strict=True))
         ]
         self._labels = labels
@@ -86,7 +86,7 @@ class LoopBody:
         self.stacked_names: list[str] = []
         self._axes: list[Any] = []
 
-    def _kind(self, position: int, value: Any, label: Any, is_graph_value: bool) -> int:
+    def _role(self, position: int, value: Any, label: Any, is_graph_value: bool) -> int:
         if isinstance(label, int) or label is SPLIT:
             return _SLICED
         if label is Carry:

@@ -23,6 +23,7 @@ import jax
 
 from moduli import errors
 from moduli._base.compat import Tracer
+from moduli._base.type_variables import Path
 
 if TYPE_CHECKING:
     from moduli._call.signature import Signature
@@ -190,7 +191,7 @@ def _is_place(item: Any) -> bool:
     return item is _PLACE
 
 
-def _below(tops: list[str], path: tuple[Any, ...]) -> str:
+def _below(tops: list[str], path: Path) -> str:
     top = tops[0]
     if len(tops) > 1:
         top, path = tops[path[0]], path[1:]

@@ -14,6 +14,7 @@ import jax
 
 from moduli import errors
 from moduli._base.node import Node
+from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf, plain_key
 from moduli._graph.holders import leaf_of
@@ -33,7 +34,6 @@ __all__ = [
     "spread",
 ]
 
-Path = tuple[Any, ...]
 _ABSENT: Any = object()
 
 
@@ -259,10 +259,10 @@ def spread(labels: Any, tree: Any, name: str) -> list[tuple[Any, Path]]:
             return
         branches = _children(tree)
         if branches is None or list(parts) != list(branches):
-            got = "a leaf" if branches is None else f"{_kind(tree)} of {list(branches)}"
+            got = "a leaf" if branches is None else f"a {type(tree).__name__} of {list(branches)}"
             raise errors.StructureError(
-                f"{name}{_place(path)} is {_kind(labels)} of {list(parts)}, but the value there is "
-                f"{got}; give one label for the whole value, or one for each part"
+                f"{name}{_place(path)} is a {type(labels).__name__} of {list(parts)}, but the "
+                f"value there is {got}; give one label for the whole value, or one for each part"
             )
         for key, part in parts.items():
             visit(part, branches[key], (*path, key))
@@ -273,10 +273,6 @@ def spread(labels: Any, tree: Any, name: str) -> list[tuple[Any, Path]]:
 
 def _place(path: Path) -> str:
     return "".join(f"[{key!r}]" for key in path)
-
-
-def _kind(tree: Any) -> str:
-    return f"a {type(tree).__name__}"
 
 
 def _children(tree: Any) -> dict[Any, Any] | None:

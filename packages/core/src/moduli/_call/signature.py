@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moduli._base.source_lines import describe_place
+from moduli._base.type_variables import Path
 from moduli._call.bind import Binding
-from moduli._graph.graphdef import Path, root_and_path
+from moduli._graph.graphdef import root_and_path
 
 __all__ = ["Leaf", "Path", "Signature"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from moduli import errors
-from moduli._call.bind import Binding, bind
+from moduli._call.bind import Binding, bind, owners
 from moduli._call.function import Function
 from moduli._call.signature import Signature
 from moduli._graph.graphdef import NODE
@@ -116,12 +116,7 @@ def _spots(binding: Binding, values: Any) -> tuple[Any, Any]:
     many = len(binding.roots) > 1
     count = len(binding.template) - len(binding.names)
     names = [f"argument {n}" for n in range(count)] + [f"argument {n!r}" for n in binding.names]
-    owners = [
-        name
-        for name, mark in zip(names, binding.template, strict=True)
-        for is_root in (mark[1] if isinstance(mark, tuple) else (bool(mark),))
-        if not is_root
-    ]
+    owned = [names[owner] for owner in owners(binding.template)[1]]
 
     def say(number: int, index: int) -> str:
         text, root, path = signature.describe((number, index))
@@ -137,7 +132,7 @@ def _spots(binding: Binding, values: Any) -> tuple[Any, Any]:
             lambda path, _: owner + jax.tree_util.keystr(path),  # noqa: B023
             value,
         )
-        for owner, value in zip(owners, binding.plain, strict=True)
+        for owner, value in zip(owned, binding.plain, strict=True)
     ]
     return groups, plain
 

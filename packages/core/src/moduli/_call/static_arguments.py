@@ -10,7 +10,7 @@ from typing import Any
 from moduli import errors
 from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
-from moduli._call.bind import Binding
+from moduli._call.bind import Binding, owners
 
 __all__ = ["StaticArguments", "as_names", "as_numbers", "check_plain", "match_names"]
 
@@ -64,17 +64,16 @@ class StaticArguments:
 
 def check_plain(fun: Callable[..., Any], binding: Binding, positions: list[int]) -> None:
     """Raises if an argument is text or a function, which JAX cannot trace."""
-    plain = iter(binding.plain)
-    for place, mark in zip([*positions, *binding.names], binding.template, strict=True):
-        marks = mark[1] if isinstance(mark, tuple) else (bool(mark),)
-        for value in [next(plain) for is_root in marks if not is_root]:
-            if isinstance(value, (str, bytes, types.FunctionType)):
-                option = "static_argnames" if isinstance(place, str) else "static_argnums"
-                raise errors.StructureError(
-                    f"jit: argument {place!r} of {getattr(fun, '__qualname__', fun)} is a "
-                    f"{type(value).__name__} ({value!r}), which cannot be traced; mark it static: "
-                    f"`moduli.jit(f, {option}={place!r})`"
-                )
+    places = [*positions, *binding.names]
+    for value, owner in zip(binding.plain, owners(binding.template)[1], strict=True):
+        if isinstance(value, (str, bytes, types.FunctionType)):
+            place = places[owner]
+            option = "static_argnames" if isinstance(place, str) else "static_argnums"
+            raise errors.StructureError(
+                f"jit: argument {place!r} of {getattr(fun, '__qualname__', fun)} is a "
+                f"{type(value).__name__} ({value!r}), which cannot be traced; mark it static: "
+                f"`moduli.jit(f, {option}={place!r})`"
+            )
 
 
 def _check_static(name: int | str, value: Any, fun: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 import jax
 
 from moduli import errors
+from moduli._call.bind import bind
 from moduli._call.call import Call
 from moduli._call.change_texts import describe_changes
 from moduli._call.cotangents import Cotangents
@@ -18,7 +19,6 @@ from moduli._call.differentiated import DiffState
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, folded, function_name, holds_modules
 from moduli._call.naming import naming
-from moduli._call.residuals import Residuals
 from moduli._call.running import running
 from moduli._call.signature import Leaf
 from moduli._call.writeback import ChangedEffects, only_written
@@ -166,7 +166,7 @@ class _Call:
         self.effects: Any = None
         self.homes: list[Leaf | None] = []
         self.written: set[Leaf] = set()
-        self.residuals: Residuals | None = None
+        self.residuals: Call | None = None
         filters = {self._position(number): item for number, item in rule._parts.items()}
         arguments = [(number, args[number], filters.get(number, ...)) for number in self.numbers]
         self.cotangents = Cotangents(self.call, self.name, arguments)
@@ -231,9 +231,9 @@ class _Call:
                 f"return a pair (result, residuals); it returned a {type(pair).__name__}"
             )
         out, residuals = pair
-        self.residuals = Residuals(residuals)
-        stored = self.residuals.take_arrays()
-        return self._finish(frame, out), stored
+        kept = Call("custom_vjp", (residuals,), {}, binding=bind((residuals,), {}, recorded=False))
+        self.residuals = kept.detached()
+        return self._finish(frame, out), kept.dynamic
 
     def _rule_name(self, which: str, rule: Any) -> str:
         return f"{function_name(rule)}, the {which} rule of {self.name}"
@@ -272,7 +272,7 @@ class _Call:
         out_g, outputs_g = cotangents
         g, updates = self.cotangents.given(self.effects, self.homes, out_g, outputs_g)
         assert self.residuals is not None
-        residuals = self.residuals.rebuild(stored)
+        (residuals,) = self.residuals.make_frame(stored).args
         if self.rule._takes_updates:
             result = self._call_backward(residuals, g, updates_g=updates)
         else:

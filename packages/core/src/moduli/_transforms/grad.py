@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.again import remember
 from moduli._call.differentiated import DiffState, Targets
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.naming import naming
 from moduli._call.results import scalar_and_aux
 
@@ -101,13 +101,7 @@ def value_and_grad(
       >>> float(value), float(grads.w.value)
       (4.0, 4.0)
     """
-    options = {
-        "argnums": argnums,
-        "has_aux": has_aux,
-        "holomorphic": holomorphic,
-        "allow_int": allow_int,
-        "reduce_axes": reduce_axes,
-    }
+    options = options_of(locals())
     if f is None:
         return functools.partial(value_and_grad, **options)
     both = _differentiate(f, "value_and_grad", **options)
@@ -208,13 +202,7 @@ def grad(
       >>> grads.kernel.value.tolist(), model.calls.value
       ([[3.0], [4.0]], 1)
     """
-    options = {
-        "argnums": argnums,
-        "has_aux": has_aux,
-        "holomorphic": holomorphic,
-        "allow_int": allow_int,
-        "reduce_axes": reduce_axes,
-    }
+    options = options_of(locals())
     if f is None:
         return functools.partial(grad, **options)
     both = _differentiate(f, "grad", **options)

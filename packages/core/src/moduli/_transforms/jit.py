@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.bind import Binding, bind, read_value
-from moduli._call.function import Function, fold, unbound
+from moduli._call.function import Function, fold, options_of, unbound
 from moduli._call.jit_program import JitProgram, donated_marks
 from moduli._call.jit_shardings import Layout
 from moduli._call.naming import Names
@@ -392,18 +392,7 @@ def jit(
       >>> int(step(counter, 2)), int(counter.count)
       (20, 2)
     """
-    options: dict[str, Any] = {
-        "in_shardings": in_shardings,
-        "out_shardings": out_shardings,
-        "static_argnums": static_argnums,
-        "static_argnames": static_argnames,
-        "donate_argnums": donate_argnums,
-        "donate_argnames": donate_argnames,
-        "keep_unused": keep_unused,
-        "device": device,
-        "backend": backend,
-        "inline": inline,
-    }
+    options = options_of(locals())
     if fun is None:
         return functools.partial(jit, **options)
     if not callable(fun):

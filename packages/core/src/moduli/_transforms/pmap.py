@@ -13,7 +13,7 @@ from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, split_static, wraps
+from moduli._call.function import Function, check_callable, folded, options_of, split_static, wraps
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
@@ -97,17 +97,7 @@ def pmap(
       >>> nnx.pmap(lambda m, x: m["w"] * x, in_axes=(None, 0))(model, x).shape
       (1, 4)
     """
-    options: dict[str, Any] = {
-        "axis_name": axis_name,
-        "in_axes": in_axes,
-        "out_axes": out_axes,
-        "static_broadcasted_argnums": static_broadcasted_argnums,
-        "devices": devices,
-        "backend": backend,
-        "axis_size": axis_size,
-        "donate_argnums": donate_argnums,
-        "transform_metadata": transform_metadata,
-    }
+    options = options_of(locals())
     if f is None:
         return functools.partial(pmap, **options)
     check_callable(f, "pmap", "axis_name=...")

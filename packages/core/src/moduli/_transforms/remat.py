@@ -11,7 +11,15 @@ import jax
 from moduli._call.again import options_key_or_none, remember
 from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
-from moduli._call.function import Function, Static, check_callable, folded, split_static, wraps
+from moduli._call.function import (
+    Function,
+    Static,
+    check_callable,
+    folded,
+    options_of,
+    split_static,
+    wraps,
+)
 from moduli._call.naming import naming
 
 __all__ = ["remat"]
@@ -67,7 +75,7 @@ def remat(
       >>> float(grads["w"].value)
       0.0
     """
-    options = {"prevent_cse": prevent_cse, "static_argnums": static_argnums, "policy": policy}
+    options = options_of(locals())
     if f is None:
         return functools.partial(remat, **options)
     check_callable(f, "remat", "policy=...")

@@ -13,7 +13,7 @@ from moduli._call.again import options_key_or_none, remember
 from moduli._call.call import Call, Labels
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.loop_body import LoopBody
 from moduli._call.mapped_axes import check_sizes
 from moduli._call.naming import named, naming
@@ -100,14 +100,7 @@ def scan(
       >>> forward(jnp.ones(3), blocks).shape
       (3,)
     """
-    options = {
-        "length": length,
-        "reverse": reverse,
-        "unroll": unroll,
-        "in_axes": in_axes,
-        "out_axes": out_axes,
-        "transform_metadata": transform_metadata,
-    }
+    options = options_of(locals())
     if f is None:
         return functools.partial(scan, **options)
     check_callable(f, "scan", "in_axes=..., out_axes=...")

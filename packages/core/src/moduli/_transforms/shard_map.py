@@ -13,7 +13,7 @@ from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
 from moduli._call.prefixes import labels_in
@@ -86,13 +86,7 @@ def shard_map(
       >>> forward(model, jnp.ones((4, 3))).shape
       (4, 2)
     """
-    options = {
-        "mesh": mesh,
-        "in_specs": in_specs,
-        "out_specs": out_specs,
-        "axis_names": axis_names,
-        "check_vma": check_vma,
-    }
+    options = options_of(locals())
     if f is None:
         return functools.partial(shard_map, **options)
     check_callable(f, "shard_map", "mesh=..., in_specs=..., out_specs=...")

@@ -11,7 +11,7 @@ import jax
 from moduli import errors
 from moduli._call.again import remember
 from moduli._call.call import Call, Labels
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
 from moduli._call.naming import naming
 from moduli._call.outputs import Outputs
@@ -95,14 +95,7 @@ def vmap(
       >>> nnx.vmap(lambda m, x: x @ m.w, in_axes=(0, None))(models, jnp.ones((4, 2))).shape
       (5, 4, 3)
     """
-    options = {
-        "in_axes": in_axes,
-        "out_axes": out_axes,
-        "axis_name": axis_name,
-        "axis_size": axis_size,
-        "spmd_axis_name": spmd_axis_name,
-        "transform_metadata": transform_metadata,
-    }
+    options = options_of(locals())
     if f is None:
         return functools.partial(vmap, **options)
     check_callable(f, "vmap", "in_axes=...")
