@@ -208,7 +208,7 @@ def test_repr_shows_kind_dtype_shape_and_small_values():
 def test_a_value_with_metadata_gives_both():
     given = nnx.VariableMetadata(jnp.ones(3), {"tag": "a", "sharding_names": ("x",)})
     v = nnx.Param(given, tag="b", other=1)
-    assert v.get_metadata() == {"tag": "a", "sharding_names": ("x",), "other": 1}
+    assert v.get_metadata() == {"tag": "a", "out_sharding": ("x",), "other": 1}  # as in flax
     assert v.shape == (3,) and isinstance(v.value, jax.Array)
     assert nnx.Param(nnx.VariableMetadata(2.0)).value == 2.0
     doubled = nnx.VariableMetadata(jnp.ones(2), {"on_create_value": lambda _, value: 2 * value})

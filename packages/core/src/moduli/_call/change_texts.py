@@ -58,6 +58,8 @@ def describe_changes(effects: Any, place: Place) -> str:
         before, entry = effects.before[origin[0]], effects.graphdef.objects[index]
         old = before.objects[origin[1]]
         root, path = _root_and_path(effects, origin)
+        if entry[1] is not old[1]:
+            parts.append(f"makes {place(root, path)} a {entry[1].__name__}")
         if entry[0] == VARIABLE:
             if entry[2] != old[2]:
                 parts.append(f"changes the metadata of {place(root, path)}")

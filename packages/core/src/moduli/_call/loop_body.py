@@ -224,7 +224,14 @@ class LoopBody:
         below = call.labels_below(*origin)
         if below and all(isinstance(label, int) or label is SPLIT for label in below):
             return
-        old, new = dict(graphdef.objects[origin[1]][2]), dict(effects.graphdef.objects[index][2])
+        was, now = graphdef.objects[origin[1]], effects.graphdef.objects[index]
+        if was[1] is not now[1]:
+            raise errors.StructureError(
+                f"{call.transform}: {call.function} makes `{errors.format_path(path)}`, a "
+                f"{was[1].__name__}, a {now[1].__name__}, but what is carried from step to step "
+                "keeps its class; do it before or after the loop"
+            )
+        old, new = dict(was[2]), dict(now[2])
         for key in [*new, *old]:
             before, after = old.get(key), new.get(key)
             if after and after[0] == OBJECT:

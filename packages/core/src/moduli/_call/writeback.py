@@ -179,9 +179,13 @@ class ChangedEffects:
                     _write_value(target, new_values[entry[3]])
                 before = self.before[origin[0]].metadatas.get(origin[1], EMPTY)
                 metadata = self.graphdef.metadatas.get(index, EMPTY)
+                if target.__class__ is not entry[1]:
+                    target.__class__ = entry[1]
                 if metadata is not before and entry[2] != self._entry_before(origin)[2]:
                     target._set_all_metadata(metadata)
             elif self.changed[index]:
+                if target.__class__ is not entry[1]:
+                    target.__class__ = entry[1]
                 held.update(self._unchanged(target, index))
                 refill(target, self.graphdef, index, objects, new_values, held)
                 target._moduli.changed()

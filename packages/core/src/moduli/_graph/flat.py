@@ -214,6 +214,8 @@ class Flat:
             if entry is None:
                 return False
             overlay[index] = entry
+            if entry[1] is not self.graphdef.objects[index][1]:
+                self._kinds.clear()
             if entry == self._base.objects[index]:
                 del overlay[index]
         key = tuple(sorted(overlay.items(), key=_first))
@@ -237,7 +239,8 @@ class Flat:
         known = self._snapshots.setdefault(index, [])
         if snapshot is not None:
             for before, entry, raw in known:
-                if before[0] == snapshot[0] and all(map(operator.is_, before[1], snapshot[1])):
+                same = before[0] == snapshot[0] and entry[1] is node.__class__
+                if same and all(map(operator.is_, before[1], snapshot[1])):
                     self._raw[index] = raw
                     return entry
         entry = self._entry_anew(node, index)

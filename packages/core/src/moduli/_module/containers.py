@@ -18,7 +18,7 @@ from moduli._base.type_variables import T
 from moduli._graph.data import Annotated, adopt, check_source, containers, is_array
 from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.module import Module
-from moduli._module.pytree import refuse_replacing
+from moduli._module.pytree import change_class, refuse_replacing
 from moduli._variable.box import Variable
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def _item(value: Any) -> Any:
 
 class List(Module, list[T]):
     """A list of modules, Variables, arrays or static values that is part of a graph.
+
+    It takes attributes as any module does.
 
     Args:
       it: the first elements; plain lists and dicts among them become List and Dict.
@@ -57,24 +59,43 @@ class List(Module, list[T]):
     # -- items, as the graph code reads and writes them
 
     def _items(self) -> list[tuple[Any, Any]]:
-        return list(enumerate(list.__iter__(self)))
+        elements: list[tuple[Any, Any]] = list(enumerate(list.__iter__(self)))
+        return elements + Module._items(self) if self._has_attributes() else elements
 
     _items_in_order = _items
 
+    def _has_attributes(self) -> bool:
+        return len(self.__dict__) > 1  # besides the bookkeeping
+
     def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
         list.clear(self)
-        list.extend(self, [value for _, value in items])
+        attributes = []
+        for key, value in items:
+            if isinstance(key, int):
+                list.append(self, value)
+            else:
+                attributes.append((key, value))
+        if attributes or self._has_attributes():
+            Module._fill(self, attributes)
 
     def _read(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return Module._read(self, key)
         if not isinstance(key, int) or key < 0:
             raise KeyError(key)
         return list.__getitem__(self, key)
 
     def _write(self, key: Any, value: Any) -> None:
-        list.__setitem__(self, key, value)
+        if isinstance(key, str):
+            Module._write(self, key, value)
+        else:
+            list.__setitem__(self, key, value)
 
     def _remove(self, key: Any) -> None:
-        list.__delitem__(self, key)
+        if isinstance(key, str):
+            Module._remove(self, key)
+        else:
+            list.__delitem__(self, key)
 
     def _check_source(self) -> None:
         check_source(self, tuple, "list", "as in `model.layers.append(...)`")
@@ -191,27 +212,14 @@ class List(Module, list[T]):
         self._moduli.changed()
         return self
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise errors.ModuliAttributeError(
-            f"a List has no attributes of its own; got {name!r}. Set an element, or keep the value "
-            "in the module that holds the List"
-        )
-
     def copy(self) -> List[T]:
         """Returns a shallow copy."""
-        return List(self)
-
-    def __copy__(self) -> List[T]:
-        return List(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> List[T]:
-        new: List[T] = List()
-        memo[id(self)] = new
-        list.extend(new, [deepcopy_item(value, memo) for value in list.__iter__(self)])
-        return new
+        return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override]
-        return List, (), None, iter([picklable_item(value) for value in list.__iter__(self)])
+        elements = iter([picklable_item(value) for value in list.__iter__(self)])
+        state = self.__getstate__() if self._has_attributes() else None
+        return List, (), state, elements
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:  # type: ignore[override]
         return self.__reduce__()
@@ -367,6 +375,9 @@ class Dict(Module, dict[Any, T]):
         )
 
     def __setattr__(self, name: str, value: T) -> None:
+        if name == "__class__":
+            change_class(self, value)
+            return
         self[name] = value
 
     def __delattr__(self, name: str) -> None:

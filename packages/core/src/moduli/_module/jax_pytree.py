@@ -175,9 +175,15 @@ def register_node(cls: type[Node], entry: Any) -> None:
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
+def _list_entry(key: Any) -> Any:
+    """The entry of an element, or of an attribute that a List was given."""
+    entries: Any = jax.tree_util.GetAttrKey if isinstance(key, str) else jax.tree_util.SequenceKey
+    return entries(key)
+
+
 def register(cls: type[Node]) -> None:
     if issubclass(cls, list):
-        register_node(cls, jax.tree_util.SequenceKey)
+        register_node(cls, _list_entry)
     elif issubclass(cls, dict):
         register_node(cls, jax.tree_util.DictKey)
     else:

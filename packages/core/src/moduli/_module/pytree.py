@@ -40,7 +40,7 @@ from moduli._module.field_markers import check_defaults, shared_default
 from moduli._module.jax_pytree import register
 from moduli._variable.box import Variable
 
-__all__ = ["Pytree", "refuse_replacing"]
+__all__ = ["Pytree", "change_class", "refuse_replacing"]
 
 
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
@@ -64,7 +64,7 @@ class Pytree(Node):
       2
     """
 
-    _descriptors: frozenset[str] = frozenset()
+    _descriptors: frozenset[str] = frozenset(("__class__",))
     _is_jax_pytree: bool = True
 
     if not TYPE_CHECKING:  # for type checkers, a constructor is a class's own __init__
@@ -94,7 +94,7 @@ class Pytree(Node):
             if base not in (object, Node)
             for name, item in vars(base).items()
             if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
-        )
+        ) | {"__class__"}
         check_slots(cls)
         watch_cached_properties(cls)
         note_abstract_methods(cls)
@@ -139,7 +139,10 @@ class Pytree(Node):
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in type(self)._descriptors:
-                object.__setattr__(self, name, value)
+                if name == "__class__":
+                    change_class(self, value)
+                else:
+                    object.__setattr__(self, name, value)
                 return
             attributes = _attributes(self)
             book: Bookkeeping = attributes["_moduli"]
@@ -219,6 +222,31 @@ class Pytree(Node):
         from moduli._graph.tree_repr import node_repr
 
         return node_repr(self)
+
+
+def change_class(node: Node, cls: Any) -> None:
+    """Makes a node an object of another class, with the attributes that it has.
+
+    Args:
+      node: the node.
+      cls: the class; ``__init__`` is not run.
+
+    Raises:
+      ClassDefinitionError: it is no class of nodes: the graph would not see the node any more.
+      TypeError: (of Python's) objects of the two classes are laid out in other ways, as a Module
+        and a List.
+      TraceError: the node belongs to another trace.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Pytree)):
+        name = cls.__name__ if isinstance(cls, type) else repr(cls)
+        raise errors.ClassDefinitionError(
+            f"the class of a {type(node).__name__} cannot become {name}, which is no subclass of "
+            "moduli.Module or moduli.Pytree: its Variables would be no part of the model any more"
+        )
+    check_mutable(node, "change the class")
+    if node.__class__ is not cls:
+        object.__setattr__(node, "__class__", cls)
+        node._moduli.changed()
 
 
 def refuse_replacing(node: Node, key: str, old: Variable[Any], value: Any) -> None:

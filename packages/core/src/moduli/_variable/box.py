@@ -27,7 +27,7 @@ from moduli._base.lost_writes import Borrowed, mark_seen
 from moduli._base.source_lines import Site, describe_site, find_site
 from moduli._base.type_variables import A
 from moduli._variable.jax_pytree import register
-from moduli._variable.metadata import EMPTY, VariableMetadata
+from moduli._variable.metadata import AXIS_NAMES, EMPTY, VariableMetadata, with_axis_names
 from moduli._variable.operators import add_operators
 from moduli._variable.packed_keys import pack_keys, unpack_keys
 
@@ -52,7 +52,7 @@ class Variable(Operators[A]):
 
     Args:
       value: an array, a Python scalar, or a pytree of these; or a :class:`VariableMetadata`.
-      **metadata: hashable facts about the value, such as ``sharding_names=("in", "out")`` or a
+      **metadata: hashable facts about the value, such as ``out_sharding=("in", "out")`` or a
         ``tag``. Three names are hooks, each one callable ``(variable, value) -> value`` or a
         sequence of them: ``on_create_value``, ``on_get_value``, ``on_set_value``. A subclass may
         define methods with these names instead.
@@ -69,7 +69,9 @@ class Variable(Operators[A]):
       ([5.0, 1.0, 1.0], (3,), 'count')
     """
 
-    __slots__ = (*_SLOTS, "__weakref__")
+    # Nothing ever stands in __dict__; with its slot all kinds are laid out alike, so that a
+    # Variable can be given another kind.
+    __slots__ = (*_SLOTS, "__dict__", "__weakref__")
     __array_priority__ = 100  # a jax.Array's: NumPy leaves `array + variable` to `__radd__`
     _value: A
     _metadata: Mapping[str, Any]
@@ -94,7 +96,7 @@ class Variable(Operators[A]):
         write = object.__setattr__
         write(self, "_trace", trace_state())
         write(self, "_made", find_site())
-        write(self, "_metadata", metadata or EMPTY)
+        write(self, "_metadata", with_axis_names(metadata) if metadata else EMPTY)
         write(self, "_value", value)
         name = "on_create_value"  # as _hook does it, without the call
         create = metadata[name] if name in metadata else getattr(type(self), name, None)
@@ -285,6 +287,11 @@ class Variable(Operators[A]):
         object.__setattr__(self, "_value", other._value)
         self._set_all_metadata(other._metadata)
 
+    @property
+    def sharding_names(self) -> Any:
+        """The names of the value's axes, which are its metadata ``out_sharding``, or None."""
+        return self._metadata.get(AXIS_NAMES)
+
     # -- metadata ----------------------------------------------------------------------------
 
     def get_metadata(self, name: str | None = None, default: Any = _MISSING) -> Any:
@@ -313,7 +320,7 @@ class Variable(Operators[A]):
             metadata = {args[0]: args[1], **metadata}
         elif len(args) == 1 and isinstance(args[0], Mapping):
             self._check_trace()
-            self._set_all_metadata({**args[0], **metadata})
+            self._set_all_metadata(with_axis_names({**args[0], **metadata}))
             return
         elif args:
             raise errors.VariableError(
@@ -321,7 +328,7 @@ class Variable(Operators[A]):
                 f"{len(args)} positional arguments"
             )
         self._check_trace()
-        self._set_all_metadata({**self._metadata, **metadata})
+        self._set_all_metadata({**self._metadata, **with_axis_names(metadata)})
 
     def del_metadata(self, name: str) -> None:
         """Removes one metadata entry."""
@@ -364,12 +371,24 @@ class Variable(Operators[A]):
             self.set_value(value)
         elif name in _SLOTS or name == "value":
             object.__setattr__(self, name, value)
+        elif name == "__class__":
+            self._change_kind(value)
         else:
             raise errors.ModuliAttributeError(
                 f"cannot set {name!r} on a {type(self).__name__}: write "
                 f"`variable.set_metadata({name}=...)` for metadata, or `variable.value = ...` for "
                 "the value"
             )
+
+    def _change_kind(self, kind: Any) -> None:
+        if not (isinstance(kind, type) and issubclass(kind, Variable)):
+            raise errors.VariableError(
+                f"the kind of a {type(self).__name__} cannot become {kind!r}; kinds are subclasses "
+                "of moduli.Variable"
+            )
+        self._check_trace()
+        object.__setattr__(self, "__class__", kind)
+        self._set_all_metadata(dict(self._metadata))  # another object, which is how graphs see it
 
     # -- Python protocols --------------------------------------------------------------------
 

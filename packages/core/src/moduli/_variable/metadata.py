@@ -9,7 +9,11 @@ from typing import Any, Generic
 
 from moduli._base.type_variables import A
 
-__all__ = ["EMPTY", "VariableMetadata"]
+__all__ = ["AXIS_NAMES", "EMPTY", "VariableMetadata", "with_axis_names"]
+
+AXIS_NAMES = "out_sharding"
+"""The metadata that names the axes of a value."""
+_OLD_AXIS_NAMES = ("sharding", "sharding_names")  # what flax called it before
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 """The metadata of a Variable that has none: one object, so that identity tells."""
@@ -35,3 +39,15 @@ class VariableMetadata(Generic[A]):
 
     raw_value: A
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+
+def with_axis_names(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Gives the names of axes their name of today, if they came under an older one.
+
+    Args:
+      metadata: what the constructor or ``set_metadata`` was given; it is changed.
+    """
+    for old in _OLD_AXIS_NAMES:
+        if old in metadata:
+            metadata[AXIS_NAMES] = metadata.pop(old)
+    return metadata
