@@ -19,6 +19,7 @@ __all__ = [
     "ModuliError",
     "MissingPluginError",
     "MissingStreamError",
+    "MissingStreamWarning",
     "NameClashError",
     "PathError",
     "PluginError",
@@ -88,6 +89,10 @@ class NameClashError(PluginError):
 
 class MissingStreamError(RngError, AttributeError):
     """Rngs have no stream of this name and no default stream."""
+
+
+class MissingStreamWarning(UserWarning):
+    """A seed was given for a random stream that the model has not."""
 
 
 class MissingPluginError(ModuliError, AttributeError):

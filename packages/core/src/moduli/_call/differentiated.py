@@ -83,8 +83,7 @@ class Targets:
             if not 0 <= numbers[-1] < count:
                 raise errors.StructureError(
                     f"{transform}: {function.name} was called with {count} positional arguments; "
-                    f"argnums={number} is none of them. Pass the differentiated arguments by "
-                    "position"
+                    f"argnums={number} is none of them"
                 )
             self._positions.append(numbers[-1] + self._shift)
             self._filters.append(item.filter if isinstance(item, DiffState) else None)

@@ -131,6 +131,29 @@ class Function:
             raise TypeError(f"{self.name}: {error}") from None
         return given.args, given.kwargs
 
+    def by_position(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Gives keyword arguments a position, so that ``argnums`` can name them.
+
+        A default between two arguments is filled in. Without keyword arguments all stays as it is.
+
+        Args:
+          args: the positional arguments, without the bound module.
+          kwargs: the keyword arguments.
+
+        Returns:
+          Both, in which only what cannot stand at a position is left a keyword argument.
+        """
+        if not kwargs or self.signature is None:
+            return args, kwargs
+        try:
+            given = self.signature.bind(*self.bound, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        given.apply_defaults()
+        return given.args[len(self.bound) :], given.kwargs
+
     @property
     def has_module_defaults(self) -> bool:
         """Whether a default argument holds a module."""

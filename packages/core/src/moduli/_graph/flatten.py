@@ -27,7 +27,7 @@ from moduli._graph.hidden import check_class
 from moduli._graph.holders import Fixed, Slot
 from moduli._variable.box import Variable
 
-__all__ = ["flatten_roots", "flatten_tree", "watch_containers"]
+__all__ = ["flatten_roots", "flatten_tree", "flatten_value", "watch_containers"]
 
 
 def flatten_roots(roots: Sequence[Any]) -> Flat:
@@ -72,6 +72,14 @@ def flatten_tree(tree: Any) -> Flat:
         tuple(flattener.table), (code,), len(flattener.holders), flattener.metadatas
     )
     return Flat(graphdef, flattener, epoch)
+
+
+def flatten_value(value: Any) -> Flat:
+    """Flattens a number or an array: a Flat with one root, which is that value."""
+    epoch = EPOCH[0]
+    flattener = _Flattener()
+    code = flattener.tree(value, None, (), as_data=True)
+    return Flat(GraphDef((), (code,), 1, {}), flattener, epoch)
 
 
 def watch_containers(

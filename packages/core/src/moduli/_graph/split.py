@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moduli import errors
 from moduli._base.compat import trace_state
@@ -16,9 +17,9 @@ from moduli._base.lost_writes import mark_seen
 from moduli._base.node import Node
 from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
-from moduli._graph.data import is_graph_leaf, iter_pytree, part_of
+from moduli._graph.data import is_array, is_graph_leaf, iter_pytree, part_of
 from moduli._graph.flat import Flat
-from moduli._graph.flatten import flatten_roots, flatten_tree
+from moduli._graph.flatten import flatten_roots, flatten_tree, flatten_value
 from moduli._graph.graphdef import OBJECT, GraphDef
 from moduli._graph.holders import Fixed, leaf_of
 from moduli._graph.loading import check_declared, fitted, int_keys, placed
@@ -50,6 +51,7 @@ __all__ = [
 
 A = TypeVar("A")
 T = TypeVar("T")
+_NUMBERS = (int, float, complex, np.generic)
 _write_value = Variable.__dict__["_value"].__set__
 
 
@@ -62,6 +64,15 @@ def _flat(node: Any, caller: str) -> Flat:
             f"State of these; got a {type(node).__name__}"
         )
     return flatten_tree(node)
+
+
+def _flat_or_value(node: Any, caller: str) -> Flat:
+    """As :func:`_flat`; a number or an array is a graph with this one value, and None an empty one."""
+    if node is None:
+        return flatten_tree(node)
+    if _is_value(node):
+        return flatten_value(node)
+    return _flat(node, caller)
 
 
 def _leaves(flat: Flat) -> list[tuple[Path, Any]]:
@@ -98,7 +109,13 @@ def _as_state(pairs: list[tuple[Path, Any]]) -> Any:
 
 
 def _pairs(state: Any) -> Iterable[tuple[Path, Any]]:
-    return [((), state)] if isinstance(state, Variable) else _flat_items(state)
+    if isinstance(state, Variable) or not isinstance(state, Mapping) and _is_value(state):
+        return [((), state)]
+    return _flat_items(state)
+
+
+def _is_value(item: Any) -> bool:
+    return is_array(item) or isinstance(item, _NUMBERS)
 
 
 @overload
@@ -113,7 +130,8 @@ def split(node: Any, /, *filters: Any) -> Any:
     """Takes a graph apart into its structure and its values.
 
     Args:
-      node: a Module or another node, or a tuple, list, dict or State of these.
+      node: a Module or another node, or a tuple, list, dict or State of these. A number or an
+        array is its own state.
       *filters: without any, all values come in one State. Otherwise each value goes to the State
         of the first filter that selects it, and every value must be selected.
 
@@ -140,7 +158,7 @@ def split(node: Any, /, *filters: Any) -> Any:
       >>> graphdef, state = nnx.split((Norm(), {"rngs": nnx.Rngs(0)}))
       >>> norm, others = nnx.merge(graphdef, state)
     """
-    flat = _flat(node, "split")
+    flat = _flat_or_value(node, "split")
     return (flat.graphdef, *_groups(flat, filters, "split"))
 
 
@@ -175,7 +193,7 @@ def state(node: Any, /, *filters: Any) -> Any:
 
 def graphdef(node: T, /) -> GraphDef[T]:
     """Returns the structure of a graph; equal structures give the same object."""
-    return _flat(node, "graphdef").graphdef
+    return _flat_or_value(node, "graphdef").graphdef
 
 
 def merge(

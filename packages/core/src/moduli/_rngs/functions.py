@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -369,10 +370,9 @@ def reseed(
         ``"scalars_only"`` raises; ``"match_shape"`` splits it into the shape that the stream has; a
         callable ``(path, key, shape) -> key`` returns the key to write, for every stream.
       **stream_keys: for each name a seed: an int, a key of shape (), or an RngStream, of which the
-        key is taken.
+        key is taken. A name that no stream has is a :class:`moduli.errors.MissingStreamWarning`.
 
     Raises:
-      MissingStreamError: if no stream has one of the names.
       RngError: if a seed is not one, the policy is unknown, or does not fit a stream. No stream is
         changed then.
       StructureError: if ``node`` holds no graph.
@@ -401,8 +401,11 @@ def reseed(
         if name not in tags:
             near = difflib.get_close_matches(name, tags, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"its streams are {tags or 'none'}"
-            raise errors.MissingStreamError(
-                f"reseed: {type(node).__name__} has no stream {name!r}; {hint}"
+            warnings.warn(
+                f"reseed: {type(node).__name__} has no stream {name!r}, so that seed changes "
+                f"nothing; {hint}",
+                errors.MissingStreamWarning,
+                stacklevel=2,
             )
     drawn = dict.fromkeys(seeds, 0)
     writes: list[tuple[Variable[Any], Any]] = []

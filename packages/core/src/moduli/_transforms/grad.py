@@ -238,6 +238,7 @@ def _differentiate(
     @wraps(f)
     @folded
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = function.by_position(args, kwargs)
         targets = Targets("grad", argnums, len(args), function)
         call = targets.take_apart(function, args, kwargs, allow_int)
 
