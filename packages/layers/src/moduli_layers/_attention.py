@@ -25,7 +25,7 @@ from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._layer_norm import LayerNorm
 from moduli_layers._linear_general import LinearGeneral
 from moduli_layers._masks import check_window, combine_masks, in_window
-from moduli_layers._remembered import default_kernel_init
+from moduli_layers._initial_values import default_kernel_init
 from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError
 

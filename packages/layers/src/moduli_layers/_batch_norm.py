@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,14 +18,13 @@ from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, resolve_mode, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import NO_METADATA, Norm
-from moduli_layers._remembered import fill, remembered
+from moduli_layers._initial_values import fill
 from moduli_layers._statistics import Moments, at_least_float32, moments, normalize
 from moduli_layers.counterparts import Counterpart, Setting, Tensor
 
 __all__ = ["BatchNorm"]
 
 
-@functools.partial(remembered, static_argnames=("momentum",))
 def _moved(old: jax.Array, new: jax.Array, *, momentum: float) -> jax.Array:
     """A running statistic after one more batch; no gradient flows through it."""
     return momentum * old + (1 - momentum) * lax.stop_gradient(new).astype(old.dtype)

@@ -20,7 +20,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_positive, check_rngs, shape_of
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
-from moduli_layers._remembered import default_kernel_init, fill
+from moduli_layers._initial_values import default_kernel_init, fill
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["Einsum"]

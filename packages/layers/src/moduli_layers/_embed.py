@@ -15,7 +15,7 @@ from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
-from moduli_layers._remembered import default_embedding_init, fill
+from moduli_layers._initial_values import default_embedding_init, fill
 from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import DtypeError
 

@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from moduli_layers import initializers
 from moduli_layers._cells.base import default_recurrent_kernel_init as modified_orthogonal
 from moduli_layers._dtypes import promote_dtype
-from moduli_layers._remembered import default_embedding_init as default_embed_init
-from moduli_layers._remembered import default_kernel_init
+from moduli_layers._initial_values import default_embedding_init as default_embed_init
+from moduli_layers._initial_values import default_kernel_init
 from moduli_layers._windows import Padding, padding_pairs
 from moduli_layers.errors import ArgumentError, DtypeError
 

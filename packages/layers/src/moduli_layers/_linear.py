@@ -17,8 +17,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
-from moduli_layers._remembered import default_kernel_init, fill
-from moduli_layers._remembered import dot_general as remembered_dot_general
+from moduli_layers._initial_values import default_kernel_init, fill
 from moduli_layers.counterparts import Counterpart, Tensor
 
 __all__ = ["Linear"]
@@ -134,10 +133,7 @@ class Linear(Summing):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))
         sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
-        product = self.dot_general
-        if product is lax.dot_general and not sharding:
-            product = remembered_dot_general
-        outputs = product(
+        outputs = self.dot_general(
             x,
             kernel,
             (((x.ndim - 1,), (0,)), ((), ())),

@@ -19,8 +19,7 @@ from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
-from moduli_layers._remembered import default_kernel_init, fill
-from moduli_layers._remembered import dot_general as remembered_dot_general
+from moduli_layers._initial_values import default_kernel_init, fill
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["LinearGeneral"]
@@ -168,9 +167,7 @@ class LinearGeneral(Summing):
         leading = tuple(range(batch))
         numbers = ((axes, tuple(range(batch, batch + len(axes)))), (leading, leading))
         sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
-        product = self.dot_general
-        if product is None:
-            product = lax.dot_general if sharding else remembered_dot_general
+        product = lax.dot_general if self.dot_general is None else self.dot_general
         outputs = product(
             x,
             kernel,

@@ -20,7 +20,7 @@ from moduli_layers._checks import check_features, check_positive, check_rngs, sh
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._linear import Linear
 from moduli_layers._linear_general import LinearGeneral
-from moduli_layers._remembered import dot_general, fill
+from moduli_layers._initial_values import fill
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["LoRA", "LoRALinear", "LoRAParam"]
@@ -197,7 +197,7 @@ class LoRA(Summing):
         return not base.batch_axis and sizes == (self.in_features, self.out_features)
 
     def _product(self, x: jax.Array, matrix: jax.Array) -> jax.Array:
-        outputs = dot_general(
+        outputs = lax.dot_general(
             x,
             matrix,
             (((x.ndim - 1,), (0,)), ((), ())),

@@ -15,7 +15,7 @@ from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_for
-from moduli_layers._remembered import fill
+from moduli_layers._initial_values import fill
 from moduli_layers._statistics import (
     at_least_float32,
     boolean_mask,

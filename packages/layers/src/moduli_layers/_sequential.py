@@ -58,10 +58,10 @@ class Sequential(moduli.Module):
           **kwargs: keyword arguments for the first callable.
 
         Returns:
-          What the last callable returns; without any callable, the positional arguments: the one,
-          a tuple of several, or None.
+          What the last callable returns; without any callable, the positional arguments (the one,
+          or a tuple of several), else the keyword arguments, else None.
         """
-        output: Any = args[0] if len(args) == 1 else args or None
+        output: Any = args[0] if len(args) == 1 else args or kwargs or None
         for index, fn in enumerate(self.layers):
             if index:
                 args, kwargs = _as_arguments(output)

@@ -9,7 +9,6 @@ averaged.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from jax.typing import ArrayLike
 
 from moduli.errors import ShapeError
 from moduli_layers._checks import shape_text
-from moduli_layers._remembered import remembered
 from moduli_layers.errors import DtypeError
 
 __all__ = ["Moments", "at_least_float32", "boolean_mask", "moments", "normalize", "static_groups"]
@@ -82,10 +80,6 @@ def boolean_mask(layer: object, mask: ArrayLike | None, shape: tuple[int, ...]) 
         ) from None
 
 
-@functools.partial(
-    remembered,
-    static_argnames=("axes", "group_size", "center", "fast", "axis_name", "axis_index_groups"),
-)
 def moments(
     x: jax.Array,
     mask: jax.Array | None,
@@ -148,9 +142,6 @@ def moments(
     return Moments(mean, var, count)
 
 
-@functools.partial(
-    remembered, static_argnames=("stats_axes", "feature_axes", "epsilon", "group_size")
-)
 def normalize(
     x: jax.Array,
     mean: jax.Array | None,

@@ -23,7 +23,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, resolve_mode
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import Axes, static_axes
-from moduli_layers._remembered import fill, remembered
+from moduli_layers._initial_values import fill
 from moduli_layers._statistics import at_least_float32
 from moduli_layers.errors import ArgumentError
 
@@ -39,12 +39,10 @@ def _unit(x: jax.Array, axes: tuple[int, ...] | None, epsilon: float) -> jax.Arr
     return x * lax.rsqrt(jnp.sum(lax.square(x), axes, keepdims=True) + epsilon)
 
 
-@functools.partial(remembered, static_argnames=("axes", "epsilon"))
 def _direction(weight: jax.Array, *, axes: tuple[int, ...], epsilon: float) -> jax.Array:
     return _unit(weight, axes, epsilon)
 
 
-@functools.partial(remembered, static_argnames=("n_steps", "epsilon"))
 def _by_largest_singular_value(
     weight: jax.Array, u: jax.Array, *, n_steps: int, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

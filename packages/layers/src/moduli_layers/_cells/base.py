@@ -7,7 +7,6 @@ can call the input layers once for all steps, in one large product, and leave on
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from moduli_layers._activations import relu, sigmoid, tanh
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype
-from moduli_layers._remembered import fill, remembered
+from moduli_layers._initial_values import fill
 from moduli_layers.errors import ArgumentError, DtypeError
 
 __all__ = [
@@ -42,7 +41,6 @@ Carry = Any
 _orthogonal = initializers.orthogonal()
 
 
-@functools.partial(remembered, static_argnums=(1, 2))
 def default_recurrent_kernel_init(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:

@@ -23,7 +23,7 @@ from moduli_layers._cells.base import (
 )
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._linear import Linear
-from moduli_layers._remembered import default_kernel_init
+from moduli_layers._initial_values import default_kernel_init
 from moduli_layers.counterparts import Counterpart, Tensor
 
 __all__ = ["SimpleCell"]

@@ -1,10 +1,8 @@
-"""Functions whose tracing and linearization JAX remembers.
+"""How layers make the values that their parameters start with: default initializers, and ``fill``.
 
-JAX traces every primitive of a layer anew, in the forward pass and again when it differentiates. A
-module-level ``jax.jit`` function is traced and linearized once for each shape, and found again by
-every further layer and step of a model; ``inline=True`` leaves the same jaxpr behind. For a deep
-model that is a fifth of the time to trace a train step, and eager calls need one dispatch for all
-of the function.
+Nothing here, and nothing in a layer, runs inside of a ``jax.jit`` of its own. A layer calls JAX's
+functions itself, with the parameter's own array, so that whoever puts something in the place of
+``lax.dot_general`` sees every call (docs/costs.md says what that costs).
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax, nn
-from jax.core import Tracer
+from jax import nn
 from jax.typing import DTypeLike
 
 import moduli
@@ -28,21 +25,8 @@ from moduli_layers.errors import ArgumentError
 __all__ = [
     "default_embedding_init",
     "default_kernel_init",
-    "dot_general",
     "fill",
-    "remembered",
-    "square",
 ]
-
-remembered: Any = functools.partial(jax.jit, inline=True)
-"""The decorator; options are those of ``jax.jit``."""
-
-square = remembered(lax.square)
-
-dot_general = remembered(
-    lax.dot_general,
-    static_argnames=("dimension_numbers", "precision", "preferred_element_type"),
-)
 
 default_kernel_init = initializers.lecun_normal()
 """The initializer of kernels; default of all layers with one."""
@@ -50,23 +34,11 @@ default_kernel_init = initializers.lecun_normal()
 default_embedding_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 """The initializer of embeddings."""
 
-_remembered = {
-    init: remembered(init, static_argnums=(1, 2))
-    for init in (
-        default_kernel_init,
-        default_embedding_init,
-        initializers.zeros,
-        initializers.ones,
-    )
-}
 _CONSTANT = {initializers.zeros: 0, initializers.ones: 1}
 
 
 def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    """Calls an initializer; default ones are traced once for each shape.
-
-    A user's own initializer is called as it is: it may be a new function for every layer, and
-    compiling each would cost more than it saves.
+    """Calls an initializer, and checks what it returns.
 
     Args:
       init: the initializer, ``(key, shape, dtype) -> array``.
@@ -102,16 +74,16 @@ def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeL
 
 
 def _called(init: Any, key: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    constant = _constant(init)
+    values = None if constant is None else flat_full(constant, shape, dtype)
+    return init(key, shape, dtype) if values is None else values
+
+
+def _constant(init: Any) -> int | None:
     try:
-        known = _remembered.get(init)
+        return _CONSTANT.get(init)
     except TypeError:  # a callable that cannot be hashed
-        known = None
-    if known is None:
-        return init(key, shape, dtype)
-    if init in _CONSTANT:
-        values = flat_full(_CONSTANT[init], shape, dtype)
-        return known(key, shape, dtype) if values is None else values
-    return known(key, shape, dtype) if isinstance(key, Tracer) else init(key, shape, dtype)
+        return None
 
 
 @functools.lru_cache
