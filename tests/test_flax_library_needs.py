@@ -159,7 +159,9 @@ def a_product_sees_the_parameter_itself_at_each_call(nnx: Any) -> Any:
 
     counts = []
     for layer, x in make_layers(nnx, nnx.Rngs(0), product).values():
-        kernels = [p.get_value() for p in jax.tree.leaves(nnx.state(layer, nnx.Param), is_leaf=is_box)]
+        kernels = [
+            p.get_value() for p in jax.tree.leaves(nnx.state(layer, nnx.Param), is_leaf=is_box)
+        ]
         for _ in range(3):
             calls.clear()
             layer(x)
@@ -220,7 +222,7 @@ def every_module_that_is_found_takes_attributes(nnx: Any) -> Any:
     assert model.layers.place == "layers" and len(model.layers) == 2
     forward = nnx.jit(lambda model, x: model(x))
     for again in (nnx.clone(model), copy.deepcopy(model), nnx.merge(*nnx.split(model))):
-        assert again.layers.place == "layers" and list(again.layers)[0].place == "layers/0"
+        assert again.layers.place == "layers" and again.layers[0].place == "layers/0"
     return before, forward(model, X), np.array(len(found))
 
 
@@ -334,3 +336,15 @@ def test_the_class_survives_copies_and_pickles() -> None:
 
 class Doubled(moduli.Linear):
     pass
+
+
+@pytest.mark.parametrize("layer", ["LayerNorm", "BatchNorm", "RMSNorm", "InstanceNorm"])
+def test_an_eager_norm_calls_jax_itself(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = getattr(moduli, layer)(3, rngs=moduli.Rngs(0))
+    seen: list[Any] = []
+    rsqrt = lax.rsqrt
+    monkeypatch.setattr(lax, "rsqrt", lambda x: seen.append(x) or rsqrt(x))
+    for count in (1, 2, 3):
+        norm(jnp.asarray(X))
+        assert len(seen) == count and isinstance(seen[-1], jax.Array)
+        assert not isinstance(seen[-1], jax.core.Tracer)

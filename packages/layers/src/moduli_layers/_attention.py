@@ -22,10 +22,10 @@ from moduli_layers._dot_product_attention import (
     dot_product_attention_with_rope,
 )
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
+from moduli_layers._initial_values import default_kernel_init
 from moduli_layers._layer_norm import LayerNorm
 from moduli_layers._linear_general import LinearGeneral
 from moduli_layers._masks import check_window, combine_masks, in_window
-from moduli_layers._initial_values import default_kernel_init
 from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError
 

@@ -17,14 +17,16 @@ from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, resolve_mode, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
-from moduli_layers._norm import NO_METADATA, Norm
 from moduli_layers._initial_values import fill
+from moduli_layers._norm import NO_METADATA, Norm
 from moduli_layers._statistics import Moments, at_least_float32, moments, normalize
+from moduli_layers._traced_once import traced_once
 from moduli_layers.counterparts import Counterpart, Setting, Tensor
 
 __all__ = ["BatchNorm"]
 
 
+@traced_once(static_argnames=("momentum",))
 def _moved(old: jax.Array, new: jax.Array, *, momentum: float) -> jax.Array:
     """A running statistic after one more batch; no gradient flows through it."""
     return momentum * old + (1 - momentum) * lax.stop_gradient(new).astype(old.dtype)

@@ -1,9 +1,4 @@
-"""How layers make the values that their parameters start with: default initializers, and ``fill``.
-
-Nothing here, and nothing in a layer, runs inside of a ``jax.jit`` of its own. A layer calls JAX's
-functions itself, with the parameter's own array, so that whoever puts something in the place of
-``lax.dot_general`` sees every call (docs/costs.md says what that costs).
-"""
+"""The values that parameters start with: default initializers, and ``fill``, which calls them."""
 
 from __future__ import annotations
 
@@ -20,6 +15,7 @@ import moduli
 from moduli.lowlevel import flat_full
 from moduli_layers import initializers
 from moduli_layers._drawn import Drawn
+from moduli_layers._traced_once import traced_once
 from moduli_layers.errors import ArgumentError
 
 __all__ = [
@@ -34,6 +30,15 @@ default_kernel_init = initializers.lecun_normal()
 default_embedding_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 """The initializer of embeddings."""
 
+_TRACED_ONCE = {
+    init: traced_once(static_argnums=(1, 2))(init)
+    for init in (
+        default_kernel_init,
+        default_embedding_init,
+        initializers.zeros,
+        initializers.ones,
+    )
+}
 _CONSTANT = {initializers.zeros: 0, initializers.ones: 1}
 
 
@@ -74,16 +79,14 @@ def fill(init: Any, key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeL
 
 
 def _called(init: Any, key: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    constant = _constant(init)
-    values = None if constant is None else flat_full(constant, shape, dtype)
-    return init(key, shape, dtype) if values is None else values
-
-
-def _constant(init: Any) -> int | None:
     try:
-        return _CONSTANT.get(init)
+        known = _TRACED_ONCE.get(init)
     except TypeError:  # a callable that cannot be hashed
-        return None
+        known = None
+    if known is None:  # a user's own may be a new function for every layer
+        return init(key, shape, dtype)
+    values = flat_full(_CONSTANT[init], shape, dtype) if init in _CONSTANT else None
+    return known(key, shape, dtype) if values is None else values
 
 
 @functools.lru_cache

@@ -18,9 +18,9 @@ from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
+from moduli_layers._initial_values import fill
 from moduli_layers._linear import Linear
 from moduli_layers._linear_general import LinearGeneral
-from moduli_layers._initial_values import fill
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["LoRA", "LoRALinear", "LoRAParam"]

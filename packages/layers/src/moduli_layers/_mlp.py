@@ -17,8 +17,8 @@ from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs
 from moduli_layers._dropout import Dropout
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
-from moduli_layers._linear import Linear
 from moduli_layers._initial_values import default_kernel_init
+from moduli_layers._linear import Linear
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["MLP"]

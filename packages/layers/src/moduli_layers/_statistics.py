@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from moduli.errors import ShapeError
 from moduli_layers._checks import shape_text
+from moduli_layers._traced_once import traced_once
 from moduli_layers.errors import DtypeError
 
 __all__ = ["Moments", "at_least_float32", "boolean_mask", "moments", "normalize", "static_groups"]
@@ -80,6 +81,9 @@ def boolean_mask(layer: object, mask: ArrayLike | None, shape: tuple[int, ...]) 
         ) from None
 
 
+@traced_once(
+    static_argnames=("axes", "group_size", "center", "fast", "axis_name", "axis_index_groups")
+)
 def moments(
     x: jax.Array,
     mask: jax.Array | None,
@@ -142,6 +146,7 @@ def moments(
     return Moments(mean, var, count)
 
 
+@traced_once(static_argnames=("stats_axes", "feature_axes", "epsilon", "group_size"))
 def normalize(
     x: jax.Array,
     mean: jax.Array | None,

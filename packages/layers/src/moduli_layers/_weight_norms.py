@@ -22,9 +22,10 @@ from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, resolve_mode
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
-from moduli_layers._norm import Axes, static_axes
 from moduli_layers._initial_values import fill
+from moduli_layers._norm import Axes, static_axes
 from moduli_layers._statistics import at_least_float32
+from moduli_layers._traced_once import traced_once
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["SpectralNorm", "WeightNorm"]
@@ -39,6 +40,7 @@ def _unit(x: jax.Array, axes: tuple[int, ...] | None, epsilon: float) -> jax.Arr
     return x * lax.rsqrt(jnp.sum(lax.square(x), axes, keepdims=True) + epsilon)
 
 
+@traced_once(static_argnames=("axes", "epsilon"))
 def _direction(weight: jax.Array, *, axes: tuple[int, ...], epsilon: float) -> jax.Array:
     return _unit(weight, axes, epsilon)
 

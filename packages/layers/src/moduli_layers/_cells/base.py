@@ -22,6 +22,7 @@ from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_text
 from moduli_layers._dtypes import PromoteDtype
 from moduli_layers._initial_values import fill
+from moduli_layers._traced_once import traced_once
 from moduli_layers.errors import ArgumentError, DtypeError
 
 __all__ = [
@@ -41,6 +42,7 @@ Carry = Any
 _orthogonal = initializers.orthogonal()
 
 
+@traced_once(static_argnums=(1, 2))
 def default_recurrent_kernel_init(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:

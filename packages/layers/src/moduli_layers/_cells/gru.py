@@ -22,8 +22,8 @@ from moduli_layers._cells.base import (
     torch_size,
 )
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
-from moduli_layers._linear import Linear
 from moduli_layers._initial_values import default_kernel_init
+from moduli_layers._linear import Linear
 from moduli_layers.counterparts import Counterpart, Tensor
 
 __all__ = ["GRUCell"]
