@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moduli_interop._checkpoint import load as load
     from moduli_interop._checkpoint import load_state as load_state
     from moduli_interop._checkpoint import save as save
+    from moduli_interop._errors import AsFlaxError as AsFlaxError
     from moduli_interop._errors import CheckpointError as CheckpointError
     from moduli_interop._errors import CheckpointFormatError as CheckpointFormatError
     from moduli_interop._errors import CheckpointMismatchError as CheckpointMismatchError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from moduli_interop._errors import NotACheckpointError as NotACheckpointError
     from moduli_interop._errors import TruncatedCheckpointError as TruncatedCheckpointError
     from moduli_interop._errors import UnsupportedValueError as UnsupportedValueError
+    from moduli_interop._flax.as_flax import as_flax as as_flax
     from moduli_interop._format import Format as Format
     from moduli_interop._inspect import CheckpointInfo as CheckpointInfo
     from moduli_interop._inspect import LeafInfo as LeafInfo
@@ -48,6 +50,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_atomic": ["atomic_folder", "atomic_write"],
             "_checkpoint": ["load", "load_state", "save"],
             "_errors": [
+                "AsFlaxError",
                 "CheckpointError",
                 "CheckpointFormatError",
                 "CheckpointMismatchError",
@@ -59,6 +62,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
                 "TruncatedCheckpointError",
                 "UnsupportedValueError",
             ],
+            "_flax.as_flax": ["as_flax"],
             "_format": ["Format"],
             "_inspect": [
                 "CheckpointInfo",

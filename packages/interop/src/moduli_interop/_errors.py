@@ -1,10 +1,11 @@
-"""What can be wrong with a checkpoint: one class for each thing a caller may want to tell apart."""
+"""What can be wrong: one class for each thing a caller may want to tell apart."""
 
 from __future__ import annotations
 
 from moduli.errors import ModuliError
 
 __all__ = [
+    "AsFlaxError",
     "CheckpointError",
     "CheckpointFormatError",
     "CheckpointMismatchError",
@@ -16,6 +17,10 @@ __all__ = [
     "TruncatedCheckpointError",
     "UnsupportedValueError",
 ]
+
+
+class AsFlaxError(ModuliError, ImportError):
+    """``flax.nnx`` cannot be moduli any more, because it is imported already."""
 
 
 class CheckpointError(ModuliError):

@@ -1,7 +1,8 @@
-"""The command line: ``python -m moduli plugins`` and ``python -m moduli doctor``.
+"""The command line: ``python -m moduli plugins``, ``doctor`` and ``as-flax``.
 
-Both print plain text, or with ``--json`` one JSON object with stable keys. Their exit status is 0,
-1 if ``doctor`` finds problems, 2 for a wrong command line or choice of plugins.
+The first two print plain text, or with ``--json`` one JSON object with stable keys. Their exit
+status is 0, 1 if ``doctor`` finds problems, 2 for a wrong command line or choice of plugins. The
+third runs a program, whose exit status it has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from moduli import _plugins, errors
-from moduli._facade import doctor
+from moduli._facade import doctor, run_program
+from moduli._facade.resolve import resolve
 
 __all__ = ["main"]
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.chosen is not None:
         _plugins.select(options.chosen.removeprefix("="))
+    if options.command == "as-flax":
+        return _as_flax(options)
     make, render = {
         "plugins": (doctor.plugins, doctor.text_of_plugins),
         "doctor": (doctor.doctor, doctor.text_of_doctor),
@@ -41,6 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(json.dumps(report, indent=2) if options.json else render(report))
     return 1 if report.get("problems") else 0
+
+
+def _as_flax(options: argparse.Namespace) -> int:
+    try:
+        resolve("as_flax")()
+    except errors.ModuliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    run_program.run(options.target, options.arguments, as_module=options.as_module)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,4 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print one JSON object")
+    text = "run a program written for flax.nnx on moduli"
+    command = commands.add_parser("as-flax", help=text, description=text)
+    command.add_argument("-m", action="store_true", dest="as_module", help="target is a module")
+    command.add_argument("target", metavar="SCRIPT_OR_MODULE", help="train.py, or a module's name")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
     return parser

@@ -113,6 +113,7 @@ if TYPE_CHECKING:
     from moduli_train import metrics as metrics
     from moduli_interop import CheckpointError as CheckpointError
     from moduli_interop import CheckpointManager as CheckpointManager
+    from moduli_interop import as_flax as as_flax
     from moduli_interop._flax.modules import bridge as bridge
     from moduli_interop._flax.modules import compat as compat
     from moduli_interop._flax.modules import deprecations as deprecations
@@ -259,6 +260,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     "interop": (
         "CheckpointError",
         "CheckpointManager",
+        "as_flax",
         "bridge",
         "compat",
         "deprecations",
