@@ -67,7 +67,7 @@ def _flat(node: Any, caller: str) -> Flat:
 
 
 def _flat_or_value(node: Any, caller: str) -> Flat:
-    """As :func:`_flat`; a number or an array is a graph with this one value, and None an empty one."""
+    """As :func:`_flat`; a number or an array is a graph with this one value, None an empty one."""
     if node is None:
         return flatten_tree(node)
     if _is_value(node):
@@ -109,7 +109,7 @@ def _as_state(pairs: list[tuple[Path, Any]]) -> Any:
 
 
 def _pairs(state: Any) -> Iterable[tuple[Path, Any]]:
-    if isinstance(state, Variable) or not isinstance(state, Mapping) and _is_value(state):
+    if isinstance(state, Variable) or (not isinstance(state, Mapping) and _is_value(state)):
         return [((), state)]
     return _flat_items(state)
 
