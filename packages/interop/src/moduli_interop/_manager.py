@@ -50,7 +50,7 @@ from moduli_interop._progress import Progress
 from moduli_interop._quick import no_collection
 from moduli_interop._stored import Checkpoint, arrays_in
 
-__all__ = ["CheckpointManager", "StepInfo"]
+__all__ = ["CheckpointManager", "StepInfo", "has_steps"]
 
 M = TypeVar("M")
 
@@ -470,6 +470,11 @@ class CheckpointManager:
             DamagedCheckpointWarning,
             stacklevel=4,
         )
+
+
+def has_steps(path: str) -> bool:
+    """Returns whether a path is the folder of a manager: one with a marker in it."""
+    return os.path.isdir(path) and any(map(_MARKER.fullmatch, os.listdir(path)))
 
 
 class _Pending:

@@ -1,22 +1,32 @@
-"""The command line: ``python -m moduli plugins``, ``doctor`` and ``as-flax``.
+"""The command line: ``python -m moduli plugins``, ``doctor``, ``as-flax``, and extensions'.
 
 The first two print plain text, or with ``--json`` one JSON object with stable keys. Their exit
 status is 0, 1 if ``doctor`` finds problems, 2 for a wrong command line or choice of plugins. The
-third runs a program, whose exit status it has.
+third runs a program, whose exit status it has. The commands of a package of ours are listed here,
+so that one that is not installed can say so; the package's ``command_line`` holds them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from moduli import _plugins, errors
 from moduli._facade import doctor, run_program
 from moduli._facade.resolve import resolve
 
 __all__ = ["main"]
+
+_EXTENSIONS = {
+    "inspect": ("interop", "list what a checkpoint holds; reads headers only"),
+    "verify": ("interop", "read every byte of checkpoints; says which arrays are damaged"),
+    "convert": ("interop", "write a checkpoint in another format"),
+    "diff": ("interop", "compare two checkpoints"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status.
     """
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parser(arguments).parse_args(arguments)
+    except errors.MissingPluginError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.chosen is not None:
         _plugins.select(options.chosen.removeprefix("="))
     if options.command == "as-flax":
         return _as_flax(options)
+    if options.command in _EXTENSIONS:
+        return options.run(options)
     make, render = {
         "plugins": (doctor.plugins, doctor.text_of_plugins),
         "doctor": (doctor.doctor, doctor.text_of_doctor),
@@ -57,7 +74,7 @@ def _as_flax(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m moduli", description="What is installed, and whether it fits together."
     )
@@ -80,4 +97,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-m", action="store_true", dest="as_module", help="target is a module")
     command.add_argument("target", metavar="SCRIPT_OR_MODULE", help="train.py, or a module's name")
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
+    for name, (package, text) in _EXTENSIONS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in arguments:  # the others stay untouched
+            extension = _extension(name, package)
+            extension.add_arguments(command)
+            command.set_defaults(run=extension.run)
     return parser
+
+
+def _extension(name: str, package: str) -> Any:
+    module = f"moduli_{package}.command_line"
+    try:
+        return importlib.import_module(module).COMMANDS[name]
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):
+            raise
+        raise errors.MissingPluginError(
+            f"`python -m moduli {name}` is in the package moduli-{package}: "
+            f'pip install "moduli[{package}]"'
+        ) from None

@@ -1,0 +1,249 @@
+"""``python -m moduli inspect | verify | convert | diff``: files of weights, without a program.
+
+Core's command line finds :data:`COMMANDS` here. Each command prints to stdout and returns its exit
+status: 0, 1 if a file is damaged or two differ; errors go to stderr with the status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from moduli.errors import ModuliError, format_path
+from moduli_interop._choose import choose_format, recognize_format
+from moduli_interop._dtypes import from_bits
+from moduli_interop._errors import CheckpointError, NotACheckpointError
+from moduli_interop._inspect import CheckpointInfo, inspect_checkpoint, verify_checkpoint
+from moduli_interop._manager import CheckpointManager, has_steps
+from moduli_interop._match import paired
+from moduli_interop._stored import Leaf, StoredArray, describe, named_arrays, replaced
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of ``python -m moduli``.
+
+    Attributes:
+      add_arguments: adds the command's arguments to a parser.
+      run: takes the parsed arguments and returns the exit status.
+    """
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def guarded(options: argparse.Namespace) -> int:
+        try:
+            return run(options)
+        except (ModuliError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return guarded
+
+
+# -- inspect ---------------------------------------------------------------------------------------
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="a checkpoint, a folder of steps, or foreign weights")
+    parser.add_argument("--format", help="name of the format; by default the content tells it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    if options.format is None and has_steps(options.path):
+        return _inspect_steps(options)
+    try:
+        info = inspect_checkpoint(options.path, format=options.format, verify=False)
+    except CheckpointError as error:
+        text = _foreign(options.path) if options.format is None else None
+        if text is None:
+            raise
+        if not isinstance(error, NotACheckpointError):
+            print(f"note: {error}", file=sys.stderr)
+        print(text)
+        return 0
+    print(json.dumps(_as_json(info), indent=2) if options.json else info)
+    return 0
+
+
+def _inspect_steps(options: argparse.Namespace) -> int:
+    manager = CheckpointManager(options.path)
+    infos = [manager.info(step) for step in manager.steps()]
+    if options.json:
+        print(json.dumps({"steps": [dataclasses.asdict(info) for info in infos]}, indent=2))
+        return 0
+    print(f"{options.path}: {len(infos)} steps")
+    for info in infos:
+        metrics = ", ".join(f"{name} {value:g}" for name, value in info.metrics.items())
+        print(f"{info.step:>10}  {os.path.basename(info.path)}  {metrics}".rstrip())
+    return 0
+
+
+def _as_json(info: CheckpointInfo) -> dict[str, object]:
+    return {
+        "path": info.path,
+        "format": info.format,
+        "moduli_version": info.moduli_version,
+        "metadata": dict(info.metadata),
+        "leaves": [
+            {
+                "path": format_path(leaf.path),
+                "kind": leaf.kind,
+                "type": leaf.type,
+                "bytes": leaf.nbytes,
+                "aliases": [format_path(alias) for alias in leaf.aliases],
+            }
+            for leaf in info.leaves
+        ],
+    }
+
+
+def _foreign(path: str) -> str | None:
+    """Lists the tensors of a file that is no checkpoint; None if it is no such file either."""
+    from moduli_interop._tensors.read import read_tensors
+
+    try:
+        tensors = read_tensors(path)
+        rows = [(name, str(t.dtype), str(list(t.shape))) for name, t in tensors.items()]
+    except (ModuliError, OSError):
+        return None
+    widths = [max([len(row[i]) for row in rows], default=0) for i in range(2)]
+    lines = [f"{name:{widths[0]}}  {dtype:{widths[1]}}  {shape}" for name, dtype, shape in rows]
+    return "\n".join([f"{path}: {len(rows)} tensors, not written by moduli.save", *lines])
+
+
+# -- verify ----------------------------------------------------------------------------------------
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", help="checkpoints, or folders of steps")
+    parser.add_argument("--format", help="name of the format; by default the content tells it")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    status = 0
+    for path in options.paths:
+        for file in _files(path) if options.format is None else [path]:
+            try:
+                verify_checkpoint(file, format=options.format)
+                print(f"{file}: whole")
+            except CheckpointError as error:
+                print(f"{file}: {error}")
+                status = 1
+    return status
+
+
+def _files(path: str) -> Iterator[str]:
+    if not has_steps(path):
+        yield path
+        return
+    manager = CheckpointManager(path)
+    for step in manager.steps():
+        yield manager.info(step).path
+
+
+# -- convert ---------------------------------------------------------------------------------------
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="the checkpoint to read")
+    parser.add_argument("target", help="the file to write; its suffix chooses the format")
+    parser.add_argument("--from", dest="source_format", help="format of the source")
+    parser.add_argument("--to", dest="target_format", help="format of the target")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    target = choose_format(options.target, options.target_format)
+    source = recognize_format(options.source, options.source_format)
+    verify_checkpoint(options.source, format=source.name)
+    target.save(options.target, source.load(options.source))
+    print(f"{options.target}: format {target.name}, as {options.source}")
+    return 0
+
+
+# -- diff ------------------------------------------------------------------------------------------
+
+
+def _diff_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", help="a checkpoint")
+    parser.add_argument("second", help="another one")
+
+
+def _diff(options: argparse.Namespace) -> int:
+    paths = (options.first, options.second)
+    first, second = (recognize_format(path, None).load(path) for path in paths)
+    differences = list(_differences(first.leaves, second.leaves))
+    if dict(first.metadata) != dict(second.metadata):
+        differences.append(f"metadata: {dict(first.metadata)} and {dict(second.metadata)}")
+    for line in differences:
+        print(line)
+    if not differences:
+        print(f"equal: {len(first.leaves)} leaves")
+    return 1 if differences else 0
+
+
+def _differences(first: tuple[Leaf, ...], second: tuple[Leaf, ...]) -> Iterator[str]:
+    pairs = paired(second, first)
+    for leaf in first:
+        other = pairs.get(leaf.path)
+        if other is None:
+            yield f"only in the first: `{leaf.name}` ({leaf.kind} {describe(leaf.value)})"
+            continue
+        if (leaf.kind, describe(leaf.value)) != (other.kind, describe(other.value)):
+            yield (
+                f"`{leaf.name}`: {leaf.kind} {describe(leaf.value)} and {other.kind} "
+                f"{describe(other.value)}"
+            )
+            continue
+        if {leaf.path, *leaf.aliases} != {other.path, *other.aliases}:
+            yield f"`{leaf.name}`: is the same Variable as other paths"
+        yield from _value_differences(leaf, other)
+    used = {other.path for other in pairs.values()}
+    for leaf in (leaf for leaf in second if leaf.path not in used):
+        yield f"only in the second: `{leaf.name}` ({leaf.kind} {describe(leaf.value)})"
+
+
+def _value_differences(leaf: Leaf, other: Leaf) -> Iterator[str]:
+    for (name, one), (_, two) in zip(named_arrays([leaf]), named_arrays([other]), strict=True):
+        bits, other_bits = one.read_bits(), two.read_bits()
+        if bits.tobytes() != other_bits.tobytes():
+            yield f"`{name}`: {_how_far(one, bits, other_bits)}"
+    if _plain(leaf.value) != _plain(other.value):
+        yield f"`{leaf.name}`: {leaf.value!r} and {other.value!r}"
+
+
+def _plain(value: object) -> str:
+    """Returns what a stored value is besides its arrays, to the bit of a float."""
+    return repr(replaced(value, describe))
+
+
+def _how_far(array: StoredArray, first: np.ndarray, second: np.ndarray) -> str:
+    one, two = from_bits(first, array.dtype), from_bits(second, array.dtype)
+    count = int((first != second).sum()) or "the sign of zeros or NaNs in some"
+    try:
+        wide = np.complex128 if one.dtype.kind == "c" else np.float64
+        with np.errstate(all="ignore"):
+            distance = float(np.nanmax(np.abs(one.astype(wide) - two.astype(wide))))
+        return f"{count} of {one.size} numbers differ, by at most {distance:.3g}"
+    except (TypeError, ValueError):
+        return f"{count} of {one.size} numbers differ"
+
+
+COMMANDS = {
+    "inspect": Command(_inspect_arguments, _guarded(_inspect)),
+    "verify": Command(_verify_arguments, _guarded(_verify)),
+    "convert": Command(_convert_arguments, _guarded(_convert)),
+    "diff": Command(_diff_arguments, _guarded(_diff)),
+}
+"""The commands by name."""

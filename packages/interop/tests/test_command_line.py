@@ -1,0 +1,120 @@
+"""``python -m moduli inspect | verify | convert | diff``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import moduli as nnx
+from moduli._facade.command_line import main
+from moduli_interop import CheckpointManager, load_state, save
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> str:
+    weight = nnx.Param(jnp.arange(6.0).reshape(2, 3))
+    path = str(tmp_path / "a.safetensors")
+    save(path, nnx.Dict({"w": weight, "tied": weight, "n": nnx.Param(2.5)}), metadata={"epoch": 3})
+    return path
+
+
+def damage(path: str) -> None:
+    content = bytearray(pathlib.Path(path).read_bytes())
+    content[-3] ^= 1
+    pathlib.Path(path).write_bytes(content)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_inspect_reads_headers_only(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(path)
+    status, out, _ = run(capsys, "inspect", path)
+    assert status == 0 and "w = tied  Param  float32[2,3]  24" in out and "'epoch': 3" in out
+    found = json.loads(run(capsys, "inspect", path, "--json")[1])
+    assert found["leaves"][0] == {
+        "path": "w", "kind": "Param", "type": "float32[2,3]", "bytes": 24, "aliases": ["tied"]
+    }  # fmt: skip
+
+
+def test_inspect_lists_foreign_tensors_and_steps(
+    path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "foreign.npz", kernel=np.ones((2, 3), np.float32))
+    status, out, _ = run(capsys, "inspect", str(tmp_path / "foreign.npz"))
+    assert status == 0 and "1 tensors, not written by moduli" in out and "kernel  float32" in out
+    with CheckpointManager(tmp_path / "run") as manager:
+        manager.save(5, {"x": jnp.ones(3)}, metrics={"loss": 0.25})
+    status, out, _ = run(capsys, "inspect", str(tmp_path / "run"))
+    assert status == 0 and "1 steps" in out and "loss 0.25" in out
+    assert run(capsys, "verify", str(tmp_path / "run"))[0] == 0
+
+
+def test_verify_names_the_damaged_array(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "verify", path)[:2] == (0, f"{path}: whole\n")
+    damage(path)
+    status, out, _ = run(capsys, "verify", path)
+    assert status == 1 and "damaged: `w`" in out
+
+
+def test_convert_keeps_everything(
+    path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, back = str(tmp_path / "b.npz"), str(tmp_path / "c.safetensors")
+    assert run(capsys, "convert", path, there)[0] == 0
+    assert run(capsys, "convert", there, back)[0] == 0
+    assert pathlib.Path(path).read_bytes() == pathlib.Path(back).read_bytes()
+    assert load_state(there).n.value == 2.5
+    assert run(capsys, "diff", path, there)[:2] == (0, "equal: 2 leaves\n")
+    damage(path)
+    status, _, err = run(capsys, "convert", path, str(tmp_path / "d.npz"))
+    assert status == 2 and "damaged: `w`" in err and not (tmp_path / "d.npz").exists()
+
+
+def test_diff_says_what_differs_and_by_how_much(
+    path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(tmp_path / "b.npz")
+    weight = jnp.arange(6.0).reshape(2, 3).at[0, 1].add(0.5)
+    save(other, nnx.Dict({"w": nnx.Param(weight), "n": nnx.Param(3.5), "z": nnx.Param(1)}))
+    status, out, _ = run(capsys, "diff", path, other)
+    assert status == 1
+    assert "`w`: 1 of 6 numbers differ, by at most 0.5" in out
+    assert "`n`: 2.5 and 3.5" in out
+    assert "only in the second: `z` (Param int)" in out
+    assert "metadata: {'epoch': 3} and {}" in out
+
+
+def test_errors_are_one_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["inspect"], ["verify"], ["diff", "x"], ["convert", "x"]):
+        status, out, err = run(capsys, *command, str(tmp_path / "none"))
+        assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_from_a_shell_and_without_the_package(path: str) -> None:
+    command = [sys.executable, "-W", "error", "-m", "moduli"]
+    done = subprocess.run([*command, "verify", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{path}: whole\n"), done.stderr
+    program = (
+        "import sys; sys.modules['moduli_interop'] = None\n"
+        "from moduli._facade.command_line import main\n"
+        "sys.exit(main(['verify', 'x']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MODULI_PLUGINS": "none"},
+    )
+    assert done.returncode == 2 and 'pip install "moduli[interop]"' in done.stderr
