@@ -6,6 +6,7 @@ Each stage wraps JAX's own and has its attributes; a compiled one is called with
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -46,10 +47,20 @@ class _Stage:
 
 
 class Traced(_Stage):
-    """A traced function: a ``jax.stages.Traced`` of its pure function."""
+    """A traced function: a ``jax.stages.Traced`` of its pure function.
 
-    def lower(self, **options: Any) -> Lowered:
+    Attributes:
+      over_pytrees: traces the function as one of JAX's pytrees, for :mod:`jax.export`.
+    """
+
+    over_pytrees: Callable[[], Any] | None = None
+
+    def lower(self, **options: Any) -> Any:
         """Lowers it; the options are those of ``jax.stages.Traced.lower``."""
+        if self.over_pytrees is not None and any(name.startswith("_") for name in options):
+            # jax.export reads how JAX's own stages take arguments and return results
+            self._stage = self.over_pytrees()
+            return self._stage.lower(**options)
         lowered = self._stage.lower(**options)
         return Lowered(lowered, self._program, self._signature, self._function)
 

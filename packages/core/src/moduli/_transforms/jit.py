@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
@@ -159,7 +160,58 @@ class JitWrapped(Generic[P, R]):
         """
         program, binding = self._prepare(args, kwargs)
         stage = program.run(program.jitted.trace, binding.values(), binding.plain)
-        return Traced(stage, program, binding.signature, self._function)
+        traced = Traced(stage, program, binding.signature, self._function)
+        traced.over_pytrees = functools.partial(self._trace_over_pytrees, (), args, kwargs)
+        return traced
+
+    def _trace_over_pytrees(
+        self, bound: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Traces the function as one of JAX's own, whose arguments are pytrees.
+
+        Args:
+          bound: first arguments whose values become constants.
+          args: the other positional arguments.
+          kwargs: the keyword arguments.
+
+        Raises:
+          StructureError: if it changes its arguments, which such a function cannot.
+        """
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            program, binding = self._prepare((*bound, *args), kwargs)
+            values = binding.values()
+            packed = program.run(program.jitted, values, binding.plain)
+            effects, out, outputs = program.unpack(packed)
+            return effects.apply(binding.flats, values, out, outputs)
+
+        run.__name__ = run.__qualname__ = getattr(self._fun, "__name__", self._function.name)
+        static: dict[str, Any] = {}
+        if self._static_argnums:
+            first = len(bound)
+            static["static_argnums"] = [n - first if n > 0 else n for n in self._static_argnums]
+        if self._static_argnames:
+            static["static_argnames"] = tuple(self._static_argnames)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            traced = jax.jit(run, **static).trace(*args, **kwargs)
+        lost: list[str] = []
+        for warning in caught:
+            if issubclass(warning.category, errors.DroppedWriteWarning):
+                lost += [line for line in str(warning.message).splitlines() if line[:2] == "  "]
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        if lost:
+            raise errors.StructureError(
+                f"{self._function.name} cannot be exported by jax.export: an exported program "
+                "returns results and changes no objects, and this one writes\n"
+                + "\n".join(lost)
+                + "\nCall `model.eval()` first, or export a function that returns the module or "
+                "`moduli.state(module)`."
+            )
+        return traced
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lowers the function for these arguments, without running it.
@@ -252,7 +304,10 @@ class BoundJit(functools.partial[R], Generic[Q, R]):
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """See :meth:`JitWrapped.trace`."""
-        return self.func.trace(*self.args, *args, **kwargs).bound_to(self.args[0])
+        traced = self.func.trace(*self.args, *args, **kwargs).bound_to(self.args[0])
+        raw = self.func._trace_over_pytrees
+        traced.over_pytrees = functools.partial(raw, self.args, args, kwargs)
+        return traced
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """See :meth:`JitWrapped.lower`."""
