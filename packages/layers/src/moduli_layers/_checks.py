@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 import moduli
@@ -128,7 +129,8 @@ def resolve_mode(layer: object, name: str, given: bool | None) -> bool:
 
 def shape_of(array: Any) -> tuple[int, ...]:
     """Returns the shape of an array, or of the array that nested lists of numbers make."""
-    return jnp.shape(jnp.asarray(array) if isinstance(array, (list, tuple)) else array)
+    # of NumPy: converters of models put their own functions in the place of jax.numpy's
+    return np.shape(array if hasattr(array, "shape") else jnp.asarray(array))
 
 
 def shape_text(array: Any) -> str:
