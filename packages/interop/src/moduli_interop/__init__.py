@@ -7,8 +7,13 @@ from moduli.plugins import lazy_names as _lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from moduli_interop import bridge as bridge
     from moduli_interop._atomic import atomic_folder as atomic_folder
     from moduli_interop._atomic import atomic_write as atomic_write
+    from moduli_interop._bridges.errors import BridgeError as BridgeError
+    from moduli_interop._bridges.errors import MissingFrameworkError as MissingFrameworkError
+    from moduli_interop._bridges.flax_nnx import from_flax as from_flax
+    from moduli_interop._bridges.flax_nnx import to_flax as to_flax
     from moduli_interop._checkpoint import load as load
     from moduli_interop._checkpoint import load_state as load_state
     from moduli_interop._checkpoint import save as save
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from moduli_interop._errors import NotACheckpointError as NotACheckpointError
     from moduli_interop._errors import TruncatedCheckpointError as TruncatedCheckpointError
     from moduli_interop._errors import UnsupportedValueError as UnsupportedValueError
+    from moduli_interop._export.export import ExportedModel as ExportedModel
+    from moduli_interop._export.export import export as export
     from moduli_interop._flax.as_flax import as_flax as as_flax
     from moduli_interop._format import Format as Format
     from moduli_interop._inspect import CheckpointInfo as CheckpointInfo
@@ -48,6 +55,8 @@ else:  # the same names; tests/test_package_maps.py compares the two
         __name__,
         {
             "_atomic": ["atomic_folder", "atomic_write"],
+            "_bridges.errors": ["BridgeError", "MissingFrameworkError"],
+            "_bridges.flax_nnx": ["from_flax", "to_flax"],
             "_checkpoint": ["load", "load_state", "save"],
             "_errors": [
                 "AsFlaxError",
@@ -63,6 +72,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
                 "UnsupportedValueError",
             ],
             "_flax.as_flax": ["as_flax"],
+            "_export.export": ["ExportedModel", "export"],
             "_format": ["Format"],
             "_inspect": [
                 "CheckpointInfo",
@@ -78,4 +88,5 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_tensors.source": ["Opened", "TensorSource"],
             "_tensors.stored": ["StoredTensor", "Tensors"],
         },
+        submodules=["bridge"],
     )

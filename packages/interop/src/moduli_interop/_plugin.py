@@ -1,4 +1,4 @@
-"""What moduli-interop contributes through its own hooks: checkpoint formats, sources of tensors."""
+"""What moduli-interop contributes through its own hooks: for files, and for frameworks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from moduli import hookimpl
 from moduli_interop._format import Format
 
 if TYPE_CHECKING:
+    from moduli_interop._bridges.bridge import Bridge
     from moduli_interop._stored import Checkpoint
     from moduli_interop._tensors.source import TensorSource
 
@@ -34,6 +35,16 @@ def moduli_checkpoint_formats() -> list[Format]:
             _open_npz,
             _verify_npz,
         ),
+    ]
+
+
+@hookimpl
+def moduli_bridges() -> list[Bridge]:
+    """Returns the built-in bridges."""
+    from moduli_interop._bridges.bridge import Bridge
+
+    return [
+        Bridge("flax.nnx", "flax", "flax", lambda: ()),  # by its names, see _bridges.flax_nnx
     ]
 
 

@@ -1,4 +1,4 @@
-"""The hooks that moduli-interop adds to moduli's: what a plugin for a kind of file implements.
+"""The hooks that moduli-interop adds to moduli's: for plugins of files and of frameworks.
 
 Core finds this file by the entry point group ``moduli.hookspecs``.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from moduli import hookspec
 
 if TYPE_CHECKING:
+    from moduli_interop._bridges.bridge import Bridge
     from moduli_interop._format import Format
     from moduli_interop._tensors.source import TensorSource
 
@@ -39,4 +40,17 @@ def moduli_tensor_sources() -> Iterable[TensorSource]:  # type: ignore[empty-bod
 
     Returns:
       The kinds; keep it cheap, and import what they need only in their ``read``.
+    """
+
+
+@hookspec
+def moduli_bridges() -> Iterable[Bridge]:  # type: ignore[empty-body]
+    """Returns the bridges to other frameworks that a plugin adds.
+
+    Called when a model is converted. Bridges of one framework are taken together, so that a plugin
+    may also add its own layers to a framework that moduli knows. Two plugins that convert one class
+    are an error that names both.
+
+    Returns:
+      The bridges; keep it cheap, and import the framework only in their ``rules``.
     """

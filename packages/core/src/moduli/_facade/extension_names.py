@@ -111,13 +111,16 @@ if TYPE_CHECKING:
     from moduli_train import OptVariable as OptVariable
     from moduli_train import Optimizer as Optimizer
     from moduli_train import metrics as metrics
+    from moduli_interop import BridgeError as BridgeError
     from moduli_interop import CheckpointError as CheckpointError
     from moduli_interop import CheckpointManager as CheckpointManager
     from moduli_interop import as_flax as as_flax
     from moduli_interop._flax.modules import bridge as bridge
     from moduli_interop._flax.modules import compat as compat
     from moduli_interop._flax.modules import deprecations as deprecations
+    from moduli_interop import export as export
     from moduli_interop._flax.modules import extract as extract
+    from moduli_interop import from_flax as from_flax
     from moduli_interop._flax.modules import graph as graph
     from moduli_interop._flax.modules import graphlib as graphlib
     from moduli_interop._flax.modules import helpers as helpers
@@ -137,6 +140,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import spmd as spmd
     from moduli_interop._flax.modules import statelib as statelib
     from moduli_interop._flax.modules import summary as summary
+    from moduli_interop import to_flax as to_flax
     from moduli_interop._flax.modules import tracers as tracers
     from moduli_interop._flax.modules import training as training
     from moduli_interop._flax.modules import transforms as transforms
@@ -258,13 +262,16 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "metrics",
     ),
     "interop": (
+        "BridgeError",
         "CheckpointError",
         "CheckpointManager",
         "as_flax",
         "bridge",
         "compat",
         "deprecations",
+        "export",
         "extract",
+        "from_flax",
         "graph",
         "graphlib",
         "helpers",
@@ -284,6 +291,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "spmd",
         "statelib",
         "summary",
+        "to_flax",
         "tracers",
         "training",
         "transforms",
