@@ -105,6 +105,15 @@ if TYPE_CHECKING:
     from moduli._graph.walk import find_duplicates as find_duplicates
     from moduli._graph.walk import iter_graph as iter_graph
     from moduli._graph.walk import set_metadata as set_metadata
+    from moduli._layout.create import create as create
+    from moduli._layout.partition_specs import abstract_with_sharding as abstract_with_sharding
+    from moduli._layout.partition_specs import get_abstract_model as get_abstract_model
+    from moduli._layout.partition_specs import get_named_sharding as get_named_sharding
+    from moduli._layout.partition_specs import get_partition_spec as get_partition_spec
+    from moduli._layout.plan import shardings as shardings
+    from moduli._layout.rules import fsdp as fsdp
+    from moduli._layout.table import assert_sharded as assert_sharded
+    from moduli._layout.table import show_layout as show_layout
     from moduli._rngs.functions import SplitBackups as SplitBackups
     from moduli._rngs.functions import fork_rngs as fork_rngs
     from moduli._rngs.functions import reseed as reseed
@@ -131,6 +140,9 @@ if TYPE_CHECKING:
     from moduli._transforms.vjp import jvp as jvp
     from moduli._transforms.vjp import vjp as vjp
     from moduli._transforms.vmap import vmap as vmap
+    from moduli._variable.axis_names import logical_axis_rules as logical_axis_rules
+    from moduli._variable.axis_names import use_eager_sharding as use_eager_sharding
+    from moduli._variable.axis_names import using_eager_sharding as using_eager_sharding
 else:
     from moduli._base.lazy_names import lazy_names as _lazy_names
     from moduli._facade.submodules import install as _install
@@ -148,6 +160,16 @@ else:
             "_graph.recursive_map": ["recursive_map"],
             "_graph.trees": ["NodeStates", "from_tree", "to_tree"],
             "_graph.walk": ["find_duplicates", "iter_graph", "set_metadata"],
+            "_layout.create": ["create"],
+            "_layout.partition_specs": [
+                "abstract_with_sharding",
+                "get_abstract_model",
+                "get_named_sharding",
+                "get_partition_spec",
+            ],
+            "_layout.plan": ["shardings"],
+            "_layout.rules": ["fsdp"],
+            "_layout.table": ["assert_sharded", "show_layout"],
             "_rngs.functions": [
                 "SplitBackups",
                 "fork_rngs",
@@ -169,6 +191,11 @@ else:
             "_transforms.shard_map": ["shard_map"],
             "_transforms.vjp": ["jvp", "vjp"],
             "_transforms.vmap": ["vmap"],
+            "_variable.axis_names": [
+                "logical_axis_rules",
+                "use_eager_sharding",
+                "using_eager_sharding",
+            ],
         },
     )
 

@@ -15,6 +15,7 @@ __all__ = [
     "ClosedOverWarning",
     "DroppedWriteWarning",
     "DtypeChangeWarning",
+    "LayoutError",
     "ModuliAttributeError",
     "ModuliError",
     "MissingPluginError",
@@ -71,6 +72,10 @@ class ShapeError(ModuliError, ValueError):
     """An input or a stored array has another shape than the model expects."""
 
     says_place = True
+
+
+class LayoutError(ModuliError, AssertionError):
+    """Values are not laid out over devices as they should be."""
 
 
 class RngError(ModuliError, ValueError):

@@ -11,6 +11,7 @@ The door between graphs of modules and JAX, with which every transform is writte
 - What a function did to its arguments: :class:`Effects`; a :class:`Packed` carries them out.
 - Values that users give or return: :func:`match_tangents`, :func:`arrays_and_aux`,
   :func:`scalar_and_aux`, :func:`holds_modules`, :func:`is_array_like`, :func:`is_plain`.
+- What a value has of the parameter that it belongs to: :func:`fitted_metadata`.
 - Messages: :func:`check_callable`, :func:`naming`, :func:`named`, :func:`wraps`.
 
 For initializers:
@@ -42,5 +43,6 @@ from moduli._call.writeback import Effects as Effects
 from moduli._call.writeback import Packed as Packed
 from moduli._rngs.draws import flat_draw as flat_draw
 from moduli._rngs.draws import flat_full as flat_full
+from moduli._variable.axis_names import fitted_metadata as fitted_metadata
 
 PlainCall = Call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -59,20 +59,22 @@ def with_metadata(initializer: Callable[..., Any], **metadata: Any) -> Initializ
 
 def with_partitioning(
     initializer: Callable[..., Any],
-    sharding: Sequence[Any] | jax.sharding.PartitionSpec,
+    sharding: Any,
     mesh: jax.sharding.Mesh | None = None,
     **metadata: Any,
 ) -> Initializer:
     """Makes an initializer whose parameters name their axes for sharding.
 
-    The names are metadata, ``out_sharding``, for whoever lays the model out; nothing is moved
-    between devices here. :func:`moduli.vmap` and :func:`moduli.scan` keep them right where an axis
-    comes or goes (``transform_metadata``).
+    The names are metadata, ``out_sharding``. Under a mesh the parameter is laid out by them when it
+    is made; without one they are only names. :func:`moduli.vmap` and :func:`moduli.scan` keep them
+    right where an axis comes or goes (``transform_metadata``).
 
     Args:
       initializer: the initializer, ``(key, shape, dtype) -> array``.
-      sharding: for each axis its name, several names, or None; kept as a tuple.
-      mesh: the mesh that has these names, kept as the metadata ``mesh`` if given.
+      sharding: for each axis its name, several names, or None, kept as a tuple; or a
+        ``jax.sharding.NamedSharding`` or a ``Format``.
+      mesh: the mesh that has these names, kept as the metadata ``mesh`` if given; by default that
+        of ``jax.set_mesh``.
       **metadata: more metadata, as in :func:`with_metadata`.
 
     Returns:
@@ -88,5 +90,7 @@ def with_partitioning(
     """
     if mesh is not None:
         metadata["mesh"] = mesh
-    names = tuple(tuple(name) if isinstance(name, list) else name for name in sharding)
+    names = sharding
+    if isinstance(sharding, (tuple, list, jax.sharding.PartitionSpec)):
+        names = tuple(tuple(name) if isinstance(name, list) else name for name in sharding)
     return with_metadata(initializer, out_sharding=names, **metadata)

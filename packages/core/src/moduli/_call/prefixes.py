@@ -227,6 +227,11 @@ def prefix(node: Any, filter_map: Mapping[Any, Any] | Callable[[Path, Any], Any]
     return jax.tree_util.tree_map_with_path(convert, node, is_leaf=is_graph_leaf)
 
 
+def _label_in(item: Any) -> Any:
+    """A label, also where a State has it in a Variable, as that of `get_named_sharding`."""
+    return item._value if isinstance(item, Variable) else item
+
+
 # -- matching a prefix with a pytree -------------------------------------------------------------
 
 
@@ -336,7 +341,7 @@ def label_finder(labels: Any, base: Path, name: str) -> Callable[[Path, Any], An
             flat.graphdef.leaf_paths, flat.values(), strict=True
         )
     elif isinstance(labels, State):
-        pairs = _flat_items(labels)
+        pairs = [(path, _label_in(label)) for path, label in _flat_items(labels)]
     else:
         return lambda path, value: labels
     known = dict(pairs)

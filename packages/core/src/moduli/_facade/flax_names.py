@@ -16,11 +16,6 @@ _CONTEXTS = (
     "objects keep their identity through every transform of moduli (`moduli.jit`, ...), changes "
     "of structure included, so no context is needed; for raw JAX use split, merge and update"
 )
-_LAYOUT = (
-    "names of axes are noted by with_partitioning and out_sharding=, and laid out by the program: "
-    "pass shardings to `moduli.jit(in_shardings=, out_shardings=)`, `moduli.StateSharding` or "
-    "`jax.device_put`"
-)
 
 INSTEAD: dict[str, str] = {
     "set_graph_mode": _ONE_MODE,
@@ -50,14 +45,7 @@ INSTEAD: dict[str, str] = {
     "vars_as": _ONE_VARIABLE,
     "with_vars": _ONE_VARIABLE,
     "view_info": "`moduli.display(model)` shows the attributes that `moduli.view` can set",
-    "use_eager_sharding": _LAYOUT,
-    "using_eager_sharding": _LAYOUT,
-    "logical_axis_rules": _LAYOUT,
-    "get_partition_spec": _LAYOUT,
-    "get_named_sharding": _LAYOUT,
-    "get_abstract_model": "write `graphdef, state = moduli.split(moduli.eval_shape(make_model))`",
-    "as_abstract": "`moduli.eval_shape(make_model)` gives shapes and dtypes; " + _LAYOUT,
-    "abstract_with_sharding": "`moduli.eval_shape(make_model)` gives shapes and dtypes; " + _LAYOUT,
+    "as_abstract": "write `moduli.abstract_with_sharding(moduli.eval_shape(make_model))`",
     "transform_metadata": "pass `transform_metadata=` to vmap, pmap or scan",
     "EMA": "moduli has none yet; keep a `moduli.clone(model)` and write the averages with "
     "`moduli.update`",
