@@ -105,6 +105,8 @@ class JitProgram(Program):
 
     def arguments(self, values: list[Any], plain: list[Any]) -> tuple[Any, ...]:
         """The arguments of ``jitted``: (values, plain), or (what stays, what is donated)."""
+        if self._layout is not None:
+            values = self._layout.placed(values)
         return _split(self._donated, values, plain) if any(self._donated) else (values, plain)
 
     def run(self, stage: Callable[..., Any], values: list[Any], plain: list[Any]) -> Any:

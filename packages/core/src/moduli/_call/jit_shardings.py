@@ -12,6 +12,7 @@ from moduli._call.bind import Binding
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
 from moduli._call.function import Function
+from moduli._call.kept_shardings import Kept, placed
 from moduli._call.misfit_texts import (
     check_inputs,
     check_layouts,
@@ -51,6 +52,7 @@ class Layout:
       in_shardings: the prefix of the positional arguments.
       out_shardings: the prefix of the result.
       binding: the arguments, as they are bound.
+      kept: the shardings that the values keep; None if they take what comes.
 
     Attributes:
       inputs: the shardings of (values, plain).
@@ -66,6 +68,7 @@ class Layout:
         in_shardings: Any,
         out_shardings: Any,
         binding: Binding,
+        kept: Kept | None = None,
     ):
         shardings = in_shardings
         if isinstance(shardings, (tuple, list)) and len(shardings) == count != len(args):
@@ -80,9 +83,16 @@ class Layout:
         call = Call("jit", args, kwargs, function=name, labels=labels, binding=binding)
         plain = jax.tree.unflatten(call.treedef, call.leaf_labels)
         self.inputs = (call.value_labels, plain)
+        self._given, self._kept = call.value_labels, kept
+        if kept is not None:
+            call.value_labels = _filled(call.value_labels, kept)
         self._call, self._out_shardings = call.detached(), out_shardings
         labels = [None, *call.all_labels(), *call.prefix_labels(), *labels_in(out_shardings)]
         self._labels = list(dict.fromkeys(labels))
+
+    def placed(self, values: Any) -> Any:
+        """Returns the values of a call, brought to where they are kept."""
+        return values if self._kept is None else placed(values, self._kept)
 
     def options(self, inputs: Any) -> dict[str, Any]:
         """The arguments of ``jax.jit``."""
@@ -108,7 +118,8 @@ class Layout:
         """Groups what the function did by sharding."""
 
         def keep_sharded(leaf: Leaf) -> bool:
-            return self._call.label_of(leaf) is not None or (keep is not None and keep(leaf))
+            given = self._given[leaf[0]][leaf[1]]
+            return given is not None or (keep is not None and keep(leaf))
 
         outputs = Outputs(
             self._call, frame, out, self._out_shardings, "jit: out_shardings", keep=keep_sharded
@@ -123,3 +134,11 @@ class Layout:
         outputs = packed.effects
         out, new = outputs.rebuild(outputs.ungrouped(self._labels, packed.parts))
         return outputs.effects, out, new
+
+
+def _filled(labels: list[list[Any]], kept: Kept) -> list[list[Any]]:
+    """Returns the labels, with the sharding that is kept in the place of None."""
+    return [
+        [sharding if label is None else label for label, sharding in zip(group, own, strict=True)]
+        for group, own in zip(labels, kept, strict=True)
+    ]

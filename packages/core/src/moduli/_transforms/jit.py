@@ -15,6 +15,7 @@ from moduli._call.bind import Binding, bind, read_value
 from moduli._call.function import Function, fold, options_of, unbound
 from moduli._call.jit_program import JitProgram, donated_marks
 from moduli._call.jit_shardings import Layout
+from moduli._call.kept_shardings import Kept, kept_shardings
 from moduli._call.naming import Names
 from moduli._call.programs import Programs, key_of
 from moduli._call.recompiled import Compiled, note_compiled
@@ -55,18 +56,26 @@ class JitWrapped(Generic[P, R]):
         donate_argnums: frozenset[int] = frozenset(),
         donate_argnames: frozenset[str] = frozenset(),
         shardings: tuple[Any, Any] = (None, None),
+        keep_shardings: bool = False,
         key: Any = None,
         **options: Any,
     ):
         functools.update_wrapper(self, fun)
         self._fun = fun
         self._function = Function(fun)
-        self._shardings = shardings if any(s is not None for s in shardings) else None
+        has_layout = keep_shardings or any(s is not None for s in shardings)
+        self._shardings = shardings if has_layout else None
+        self._keep_shardings = keep_shardings
         self._static_argnums = static_argnums
         self._static_argnames = static_argnames
         self._donate_argnums = donate_argnums
         self._donate_argnames = donate_argnames
-        self._plain = not (static_argnums or static_argnames or self._function.has_module_defaults)
+        self._plain = not (
+            static_argnums
+            or static_argnames
+            or self._function.has_module_defaults
+            or keep_shardings
+        )
         self._options = options
         self._programs, self._source = shared(fun, key, Programs)
         self._shortcut: Shortcut | None = None
@@ -138,17 +147,18 @@ class JitWrapped(Generic[P, R]):
             self._fun, args, kwargs, self._static_argnums, self._static_argnames
         )
         binding = bind(static.args, static.kwargs, recorded=recorded)
-        key = key_of(binding, *static.key)
+        kept = kept_shardings(binding) if self._keep_shardings else None
+        key = key_of(binding, *static.key, *(() if kept is None else (kept,)))
         program = self._programs.find(key)
         if program is None:
             program = self._compile(
-                key, binding, static.args, static.kwargs, static.fixed, static.fixed_names
+                key, binding, static.args, static.kwargs, static.fixed, static.fixed_names, kept
             )
             if recorded:
                 self._note_compiled(key, binding)
         else:
             self._note_called_again()
-        if recorded and not self._function.has_module_defaults:
+        if recorded and kept is None and not self._function.has_module_defaults:
             self._keep_shortcut(Shortcut.after(binding, program, static.fixed, static.fixed_names))
         return program, binding
 
@@ -250,6 +260,7 @@ class JitWrapped(Generic[P, R]):
         kwargs: dict[str, Any],
         fixed: dict[int, Any],
         fixed_names: dict[str, Any],
+        kept: Kept | None = None,
     ) -> JitProgram:
         count = len(args) + len(fixed)
         positions = [n for n in range(count) if n not in fixed]
@@ -262,7 +273,7 @@ class JitWrapped(Generic[P, R]):
         layout = None
         if self._shardings is not None:
             layout = Layout(
-                self._function, args, kwargs, count, positions, *self._shardings, binding
+                self._function, args, kwargs, count, positions, *self._shardings, binding, kept
             )
         signature = Signature(binding)
         names = Names(self._function.signature, signature, positions)
@@ -362,6 +373,7 @@ def jit(
     *,
     in_shardings: Any = None,
     out_shardings: Any = None,
+    keep_shardings: bool = False,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -377,6 +389,7 @@ def jit(
     *,
     in_shardings: Any = None,
     out_shardings: Any = None,
+    keep_shardings: bool = False,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -391,6 +404,7 @@ def jit(
     *,
     in_shardings: Any = None,
     out_shardings: Any = None,
+    keep_shardings: bool = False,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -418,6 +432,10 @@ def jit(
         :class:`StateSharding` and what :func:`prefix` returns. Variables with a sharding come back
         with it, written or not.
       out_shardings: a prefix of the result, likewise.
+      keep_shardings: have the Variables come back laid out as they came, and compile once. By
+        default JAX chooses, so that what was whole on every device may come back divided, and the
+        second call compiles again. A Variable that was put nowhere on purpose is put on every
+        device of the mesh. Costs a look at each Variable in each call.
       static_argnums: positions of hashable arguments for whose values to compile.
       static_argnames: names of such arguments.
       donate_argnums: positions of arguments whose buffers the result may use. The Variables of a
@@ -467,6 +485,7 @@ def jit(
     wrapped = JitWrapped(
         call,
         shardings=(_after_bound(in_shardings, shift), out_shardings),
+        keep_shardings=keep_shardings,
         **{name: value for name, value in chosen.items() if value is not None},
         static_argnums=static[0],
         static_argnames=static[1],
