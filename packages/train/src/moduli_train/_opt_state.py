@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 import moduli
 from moduli.errors import StructureError, format_path
+from moduli.lowlevel import fitted_metadata
 from moduli_train._gradients import is_variable, raw_value
 from moduli_train._variables import OptArray, OptVariable
 
@@ -31,19 +32,51 @@ __all__ = [
 _HOOKS = ("on_get_value", "on_set_value", "on_create_value")
 
 
-def to_opt_state(tree: Any) -> Any:
-    """Returns the state with every Variable and array in a Variable of an optimizer's kind."""
-    return jax.tree.map(_to_opt_state, tree, is_leaf=is_variable)
+def to_opt_state(tree: Any, params: moduli.State) -> Any:
+    """Puts every Variable and array of a state in a Variable of an optimizer's kind.
+
+    Args:
+      tree: the state that optax made, with Variables where it keeps something of a parameter.
+      params: the parameters.
+
+    Returns:
+      The state; names of axes are carried over to what has another shape than its parameter, such
+      as adafactor's rows and columns.
+    """
+    shapes = {
+        tuple(map(str, path)): getattr(raw_value(leaf), "shape", None)
+        for path, leaf in moduli.to_flat_state(params)
+    }
+
+    def convert(key_path: Any, leaf: Any) -> Any:
+        keys = tuple(str(_key(entry)) for entry in key_path)
+        found = (shapes[keys[n:]] for n in range(len(keys)) if keys[n:] in shapes)
+        return _to_opt_state(leaf, next(found, None))
+
+    return jax.tree_util.tree_map_with_path(convert, tree, is_leaf=is_variable)
 
 
-def _to_opt_state(leaf: Any) -> Any:
+def _to_opt_state(leaf: Any, shape: Any) -> Any:
+    """Puts a leaf in a Variable, given the shape of its parameter."""
     if not isinstance(leaf, moduli.Variable):
         return OptArray(leaf)
     # The parameter's hooks are about its own value, not about its momentum.
     metadata = {k: v for k, v in leaf.get_metadata().items() if k not in _HOOKS}
     if "optimizer_sharding" in metadata:
         metadata["out_sharding"] = metadata.pop("optimizer_sharding")
-    return OptVariable(leaf.get_raw_value(), **metadata)
+    value: Any = leaf.get_raw_value()
+    own = getattr(value, "shape", None)
+    if metadata and shape is not None and own is not None:
+        metadata = fitted_metadata(metadata, shape, own)
+    return OptVariable(value, **metadata)
+
+
+def _key(entry: Any) -> Any:
+    """What an entry of one of JAX's paths says: a key, an index, or the name of an attribute."""
+    for name in ("key", "idx", "name"):
+        if hasattr(entry, name):
+            return getattr(entry, name)
+    return entry
 
 
 def box_replaced(tree: Any, params: Any = None) -> Any:
@@ -71,7 +104,8 @@ def box_replaced(tree: Any, params: Any = None) -> Any:
     if len(children) == 1 and children[0] is tree:
         value = jnp.asarray(tree, jnp.result_type(tree))  # not of a weak type
         if isinstance(params, moduli.Variable):
-            return _to_opt_state(params.replace(value))
+            shape = getattr(raw_value(params), "shape", None)
+            return _to_opt_state(params.replace(value), shape)
         return OptArray(value)
     boxed = [box_replaced(child, params) for child in children]
     if all(new is old for new, old in zip(boxed, children, strict=True)):

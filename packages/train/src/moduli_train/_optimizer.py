@@ -92,7 +92,7 @@ class Optimizer(moduli.Pytree, Generic[M]):
         form, state = initialize(tx.init, params)
         if form != FORMS[0]:  # most optimizers have no such attribute, and flax's have none
             self._form = form
-        self.opt_state = moduli.data(to_opt_state(state))
+        self.opt_state = moduli.data(to_opt_state(state, params))
         self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
 
     def update(self, model: M = MISSING, grads: Any = MISSING, /, **kwargs: Any) -> Any:
