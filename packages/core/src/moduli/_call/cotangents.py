@@ -13,7 +13,7 @@ from moduli._base.compat import trace_state
 from moduli._base.node import Node
 from moduli._call.call import Call
 from moduli._call.change_texts import outline
-from moduli._call.given_values import given_values, value_of, with_values
+from moduli._call.given_values import given_values, match_given, value_of
 from moduli._call.signature import Leaf, Path
 from moduli._call.writeback import ChangedEffects
 from moduli._graph.data import is_graph_leaf
@@ -54,12 +54,12 @@ class Cotangents:
         self._values: list[list[_Value]] = []  # of each root
         self._leaves: list[dict[Any, Leaf]] = []  # of each root, by every path
         self._selected: list[set[Leaf]] = []
-        self._args: list[Any] = []  # (number, itself, treedef, whether each leaf is a module)
+        self._args: list[Any] = []  # (number, itself, whether each leaf is a module)
         roots = iter(range(call.signature.num_roots))
         for number, argument, filter in arguments:
-            leaves, treedef = jax.tree.flatten(argument, is_leaf=is_graph_leaf)
+            leaves = jax.tree.leaves(argument, is_leaf=is_graph_leaf)
             marks = [is_graph_leaf(leaf) for leaf in leaves]
-            self._args.append((number, argument, treedef, marks))
+            self._args.append((number, argument, marks))
             selected = to_predicate(filter)
             for _ in range(sum(marks)):
                 self._note(next(roots), selected)
@@ -104,7 +104,7 @@ class Cotangents:
         roots = list(map(below, range(len(self._values))))
         own = iter(roots)
         updates = []
-        for _, _, _, marks in self._args:
+        for _, _, marks in self._args:
             parts = [next(own) for is_root in marks if is_root]
             updates.append(parts[0] if len(parts) == len(marks) == 1 else None)
         if isinstance(effects, ChangedEffects):
@@ -167,37 +167,22 @@ class Cotangents:
           StructureError: if one does not fit its argument.
           ShapeError: if it has another shape or dtype.
         """
-        found: dict[Leaf, tuple[Any, str]] = {}
-        plain: list[tuple[Any, str]] = []
-        roots = iter(range(len(self._values)))
-        for cotangent, (number, argument, treedef, marks) in zip(result, self._args, strict=True):
-            name = f"the cotangent of argument {number} of {self._name}"
-            if cotangent is None:
-                parts = [None] * len(marks)
-            elif treedef == _LEAF:
-                parts = [cotangent]
-            else:
-                try:
-                    parts = treedef.flatten_up_to(cotangent)
-                except (TypeError, ValueError):
-                    raise errors.StructureError(
-                        f"custom_vjp: {name} has the structure {outline(cotangent)}, but the "
-                        f"argument is {outline(argument)}; give the same structure, or "
-                        "None for no cotangent"
-                    ) from None
-            for part, is_root in zip(parts, marks, strict=True):
-                if is_root:
-                    self._take(next(roots), name, part, found)
-                else:
-                    plain.append((part, name))
-        return [_fit(primal, *item) for primal, item in with_values(self._call, found, plain)]
+        items = [
+            (argument, cotangent, f"the cotangent of argument {number} of {self._name}")
+            for cotangent, (number, argument, _) in zip(result, self._args, strict=True)
+        ]
+        given = match_given(self._call, items, self._take, _misfit, name_parts=False)
+        return [_fit(primal, *item) for primal, item in given]
 
     def _take(
-        self, root: int, name: str, cotangent: Any, found: dict[Leaf, tuple[Any, str]]
+        self,
+        root: int,
+        argument: Any,
+        cotangent: Any,
+        name: str,
+        found: dict[Leaf, tuple[Any, str]],
     ) -> None:
         """Notes the cotangents of the values below one module or Variable."""
-        if cotangent is None:
-            return
         known, selected = self._leaves[root], self._selected[root]
         if () in known:
             found[known[()]] = (value_of(cotangent), name)
@@ -219,6 +204,13 @@ class Cotangents:
 
 
 _LEAF = jax.tree.structure(0)
+
+
+def _misfit(name: str, cotangent: Any, argument: Any) -> str:
+    return (
+        f"custom_vjp: {name} has the structure {outline(cotangent)}, but the argument is "
+        f"{outline(argument)}; give the same structure, or None for no cotangent"
+    )
 
 
 def _fit(primal: Any, cotangent: Any, name: str) -> Any:

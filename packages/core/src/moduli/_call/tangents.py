@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,9 @@ from moduli import errors
 from moduli._base.node import Node
 from moduli._call.call import Call
 from moduli._call.change_texts import outline
-from moduli._call.given_values import given_values, value_of, with_values
+from moduli._call.given_values import given_values, match_given, value_of
 from moduli._call.signature import Leaf
 from moduli._graph.cache import flat_of
-from moduli._graph.data import is_graph_leaf
 from moduli._graph.state import State
 from moduli._variable.box import Variable
 
@@ -38,42 +38,30 @@ def match_tangents(
       StructureError: if a tangent does not fit its argument.
       ShapeError: if it has another shape.
     """
-    found: dict[Leaf, tuple[Any, str]] = {}
-    plain: list[tuple[Any, str]] = []
-    roots = iter(range(call.signature.num_roots))
-    for primal, tangent, name in zip(args, tangents, names, strict=True):
-        pairs, treedef = jax.tree_util.tree_flatten_with_path(primal, is_leaf=is_graph_leaf)
-        if tangent is None:
-            tangent = treedef.unflatten([None] * len(pairs))
-        try:
-            parts = treedef.flatten_up_to(tangent)
-        except (ValueError, TypeError):
-            raise errors.StructureError(
-                f"{call.transform}: {name} is {outline(tangent)}, but its primal is "
-                f"{outline(primal)}; give a tangent of the same structure"
-            ) from None
-        for (path, leaf), part in zip(pairs, parts, strict=True):
-            spot = name + jax.tree_util.keystr(path)
-            if is_graph_leaf(leaf):
-                _take(call, leaf, part, spot, next(roots), found)
-            else:
-                plain.append((part, spot))
+
+    def misfit(name: str, tangent: Any, primal: Any) -> str:
+        return (
+            f"{call.transform}: {name} is {outline(tangent)}, but its primal is {outline(primal)}; "
+            "give a tangent of the same structure"
+        )
+
+    items = zip(args, tangents, names, strict=True)
+    take = functools.partial(_take, call)
     return [
-        _tangent(call.transform, primal, *item) for primal, item in with_values(call, found, plain)
+        _tangent(call.transform, primal, *item)
+        for primal, item in match_given(call, items, take, misfit)
     ]
 
 
 def _take(
     call: Call,
+    number: int,
     root: Any,
     tangent: Any,
     name: str,
-    number: int,
     found: dict[Leaf, tuple[Any, str]],
 ) -> None:
     """Notes the tangents of the values below one module or Variable."""
-    if tangent is None:
-        return
     transform, leaves = call.transform, call.signature.leaves_below(number)
     if isinstance(root, Variable):
         known: Any = {(): value_of(tangent)}
