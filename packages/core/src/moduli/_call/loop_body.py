@@ -66,19 +66,16 @@ class LoopBody:
             self._role(position, value, label, position < graph_values)
             for position, (value, label) in enumerate(zip(self._every, labels, strict=True))
         ]
-        self._labels = labels
-        pairs = list(zip(self._every, self._kinds, strict=True))
-        self.init = [value for value, kind in pairs if kind in (_CARRIED, _FIXED)]
+        self._carried = [n for n, kind in enumerate(self._kinds) if kind in (_CARRIED, _FIXED)]
+        self._sliced = [n for n, kind in enumerate(self._kinds) if kind == _SLICED]
+        self.init = [self._every[n] for n in self._carried]
         self.sliced = [
-            _move(value, label, 0) if label is not SPLIT else value
-            for (value, kind), label in zip(pairs, labels, strict=True)
-            if kind == _SLICED
+            self._every[n] if labels[n] is SPLIT else _move(self._every[n], labels[n], 0)
+            for n in self._sliced
         ]
-        self._slots: dict[Any, int] = {}
-        for position, kind in enumerate(self._kinds):
-            if kind in (_CARRIED, _FIXED):
-                place = self._leaves[position] if position < graph_values else position
-                self._slots[place] = len(self._slots)
+        self._slots: dict[Any, int] = {
+            self._leaves[n] if n < graph_values else n: slot for slot, n in enumerate(self._carried)
+        }
         self._plain_slots = [
             slot for place, slot in self._slots.items() if not isinstance(place, tuple)
         ]
@@ -104,9 +101,7 @@ class LoopBody:
 
     def split_names(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
         """Returns, of the names of all values, those of the carry and those of the slices."""
-        pairs = list(zip(names, self._kinds, strict=True))
-        carried = [name for name, kind in pairs if kind in (_CARRIED, _FIXED)]
-        return carried, [name for name, kind in pairs if kind == _SLICED]
+        return [names[n] for n in self._carried], [names[n] for n in self._sliced]
 
     @property
     def has_run(self) -> bool:
@@ -115,17 +110,12 @@ class LoopBody:
 
     def frame(self, carry: Sequence[Any], sliced: Sequence[Any]) -> Frame:
         """Rebuilds the arguments of one step."""
-        carried, slices = iter(carry), iter(sliced)
-        values = []
-        for kind, old in zip(self._kinds, self._every, strict=True):
-            if kind == _SLICED:
-                values.append(next(slices))
-            elif kind == _CARRIED:
-                values.append(next(carried))
-            else:
-                if kind == _FIXED:
-                    next(carried)
-                values.append(old)
+        values = list(self._every)
+        for position, value in zip(self._carried, carry, strict=True):
+            if self._kinds[position] == _CARRIED:
+                values[position] = value
+        for position, value in zip(self._sliced, sliced, strict=True):
+            values[position] = value
         return self._call.frame(values)
 
     def step(self, carry: Sequence[Any], sliced: Sequence[Any]) -> tuple[list[Any], list[Any]]:

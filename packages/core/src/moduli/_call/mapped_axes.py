@@ -12,9 +12,34 @@ from moduli._base.compat import is_key_array
 from moduli._call.call import Call
 from moduli._call.outputs import Outputs
 from moduli._call.prefixes import labels_in
-from moduli._call.split_streams import SPLIT
+from moduli._call.split_streams import SPLIT, SplitStreams
 
-__all__ = ["all_axes", "check_sizes", "find_batched"]
+__all__ = ["all_axes", "find_batched", "map_over"]
+
+
+def map_over(
+    call: Call, size: int | None, *, broadcast: bool, name: str = "axis_size"
+) -> tuple[int, SplitStreams]:
+    """Prepares a call whose values are mapped over an axis: its random streams are split.
+
+    Args:
+      call: the labelled call.
+      size: the size of the axis, if the user gave it.
+      broadcast: whether streams under None are split too, unless the user chose None for them.
+      name: the name of the argument that gives the size.
+
+    Returns:
+      The size, and the streams, to be counted up when the call has succeeded.
+
+    Raises:
+      ShapeError: if a mapped value has another size, or no such axis.
+      StructureError: if nothing is mapped and no size is given.
+    """
+    streams = SplitStreams(call, broadcast=broadcast)
+    size = check_sizes(call, size, name)
+    call.label_given(call.transform, size)
+    streams.split(size)
+    return size, streams
 
 
 def all_axes(in_labels: Sequence[Any], out_axes: Any) -> list[Any]:

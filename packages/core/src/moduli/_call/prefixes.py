@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from moduli import errors
 from moduli._base.node import Node
@@ -27,6 +28,7 @@ __all__ = [
     "FilterPrefix",
     "StateAxes",
     "StateSharding",
+    "after_bound",
     "label_finder",
     "is_detailed",
     "labels_in",
@@ -175,6 +177,21 @@ class _ExactPath:
 
     def __repr__(self) -> str:
         return f"path `{errors.format_path(self.path)}`"
+
+
+def after_bound(labels: Any, bound: int, count: int, label: Any = None) -> Any:
+    """Puts a label before those of the arguments, for the module of a bound method.
+
+    Args:
+      labels: the user's prefix, for all arguments but the module.
+      bound: how many modules there are: one or none.
+      count: how many arguments there are, with the module.
+      label: of the module.
+    """
+    if not bound:
+        return labels
+    several = isinstance(labels, (tuple, list)) and not isinstance(labels, PartitionSpec)
+    return (label, *(labels if several else [labels] * (count - bound)))
 
 
 def prefix(node: Any, filter_map: Mapping[Any, Any] | Callable[[Path, Any], Any], /) -> Any:

@@ -107,18 +107,7 @@ class JitWrapped(Generic[P, R]):
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         """Returns the program, the flattened roots and the other arguments of a call."""
-        if not self._plain:
-            program, binding = self._prepare(args, kwargs, recorded=True)
-            return program, binding.flats, binding.plain
-        binding = bind(args, kwargs)
-        key = key_of(binding)
-        program = self._programs.find(key)
-        if program is None:
-            program = self._compile(key, binding, args, kwargs, {}, {})
-            self._note_compiled(key, binding)
-        else:
-            self._note_called_again()
-        self._keep_shortcut(Shortcut.after(binding, program))
+        program, binding = self._prepare(args, kwargs, recorded=True)
         return program, binding.flats, binding.plain
 
     def _keep_shortcut(self, shortcut: Shortcut | None) -> None:
@@ -142,24 +131,28 @@ class JitWrapped(Generic[P, R]):
 
         Nothing is recorded of what is only looked at, or compiled ahead of time.
         """
-        args, kwargs = self._function.complete(args, kwargs)
-        static = StaticArguments(
-            self._fun, args, kwargs, self._static_argnums, self._static_argnames
-        )
-        binding = bind(static.args, static.kwargs, recorded=recorded)
+        fixed: dict[int, Any] = {}
+        fixed_names: dict[str, Any] = {}
+        more: tuple[Any, ...] = ()
+        if not self._plain:
+            args, kwargs = self._function.complete(args, kwargs)
+            static = StaticArguments(
+                self._fun, args, kwargs, self._static_argnums, self._static_argnames
+            )
+            args, kwargs, more = static.args, static.kwargs, static.key
+            fixed, fixed_names = static.fixed, static.fixed_names
+        binding = bind(args, kwargs, recorded=recorded)
         kept = kept_shardings(binding) if self._keep_shardings else None
-        key = key_of(binding, *static.key, *(() if kept is None else (kept,)))
+        key = key_of(binding, *more, *(() if kept is None else (kept,)))
         program = self._programs.find(key)
         if program is None:
-            program = self._compile(
-                key, binding, static.args, static.kwargs, static.fixed, static.fixed_names, kept
-            )
+            program = self._compile(key, binding, args, kwargs, fixed, fixed_names, kept)
             if recorded:
                 self._note_compiled(key, binding)
         else:
             self._note_called_again()
         if recorded and kept is None and not self._function.has_module_defaults:
-            self._keep_shortcut(Shortcut.after(binding, program, static.fixed, static.fixed_names))
+            self._keep_shortcut(Shortcut.after(binding, program, fixed, fixed_names))
         return program, binding
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:

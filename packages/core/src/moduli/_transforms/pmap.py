@@ -14,12 +14,12 @@ from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, folded, options_of, split_static, wraps
-from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
+from moduli._call.mapped_axes import all_axes, find_batched, map_over
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
-from moduli._call.prefixes import is_axis
+from moduli._call.prefixes import after_bound, is_axis
 from moduli._call.programs import LabelledProgram, Programs, program_key
-from moduli._call.split_streams import SPLIT, SplitStreams
+from moduli._call.split_streams import SPLIT
 
 __all__ = ["pmap"]
 
@@ -175,18 +175,14 @@ def pmap(
         axes: Any = in_axes
         if isinstance(axes, (tuple, list)):
             axes = tuple(axis for n, axis in enumerate(axes) if n not in fixed.values)
-        elif function.bound:
-            axes = (axes,) * len(given)
-        if function.bound:
-            axes = (None, *axes)
         numbers = {n + count if n < 0 else n for n in donated}
         gone = [False] * len(function.bound)
         gone += [n in numbers for n in range(count) if n not in fixed.values]
         given, keywords = function.complete(given, keywords)
+        axes = after_bound(axes, len(function.bound), len(given))
         labels = Labels("in_axes", axes, is_axis, "an int or None", keyword=0)
         call = Call("pmap", given, keywords, function=function.name, labels=labels)
-        streams = SplitStreams(call, broadcast=True)
-        size = check_sizes(call, axis_size)
+        size, streams = map_over(call, axis_size, broadcast=True)
         available = jax.device_count(backend) if devices is None else len(devices)
         if size > available:
             raise errors.ShapeError(
@@ -194,9 +190,6 @@ def pmap(
                 f"{available} devices, one for each element; map over at most so many, and over "
                 "the rest with `moduli.vmap` inside"
             )
-        call.label_given("pmap", size)
-        if streams:
-            streams.split(size)
         avals = [
             (jax.typeof(leaf).shape, jax.typeof(leaf).dtype)
             for leaf in jax.tree.leaves(call.every())
@@ -220,8 +213,7 @@ def pmap(
             _name_values(error, pairs, function.call)
             raise
         result = program.apply(call, program.outputs, groups)
-        if streams:
-            streams.count_up()
+        streams.count_up()
         return result
 
     return remember(mapped, f, pmap, options)

@@ -15,11 +15,10 @@ from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.loop_body import LoopBody
-from moduli._call.mapped_axes import check_sizes
+from moduli._call.mapped_axes import map_over
 from moduli._call.naming import named, naming
 from moduli._call.partition_names import PartitionNames
-from moduli._call.prefixes import Carry, is_axis, is_detailed
-from moduli._call.split_streams import SplitStreams
+from moduli._call.prefixes import Carry, after_bound, is_axis, is_detailed
 
 __all__ = ["scan"]
 
@@ -167,17 +166,11 @@ def scan(
                     f"called with {len(given) - shift}; write in_axes=(moduli.Carry, ...)"
                 )
             axes = (Carry,)
-        if shift:
-            rest = axes if isinstance(axes, (tuple, list)) else [axes] * (len(given) - shift)
-            axes = (None, *rest)
+        axes = after_bound(axes, shift, len(given))
         expected = "an int, None or moduli.Carry"
         labels = Labels("in_axes", axes, _is_label, expected, agree=_agree)
         call = Call("scan", given, keywords, function=function.name, labels=labels)
-        streams = SplitStreams(call, broadcast=False)
-        steps = check_sizes(call, length, "length")
-        call.label_given("scan", steps)
-        if streams:
-            streams.split(steps)
+        steps, streams = map_over(call, length, broadcast=False, name="length")
         effects, out, new = run_program(
             (function.call,),
             call,
@@ -185,8 +178,7 @@ def scan(
             None if key is None else (key, steps),
         )
         result = call.apply((out, new), effects)
-        if streams:
-            streams.count_up()
+        streams.count_up()
         return result
 
     return remember(looped, f, scan, options)

@@ -16,7 +16,7 @@ from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
-from moduli._call.prefixes import labels_in
+from moduli._call.prefixes import after_bound, labels_in
 from moduli._call.programs import LabelledProgram, Programs, program_key
 from moduli._call.writeback import Packed
 
@@ -153,10 +153,7 @@ def shard_map(
     @folded
     def mapped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
-        specs = in_specs
-        if function.bound:
-            rest = specs if _is_sequence(specs) else [specs] * (len(given) - 1)
-            specs = (PartitionSpec(), *rest)
+        specs = after_bound(in_specs, len(function.bound), len(given), PartitionSpec())
         labels = Labels(
             "in_specs",
             specs,
@@ -226,10 +223,6 @@ def _check_outputs(
                 "them; name the axis in its spec (a part of a module's by `moduli.StateSharding`), "
                 "or reduce the value, as with `jax.lax.pmean(value, axis_name)`"
             ) from None
-
-
-def _is_sequence(specs: Any) -> bool:
-    return isinstance(specs, (tuple, list)) and not isinstance(specs, PartitionSpec)
 
 
 def _spec(label: Any) -> PartitionSpec:

@@ -12,12 +12,12 @@ from moduli import errors
 from moduli._call.again import remember
 from moduli._call.call import Call, Labels
 from moduli._call.function import Function, check_callable, folded, options_of, wraps
-from moduli._call.mapped_axes import all_axes, check_sizes, find_batched
+from moduli._call.mapped_axes import all_axes, find_batched, map_over
 from moduli._call.naming import naming
 from moduli._call.outputs import Outputs
 from moduli._call.partition_names import PartitionNames
-from moduli._call.prefixes import is_axis
-from moduli._call.split_streams import SPLIT, SplitStreams
+from moduli._call.prefixes import after_bound, is_axis
+from moduli._call.split_streams import SPLIT
 
 __all__ = ["vmap"]
 
@@ -101,20 +101,15 @@ def vmap(
     check_callable(f, "vmap", "in_axes=...")
     function = Function(f)
     names = PartitionNames(transform_metadata, "vmap")
-    axes_of_arguments = _with_bound(in_axes, function)
 
     @wraps(f)
     @folded
     def mapped(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.positional(args, kwargs))
-        axes_in = _bound_axes(axes_of_arguments, function, len(given))
+        axes_in = after_bound(in_axes, len(function.bound), len(given))
         labels = Labels("in_axes", axes_in, is_axis, "an int or None", keyword=0)
         call = Call("vmap", given, keywords, function=function.name, labels=labels)
-        streams = SplitStreams(call, broadcast=True)
-        size = check_sizes(call, axis_size)
-        call.label_given("vmap", size)
-        if streams:
-            streams.split(size)
+        size, streams = map_over(call, axis_size, broadcast=True)
         in_labels = [0 if label is SPLIT else label for label in call.all_labels()]
         call.trace(n for n, axis in enumerate(in_labels) if axis is not None)
         axes = all_axes([*in_labels, *call.prefix_labels()], out_axes)
@@ -161,21 +156,7 @@ def vmap(
             raise errors.StructureError(culprit) from None
         out, new = outputs.rebuild(outputs.ungrouped(axes, groups))
         result = call.apply((out, new), outputs.effects)
-        if streams:
-            streams.count_up()
+        streams.count_up()
         return result
 
     return remember(mapped, f, vmap, options)
-
-
-def _with_bound(in_axes: Any, function: Function) -> Any:
-    """Puts None before the axes of the arguments for the module of a bound method."""
-    if function.bound and isinstance(in_axes, (tuple, list)):
-        return (None, *in_axes)
-    return in_axes
-
-
-def _bound_axes(in_axes: Any, function: Function, count: int) -> Any:
-    if function.bound and not isinstance(in_axes, (tuple, list)):
-        return (None, *[in_axes] * (count - 1))
-    return in_axes
