@@ -238,9 +238,9 @@ def _differentiate(
     @wraps(f)
     @folded
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = function.by_position(args, kwargs)
-        targets = Targets("grad", argnums, len(args), function)
-        call = targets.take_apart(function, args, kwargs, allow_int)
+        given, keywords = function.by_position(args, kwargs)
+        targets = Targets("grad", argnums, len(given), function)
+        call = targets.take_apart(function, given, keywords, allow_int)
 
         def pure(wanted: Any) -> Any:
             frame = targets.frame(call, wanted)
