@@ -355,6 +355,7 @@ def moduli_sow(
     value: Any,
     reduce_fn: Callable[[Any, Any], Any],
     init_fn: Callable[[], Any],
+    capture_noop: bool,
 ) -> bool | None:
     """Implements ``Module.sow``: stores a value from inside the model.
 
@@ -367,6 +368,7 @@ def moduli_sow(
       value: the value.
       reduce_fn: ``(previous, value) -> new``.
       init_fn: makes the first ``previous``.
+      capture_noop: do nothing while no capture runs.
 
     Returns:
       Whether the value was stored; None to leave it to the next plugin.
@@ -388,7 +390,11 @@ def moduli_sow(
 
 @hookspec(firstresult=True)
 def moduli_perturb(
-    module: Module, name: str, value: Any, variable_type: type[Variable[Any]]
+    module: Module,
+    name: str,
+    value: Any,
+    variable_type: type[Variable[Any]],
+    capture_noop: bool,
 ) -> Any:
     """Implements ``Module.perturb``: adds a perturbation to a value.
 
@@ -399,6 +405,7 @@ def moduli_perturb(
       name: the name of the perturbation.
       value: the value, an array or a pytree of arrays.
       variable_type: the kind of Variable, already looked up if it was given by name.
+      capture_noop: return the value as it is while no capture runs.
 
     Returns:
       The perturbed value; None to leave it to the next plugin.

@@ -12,6 +12,8 @@ The door between graphs of modules and JAX, with which every transform is writte
 - Values that users give or return: :func:`match_tangents`, :func:`arrays_and_aux`,
   :func:`scalar_and_aux`, :func:`holds_modules`, :func:`is_array_like`, :func:`is_plain`.
 - What a value has of the parameter that it belongs to: :func:`fitted_metadata`.
+- Graphs made again out of objects that exist: :func:`rebuild`.
+- Which JAX trace is running: :func:`trace_state`.
 - Messages: :func:`check_callable`, :func:`naming`, :func:`named`, :func:`wraps`.
 
 For initializers:
@@ -20,6 +22,7 @@ For initializers:
   compiled programs.
 """
 
+from moduli._base.compat import trace_state as trace_state
 from moduli._call.bind import Binding as Binding
 from moduli._call.bind import bind as bind
 from moduli._call.bind import is_plain as is_plain
@@ -41,6 +44,7 @@ from moduli._call.signature import Signature as Signature
 from moduli._call.tangents import match_tangents as match_tangents
 from moduli._call.writeback import Effects as Effects
 from moduli._call.writeback import Packed as Packed
+from moduli._graph.rebuild import rebuild as rebuild
 from moduli._rngs.draws import flat_draw as flat_draw
 from moduli._rngs.draws import flat_full as flat_full
 from moduli._variable.axis_names import fitted_metadata as fitted_metadata

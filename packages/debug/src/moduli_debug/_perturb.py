@@ -19,7 +19,11 @@ __all__ = ["perturb"]
 
 @moduli.hookimpl(specname="moduli_perturb")
 def perturb(
-    module: moduli.Module, name: str, value: Any, variable_type: type[moduli.Variable[Any]]
+    module: moduli.Module,
+    name: str,
+    value: Any,
+    variable_type: type[moduli.Variable[Any]],
+    capture_noop: bool,
 ) -> Any:
     """Returns ``value`` plus the perturbation in the module's attribute ``name``.
 
@@ -32,6 +36,7 @@ def perturb(
       name: the attribute's name.
       value: an array, a number, or a pytree of these.
       variable_type: the kind of Variable.
+      capture_noop: return the value as it is while no capture runs.
 
     Returns:
       The sum, leaf by leaf.
@@ -58,6 +63,8 @@ def perturb(
             return value
         if not isinstance(getattr(module, name, MISSING), variable_type):
             return value
+    elif capture_noop:
+        return value
     existing = getattr(module, name, MISSING)
     if existing is MISSING:
         existing = variable_type(jax.tree.map(jnp.zeros_like, value))

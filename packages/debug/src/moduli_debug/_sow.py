@@ -26,6 +26,7 @@ def sow(
     value: Any,
     reduce_fn: Callable[[Any, Any], Any],
     init_fn: Callable[[], Any],
+    capture_noop: bool,
 ) -> bool:
     """Stores a value in the module's attribute ``name``, a Variable of the given kind.
 
@@ -41,6 +42,7 @@ def sow(
       value: an array or a pytree of arrays; Variables in it are stored as their values.
       reduce_fn: combines what is stored with the value.
       init_fn: makes what is stored before the first value.
+      capture_noop: store nothing while no capture runs.
 
     Returns:
       Whether the value was stored.
@@ -60,6 +62,8 @@ def sow(
         value = unboxed(value, f"sow: the value {name!r} of {type(module).__name__}")
         key = Sown(variable_type, name, reduce_fn, init_fn)
         return recording.record_at(plugins.Place(path, None, key), value)
+    if capture_noop:
+        return False
     existing = getattr(module, name, MISSING)
     if existing is not MISSING:
         _check_existing(module, variable_type, name, existing)

@@ -46,6 +46,10 @@ class DiffState:
     argnum: int
     filter: Filter
 
+    def map_prefix(self, path: tuple[Any, ...], variable: Any) -> bool:
+        """Returns whether a Variable at this path is differentiated."""
+        return to_predicate(self.filter)(path, variable)
+
 
 _ONE = jax.tree.structure(0)
 

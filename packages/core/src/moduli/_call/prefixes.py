@@ -97,6 +97,20 @@ class FilterPrefix(Mapping[Any, Any]):
                 return label
         raise LookupError(path)
 
+    def map_prefix(self, path: Path, variable: Any) -> Any:
+        """Returns the label of one Variable; like :meth:`label_for`.
+
+        Raises:
+          StructureError: if no filter selects it.
+        """
+        try:
+            return self.label_for(path, variable)
+        except LookupError:
+            raise errors.StructureError(
+                f"no filter of {self!r} selects `{errors.format_path(path)}` "
+                f"({type(variable).__name__}); add `...: None` (or another label) as the last one"
+            ) from None
+
     def __getitem__(self, filter: Any) -> Any:
         for known, label in self._pairs:
             if known == filter:

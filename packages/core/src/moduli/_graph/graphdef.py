@@ -16,6 +16,7 @@ Entries of the table: ``(VARIABLE, cls, metadata_key, leaf)`` and
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,33 @@ class GraphDef(Generic[T]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphDef[T]:
         return self
+
+    def apply(self, state: Any, /, *states: Any) -> Any:
+        """Calls a method of the object that these States make; see ``moduli.call``.
+
+        Args:
+          state: a State. It stays as it is.
+          *states: more of them.
+
+        Returns:
+          What is called like a method of the object: ``graphdef.apply(state).encode(x)`` returns
+          the result and ``(graphdef, state)`` afterwards.
+        """
+        names: Any = sys.modules["moduli"]  # `call` is of the package moduli-interop
+        return names.call((self, state, *states))
+
+    @property
+    def attributes(self) -> list[tuple[Any, Any]]:
+        """(path, value) of each static attribute, and (path, kind) of each Variable."""
+        found: list[tuple[Any, Any]] = []
+        for path, entry in zip(self.object_paths, self.objects, strict=True):
+            if entry[0] == VARIABLE:
+                found.append((path, entry[1]))
+                continue
+            found += [
+                ((*path, key), static_value(code[1])) for key, code in entry[2] if code[0] <= STATIC
+            ]
+        return found
 
     @property
     def nodes(self) -> tuple[Any, ...]:

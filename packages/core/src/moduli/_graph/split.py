@@ -196,18 +196,44 @@ def graphdef(node: T, /) -> GraphDef[T]:
     return _flat_or_value(node, "graphdef").graphdef
 
 
+@overload
 def merge(
-    graphdef: GraphDef[T], state: Any, /, *states: Any, copy: bool = False, resize: bool = False
-) -> T:
+    graphdef: GraphDef[T],
+    state: Any,
+    /,
+    *states: Any,
+    copy: bool = False,
+    resize: bool = False,
+    recreate_variables: bool | None = None,
+) -> T: ...
+@overload
+def merge(
+    graphdef: Mapping[Any, Any],
+    /,
+    *states: Any,
+    copy: bool = False,
+    resize: bool = False,
+    recreate_variables: bool | None = None,
+) -> Any: ...
+def merge(
+    graphdef: Any,
+    /,
+    *states: Any,
+    copy: bool = False,
+    resize: bool = False,
+    recreate_variables: bool | None = None,
+) -> Any:
     """Builds a graph from a structure and values.
 
     Args:
-      graphdef: from :func:`split` or :func:`graphdef`.
-      state: a State, or any nested mapping of Variables or plain values.
-      *states: more of them; together they must hold every value once.
+      graphdef: from :func:`split` or :func:`graphdef`; or what ``moduli.unpack`` returned, which
+        holds it and a State.
+      *states: States, or nested mappings of Variables or plain values; together they must hold
+        every value once.
       copy: make new Variables. By default the new graph holds the Variables of the States, so
         after ``merge(*split(model))`` both models share them; use :func:`clone` for a copy.
       resize: take values of other shapes than the static sizes of layers say.
+      recreate_variables: flax's name for ``copy``; None leaves it to that.
 
     Returns:
       The new root object.
@@ -227,12 +253,17 @@ def merge(
       >>> model["scale"].value
       1.0
     """
+    if hasattr(type(graphdef), "__moduli_split__"):
+        graphdef, *unpacked = _unpacked((graphdef, *states))
+        states = tuple(unpacked)
     if not isinstance(graphdef, GraphDef):
         raise errors.StructureError(
             f"merge needs the GraphDef first, then the States; got a {type(graphdef).__name__}"
         )
+    if not states:
+        raise errors.StructureError("merge needs the States that split gave, after the GraphDef")
     flat: dict[Path, Any] = {}
-    for one in (state, *states):
+    for one in states:
         flat.update(_pairs(one))
     paths = graphdef.leaf_paths
     if len(flat) != len(paths) or not all(path in flat for path in paths):
@@ -253,7 +284,24 @@ def merge(
         )
     if not resize:
         check_declared(graphdef, values, "merge")
-    return _build(graphdef, values, copy)
+    return _build(graphdef, values, copy if recreate_variables is None else recreate_variables)
+
+
+def _unpacked(items: Iterable[Any]) -> list[Any]:
+    """Returns the GraphDef and the States of objects that hold both; see ``moduli.unpack``."""
+    found: list[Any] = []
+    for item in items:
+        split = getattr(item, "__moduli_split__", None)
+        if split is None:
+            raise errors.StructureError(
+                f"merge got what unpack returned, and a {type(item).__name__}; write "
+                "`moduli.merge(*moduli.unpack(model, ...))`, or pass a GraphDef and States"
+            )
+        graphdef, state = split()
+        if found and found[0] is not graphdef:
+            raise errors.StructureError("merge: what unpack returned belongs to several graphs")
+        found += [state] if found else [graphdef, state]
+    return found
 
 
 def _build(graphdef: GraphDef, values: Iterable[Any], copy: bool = False) -> Any:
@@ -512,17 +560,26 @@ def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef[Any], An
     return flat.graphdef, FlatState(pairs) if with_paths else [leaf for _, leaf in pairs]
 
 
-def unflatten(graphdef: GraphDef[T], state: Any, /, *, copy_variables: bool = False) -> T:
+def unflatten(
+    graphdef: GraphDef[T],
+    state: Any,
+    /,
+    *,
+    copy_variables: bool = False,
+    recreate_variables: bool | None = None,
+) -> T:
     """Builds a graph from a structure and leaves; the inverse of :func:`flatten`.
 
     Args:
       graphdef: the structure.
       state: a State, a FlatState, or a list of leaves in the order of the structure.
       copy_variables: make new Variables; by default the graph holds those among the leaves.
+      recreate_variables: flax's name for it; None leaves it to ``copy_variables``.
 
     Raises:
       StructureError: if there are too few or too many leaves.
     """
+    copy_variables = copy_variables if recreate_variables is None else recreate_variables
     if isinstance(state, Mapping):
         return merge(graphdef, state, copy=copy_variables)
     leaves = list(state)
@@ -533,12 +590,13 @@ def unflatten(graphdef: GraphDef[T], state: Any, /, *, copy_variables: bool = Fa
     return _build(graphdef, leaves, copy_variables)
 
 
-def map_graph(f: Callable[[Path, Any], Any], node: A, /) -> A:
+def map_graph(f: Callable[[Path, Any], Any], node: A, /, *, recreate_variables: bool = True) -> A:
     """Returns a copy of a graph with ``f(path, leaf)`` in place of each leaf.
 
     Args:
       f: takes the path and the leaf (a Variable or a bare array) and returns the new leaf.
       node: a Module or another node, or a tuple, list, dict or State of these.
+      recreate_variables: whether the copy has new Variables where ``f`` returned the old ones.
 
     Example:
       >>> import moduli as nnx
@@ -547,4 +605,4 @@ def map_graph(f: Callable[[Path, Any], Any], node: A, /) -> A:
       2.0
     """
     definition, values = split(node)
-    return merge(definition, map_state(f, values), copy=True)
+    return merge(definition, map_state(f, values), copy=recreate_variables)

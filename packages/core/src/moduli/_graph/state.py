@@ -210,13 +210,23 @@ class FlatState(Mapping[Path, Any]):
 
     Args:
       items: (path, value) pairs, or a mapping.
+      sort: whether to sort them by path.
     """
 
     __slots__ = ("_items",)
 
-    def __init__(self, items: Mapping[Path, Any] | Iterable[tuple[Path, Any]] = ()):
+    def __init__(
+        self, items: Mapping[Path, Any] | Iterable[tuple[Path, Any]] = (), /, *, sort: bool = False
+    ):
         pairs = items.items() if isinstance(items, Mapping) else items
+        if sort:
+            pairs = sorted(pairs, key=lambda pair: pair[0])
         self._items = {tuple(path): value for path, value in pairs}
+
+    @classmethod
+    def from_sorted_keys_values(cls, keys: Iterable[Path], values: Iterable[Any], /) -> FlatState:
+        """Returns a FlatState of paths and their values."""
+        return cls(zip(keys, values, strict=True))
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -228,11 +238,47 @@ class FlatState(Mapping[Path, Any]):
         """The values."""
         return tuple(self._items.values())
 
-    def __getitem__(self, path: Path) -> Any:
+    def __getitem__(self, path: Path | int | slice) -> Any:
+        if isinstance(path, int):
+            return list(self._items.items())[path]
+        if isinstance(path, slice):
+            return FlatState(list(self._items.items())[path])
         return self._items[path]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._items.items())
+
+    def split(self, first: Any, /, *filters: Any) -> Any:
+        """Splits it into parts that together are all of it; see :func:`split_state`.
+
+        Returns:
+          One FlatState for one filter, otherwise a tuple of them.
+
+        Raises:
+          StructureError: if a value is selected by no filter.
+        """
+        *groups, rest = partition(list(self._items.items()), (first, *filters))
+        check_exhaustive(rest, (first, *filters), "split")
+        return _one_or_all(tuple(map(FlatState, groups)))
+
+    def filter(self, first: Any, /, *filters: Any) -> Any:
+        """Like :meth:`split`, and leaves out what no filter selects."""
+        *groups, _ = partition(list(self._items.items()), (first, *filters))
+        return _one_or_all(tuple(map(FlatState, groups)))
+
+    @staticmethod
+    def merge(flat_state: Iterable[tuple[Path, Any]], /, *flat_states: Any) -> FlatState:
+        """Puts FlatStates together, sorted by path; of equal paths the last one counts."""
+        pairs = [pair for one in (flat_state, *flat_states) for pair in one]
+        return FlatState(pairs, sort=True)
+
+    def index(self, pair: tuple[Path, Any], start: int = 0, stop: int | None = None) -> int:
+        """Returns the position of a (path, value) pair."""
+        return list(self._items.items()).index(pair, start, len(self) if stop is None else stop)
+
+    def count(self, pair: tuple[Path, Any]) -> int:
+        """Returns how often a (path, value) pair occurs: 0 or 1."""
+        return list(self._items.items()).count(pair)
 
     def keys(self) -> Any:
         """The paths."""
@@ -266,6 +312,17 @@ class FlatState(Mapping[Path, Any]):
             f"  {errors.format_path(path)}: {value!r}\n" for path, value in self._items.items()
         )
         return f"FlatState({{\n{lines}}})" if lines else "FlatState({})"
+
+
+def _one_or_all(parts: tuple[FlatState, ...]) -> Any:
+    return parts[0] if len(parts) == 1 else parts
+
+
+jax.tree_util.register_pytree_node(
+    FlatState,
+    lambda flat: (flat.leaves, flat.paths),
+    lambda paths, leaves: FlatState(zip(paths, leaves, strict=True)),
+)
 
 
 def to_flat_state(state: Mapping[Any, Any]) -> FlatState:

@@ -1,10 +1,14 @@
-"""What an attribute or a field of a dataclass is said to be: ``data`` or ``static``."""
+"""What an attribute or a field of a class is said to be: ``data`` or ``static``."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated as Hint
 from typing import Any, TypeVar, dataclass_transform, overload
 
 import jax
@@ -15,12 +19,65 @@ from moduli._graph.data import (
     is_graph_leaf,
 )
 
-__all__ = ["check_defaults", "data", "dataclass", "shared_default", "static"]
+__all__ = [
+    "Data",
+    "Static",
+    "annotated_statuses",
+    "check_defaults",
+    "data",
+    "dataclass",
+    "shared_default",
+    "static",
+]
 
 T = TypeVar("T")
 
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None)))
 _MISSING: Any = object()
+_MARKS = {"moduli.Data": "data", "moduli.Static": "static"}
+
+Data = Hint[T, "moduli.Data"]
+"""``count: Data[int]`` in a class: the attribute is data, as with :func:`data`."""
+
+Static = Hint[T, "moduli.Static"]
+"""``sizes: Static[Any]`` in a class: the attribute is static, as with :func:`static`."""
+
+
+def annotated_statuses(cls: type) -> dict[str, str]:
+    """Returns the attributes that a class itself annotates with :data:`Data` or :data:`Static`.
+
+    Args:
+      cls: a class that has just been defined.
+
+    Returns:
+      "data" or "static" by name.
+    """
+    try:
+        hints: Mapping[str, Any] = inspect.get_annotations(cls)
+    except NameError:  # of a Python that evaluates them late: a name that does not exist yet
+        return {}
+    found = {}
+    for name, hint in hints.items():
+        marks = _marks_of_text(hint, cls) if isinstance(hint, str) else _marks(hint)
+        for mark in marks:
+            found[name] = _MARKS[mark]
+    return found
+
+
+def _marks(hint: Any) -> list[str]:
+    given = getattr(hint, "__metadata__", ())
+    return [mark for mark in given if isinstance(mark, str) and mark in _MARKS]
+
+
+def _marks_of_text(text: str, cls: type) -> list[str]:
+    """As :func:`_marks`, of an annotation that is text (``from __future__ import annotations``)."""
+    if "Data[" not in text and "Static[" not in text:
+        return []
+    try:
+        return _marks(eval(text, {**vars(sys.modules[cls.__module__])}, dict(vars(cls))))
+    except Exception:  # a name in it is defined later, or for type checkers alone
+        match = re.match(r"(?:\w+\.)*(Data|Static)\[", text)
+        return [f"moduli.{match.group(1)}"] if match else []
 
 
 @overload

@@ -232,6 +232,7 @@ class Module(Pytree):
         value: Any,
         reduce_fn: Callable[[Any, Any], Any] = _append,
         init_fn: Callable[[], Any] = _empty,
+        capture_noop: bool | None = None,
     ) -> bool:
         """Stores a value from inside the model, for looking at it later.
 
@@ -244,6 +245,7 @@ class Module(Pytree):
           value: the value to store.
           reduce_fn: combines the previous content and the value; appends to a tuple by default.
           init_fn: makes the content before the first value; an empty tuple by default.
+          capture_noop: store nothing while no capture runs; default: False.
 
         Returns:
           Whether the value was stored.
@@ -259,10 +261,15 @@ class Module(Pytree):
             value=value,
             reduce_fn=reduce_fn,
             init_fn=init_fn,
+            capture_noop=bool(capture_noop),
         )
 
     def perturb(
-        self, name: str, value: Any, variable_type: type[Variable[Any]] | str = Perturbation
+        self,
+        name: str,
+        value: Any,
+        variable_type: type[Variable[Any]] | str = Perturbation,
+        capture_noop: bool | None = None,
     ) -> Any:
         """Adds a perturbation of zeros to a value, whose gradient is the value's gradient.
 
@@ -273,6 +280,7 @@ class Module(Pytree):
           name: the attribute's name.
           value: an array, or a pytree of arrays.
           variable_type: the kind of Variable, or its name.
+          capture_noop: return the value as it is while no capture runs; default: False.
 
         Returns:
           ``value`` plus the perturbation.
@@ -286,6 +294,7 @@ class Module(Pytree):
             name=name,
             value=value,
             variable_type=_variable_type(variable_type, "perturb"),
+            capture_noop=bool(capture_noop),
         )
 
 

@@ -9,7 +9,7 @@ apart, so a graph that is not a tree raises there instead.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from moduli._module.class_definition import (
     wrap_init,
 )
 from moduli._module.copying import deepcopy_item, picklable_item
-from moduli._module.field_markers import check_defaults, shared_default
+from moduli._module.field_markers import annotated_statuses, check_defaults, shared_default
 from moduli._module.jax_pytree import register
 from moduli._variable.box import Variable
 
@@ -66,6 +66,7 @@ class Pytree(Node):
 
     _descriptors: frozenset[str] = frozenset(("__class__",))
     _is_jax_pytree: bool = True
+    _statuses: Mapping[str, str] | None = None  # of attributes whose annotation says it
 
     if not TYPE_CHECKING:  # for type checkers, a constructor is a class's own __init__
         __signature__ = Constructor()
@@ -95,6 +96,8 @@ class Pytree(Node):
             for name, item in vars(base).items()
             if hasattr(type(item), "__set__") and name not in ("__dict__", "__weakref__")
         ) | {"__class__"}
+        statuses = {**(cls._statuses or {}), **annotated_statuses(cls)}
+        cls._statuses = statuses or None
         check_slots(cls)
         watch_cached_properties(cls)
         note_abstract_methods(cls)
@@ -147,8 +150,12 @@ class Pytree(Node):
             attributes = _attributes(self)
             book: Bookkeeping = attributes["_moduli"]
             old = attributes.get(name, _MISSING)
-            if old is _MISSING and hasattr(type(self), "__dataclass_fields__"):
-                value = _as_field_says(type(self), name, value)
+            if old is _MISSING:
+                if hasattr(type(self), "__dataclass_fields__"):
+                    value = _as_field_says(type(self), name, value)
+                statuses = type(self)._statuses
+                if statuses is not None and name in statuses and value.__class__ is not Annotated:
+                    value = Annotated(value, statuses[name])
             kind = value.__class__
             if kind in _SIMPLE and old.__class__ is kind and static_key(old) == static_key(value):
                 return

@@ -220,7 +220,8 @@ def restore_rngs(backups: Iterable[Backup], /) -> None:
     """Writes back what streams were before they were split or forked.
 
     Args:
-      backups: what :func:`split_rngs` or :func:`fork_rngs` returned.
+      backups: what :func:`split_rngs` or :func:`fork_rngs` returned; or pairs (stream, key), which
+        leave the counts as they are.
 
     The streams go on behind the key that was drawn from them, so a split and restored stream never
     gives the same key twice. Restoring again gives the same state again.
@@ -238,15 +239,16 @@ def restore_rngs(backups: Iterable[Backup], /) -> None:
     """
     items: list[Any] = list(backups) if isinstance(backups, Iterable) else [backups]
     for item in items:
-        if not (isinstance(item, tuple) and len(item) == 3 and isinstance(item[0], RngStream)):
+        is_backup = isinstance(item, tuple) and len(item) in (2, 3)
+        if not (is_backup and isinstance(item[0], RngStream)):
             raise errors.RngError(
                 "restore_rngs takes what split_rngs or fork_rngs returned, with triples (stream, "
                 f"key, count); got {type(backups).__name__} with {type(item).__name__}"
             )
     writes = [
         write
-        for stream, key, count in items
-        for write in ((stream.key, key), (stream.count, count))
+        for stream, *values in items
+        for write in zip((stream.key, stream.count), values, strict=False)
     ]
     for variable, _ in writes:
         variable._check_trace()

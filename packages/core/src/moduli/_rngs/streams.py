@@ -166,6 +166,10 @@ class RngStream(Pytree, Draws):
         key = self()
         return RngStream(key if split is None else jax.random.split(key, split), tag=self.tag)
 
+    def split(self, k: int | tuple[int, ...]) -> RngStream:
+        """Returns a new stream of an array of fresh keys; the same as ``fork(split=k)``."""
+        return self.fork(split=k)
+
     def broadcast(self, k: int | tuple[int, ...], /) -> RngStream:
         """Returns a new stream with one fresh key of this one in all places of an array of keys.
 

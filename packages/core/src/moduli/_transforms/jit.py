@@ -236,6 +236,15 @@ class JitWrapped(Generic[P, R]):
         effects, out, outputs = program.unpack(packed)
         return effects.result(shapes, out, outputs)
 
+    @property
+    def jitted_fn(self) -> JitWrapped[P, R]:
+        """The function itself, under flax's name for the one of JAX inside."""
+        return self
+
+    def _cache_size(self) -> int:
+        """Returns how many compiled programs there are, as a function of ``jax.jit`` does."""
+        return sum(program.jitted._cache_size() for program in self._programs.values())
+
     def clear_cache(self) -> None:
         """Forgets all compiled programs: of this function with these options."""
         self._shortcut = None
@@ -324,6 +333,14 @@ class BoundJit(functools.partial[R], Generic[Q, R]):
     def clear_cache(self) -> None:
         """See :meth:`JitWrapped.clear_cache`."""
         self.func.clear_cache()
+
+    @property
+    def jitted_fn(self) -> BoundJit[Q, R]:
+        """See :attr:`JitWrapped.jitted_fn`."""
+        return self
+
+    def _cache_size(self) -> int:
+        return self.func._cache_size()
 
     @property
     def __self__(self) -> Any:

@@ -36,6 +36,7 @@ def scan(
     in_axes: Any = (Carry, 0),
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
+    _split_transpose: bool = False,
 ) -> Callable[P, R]: ...
 @overload
 def scan(
@@ -47,6 +48,7 @@ def scan(
     in_axes: Any = (Carry, 0),
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
+    _split_transpose: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def scan(
     f: Callable[..., Any] | None = None,
@@ -57,6 +59,7 @@ def scan(
     in_axes: Any = (Carry, 0),
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
+    _split_transpose: bool = False,
 ) -> Any:
     """``jax.lax.scan`` for functions that take modules, with all their updates.
 
@@ -76,6 +79,7 @@ def scan(
         for parts) and what :func:`prefix` returns.
       out_axes: a prefix of the result: ints, and Carry in the place of the new carry.
       transform_metadata: see :func:`vmap`.
+      _split_transpose: as of :func:`jax.lax.scan`.
 
     Returns:
       The function that runs the loop: it returns what ``f`` returns, with the last carry, and
@@ -151,6 +155,7 @@ def scan(
                 length=steps,
                 reverse=reverse,
                 unroll=unroll,
+                _split_transpose=_split_transpose,
             )
         return body.finish(carry, stacked)
 

@@ -8,6 +8,7 @@ cheap and never changes the structure of the graph; writing metadata does.
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import EllipsisType
@@ -86,10 +87,19 @@ class Variable(Operators[A]):
         cls._own_property = cls.value is not Variable.value
         register(cls)
 
-    def __init__(self, value: A | VariableMetadata[A], **metadata: Any):
+    def __init__(
+        self,
+        value: A | VariableMetadata[A],
+        *,
+        hijax: bool | None = None,
+        ref: bool | None = None,
+        **metadata: Any,
+    ):
         if isinstance(value, VariableMetadata):
             metadata.update(value.metadata)
             value = value.raw_value
+            for switch in ("hijax", "ref"):
+                metadata.pop(switch, None)
         if isinstance(value, Variable):
             raise errors.VariableError(
                 f"{type(self).__name__}(...) got a {type(value).__name__} as its value; pass "
@@ -215,9 +225,10 @@ class Variable(Operators[A]):
             note_read(self)
         return self._value
 
-    def set_raw_value(self, value: A) -> None:
+    def set_raw_value(self, value: A, *, _unsafe_bypass_check: bool = False) -> None:
         """Stores a value; no hook runs."""
-        self._check_trace()
+        if not _unsafe_bypass_check:
+            self._check_trace()
         object.__setattr__(self, "_value", value)
 
     @property
@@ -278,6 +289,64 @@ class Variable(Operators[A]):
 
     replace = copy
 
+    def to_state(self) -> Self:
+        """Returns a copy, as :meth:`copy` does."""
+        return self.copy()
+
+    def update_from_state(self, variable_state: Variable[A]) -> None:
+        """Takes over the value and the metadata of another Variable, of whatever kind."""
+        self._check_trace()
+        if _plugins.watches_writes():
+            _plugins.value_written(self, self._value, variable_state._value)
+        object.__setattr__(self, "_value", variable_state._value)
+        if dict(variable_state._metadata) != dict(self._metadata):
+            self._set_all_metadata(variable_state._metadata)
+
+    @classmethod
+    def from_metadata(cls, value: A, attributes: Mapping[str, Any]) -> Self:
+        """Returns a Variable of a stored value and metadata; no hook runs."""
+        metadata = {k: v for k, v in attributes.items() if k not in cls.required_metadata}
+        return cls._make(value, metadata or EMPTY, trace_state(), find_site())
+
+    def create_value(self, value: A) -> A:
+        """Returns the value as it is: what ``on_create_value`` makes of it is stored already."""
+        return value
+
+    @property
+    def var_type(self) -> builtins.type[Variable[Any]]:
+        """The kind of the Variable: its class."""
+        return self.__class__
+
+    @property
+    def hijax(self) -> bool:
+        """False: flax's hijax types are not used (the argument is accepted)."""
+        return False
+
+    @property
+    def ref(self) -> bool:
+        """False: the value does not stand in a ``jax.Ref`` (the argument is accepted)."""
+        return False
+
+    # -- axes --------------------------------------------------------------------------------
+
+    def add_axis(self, axis_index: int, axis_name: str | None) -> None:
+        """Runs the hooks ``on_add_axis``: the value has got an axis.
+
+        Args:
+          axis_index: where it is.
+          axis_name: its name, or None.
+        """
+        self._run_axis_hooks("on_add_axis", axis_index, axis_name)
+
+    def remove_axis(self, axis_index: int, axis_name: str | None) -> None:
+        """Runs the hooks ``on_remove_axis``: the value has lost an axis; see :meth:`add_axis`."""
+        self._run_axis_hooks("on_remove_axis", axis_index, axis_name)
+
+    def _run_axis_hooks(self, name: str, axis_index: int, axis_name: str | None) -> None:
+        hooks = self._hook(name) or ()
+        for hook in hooks if isinstance(hooks, (list, tuple)) else (hooks,):
+            hook(self, axis_index, axis_name)
+
     def copy_from(self, other: Variable[A]) -> None:
         """Takes over the value and the metadata of another Variable of the same kind."""
         if type(other) is not type(self):
@@ -298,8 +367,22 @@ class Variable(Operators[A]):
 
     # -- metadata ----------------------------------------------------------------------------
 
-    def get_metadata(self, name: str | None = None, default: Any = _MISSING) -> Any:
-        """Returns one metadata entry, or a dict of all of them when no name is given."""
+    required_metadata: ClassVar[frozenset[str]] = frozenset({"hijax", "ref"})
+
+    def get_metadata(
+        self,
+        name: str | None = None,
+        default: Any = _MISSING,
+        *,
+        exclude_required: bool | None = None,
+    ) -> Any:
+        """Returns one metadata entry, or a dict of all of them when no name is given.
+
+        Args:
+          name: the entry's name.
+          default: returned if there is no such entry; without it that is an error.
+          exclude_required: accepted: flax's switches, which it leaves out, are no metadata here.
+        """
         if name is None:
             return dict(self._metadata)
         if name in self._metadata:

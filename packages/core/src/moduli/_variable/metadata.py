@@ -15,6 +15,8 @@ AXIS_NAMES = "out_sharding"
 """The metadata that names the axes of a value."""
 _OLD_AXIS_NAMES = ("sharding", "sharding_names")  # what flax called it before
 
+_HOOKS = ("on_set_value", "on_get_value", "on_create_value", "on_add_axis", "on_remove_axis")
+
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 """The metadata of a Variable that has none: one object, so that identity tells."""
 
@@ -28,7 +30,12 @@ class VariableMetadata(Generic[A]):
 
     Attributes:
       raw_value: the value.
-      metadata: the metadata, by name.
+      metadata: the metadata, by name, with the hooks.
+      on_set_value: a hook or several, as metadata of this name; likewise the next four.
+      on_get_value: when the value is read.
+      on_create_value: when the Variable is made.
+      on_add_axis: when a transform gives the value an axis.
+      on_remove_axis: when a transform takes an axis from the value.
 
     Example:
       >>> import moduli as nnx, jax.numpy as jnp
@@ -39,6 +46,18 @@ class VariableMetadata(Generic[A]):
 
     raw_value: A
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    _: dataclasses.KW_ONLY
+    on_set_value: Any = ()
+    on_get_value: Any = ()
+    on_create_value: Any = ()
+    on_add_axis: Any = ()
+    on_remove_axis: Any = ()
+
+    def __post_init__(self) -> None:
+        hooks = {name: getattr(self, name) for name in _HOOKS}
+        given = {name: hook for name, hook in hooks.items() if hook != ()}
+        if given:
+            object.__setattr__(self, "metadata", {**self.metadata, **given})
 
 
 def with_axis_names(metadata: dict[str, Any]) -> dict[str, Any]:
