@@ -14,6 +14,7 @@ import moduli_train
 @pytest.mark.parametrize(
     "name",
     [
+        "EMA",
         "Metric",
         "MetricState",
         "ModelAndOptimizer",
@@ -22,6 +23,7 @@ import moduli_train
         "OptState",
         "OptVariable",
         "Optimizer",
+        "TrainState",
         "metrics",
     ],
 )

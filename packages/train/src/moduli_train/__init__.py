@@ -1,4 +1,4 @@
-"""moduli_train: what training needs besides the model: an optimizer over optax, and metrics."""
+"""moduli_train: what training needs besides the model: optimizer over optax, averages, metrics."""
 
 from typing import TYPE_CHECKING
 
@@ -8,10 +8,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moduli_train import metrics as metrics
+    from moduli_train._ema import EMA as EMA
     from moduli_train._metrics.metric import Metric as Metric
     from moduli_train._metrics.multi_metric import MultiMetric as MultiMetric
     from moduli_train._optimizer import ModelAndOptimizer as ModelAndOptimizer
     from moduli_train._optimizer import Optimizer as Optimizer
+    from moduli_train._train_state import TrainState as TrainState
     from moduli_train._variables import MetricState as MetricState
     from moduli_train._variables import OptArray as OptArray
     from moduli_train._variables import OptState as OptState
@@ -20,9 +22,11 @@ else:  # the same names; tests/test_package_maps.py compares the two
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
         {
+            "_ema": ["EMA"],
             "_metrics.metric": ["Metric"],
             "_metrics.multi_metric": ["MultiMetric"],
             "_optimizer": ["ModelAndOptimizer", "Optimizer"],
+            "_train_state": ["TrainState"],
             "_variables": ["MetricState", "OptArray", "OptState", "OptVariable"],
         },
         submodules=["metrics"],

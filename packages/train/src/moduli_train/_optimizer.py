@@ -47,6 +47,7 @@ class Optimizer(moduli.Pytree, Generic[M]):
       tx: an optax gradient transformation, such as ``optax.adam(1e-3)``.
       wrt: a filter that selects the Variables to update. Take gradients with respect to the same
         filter.
+      graph: accepted, without an effect: a mode of flax.nnx.
 
     Attributes:
       step: how many updates were made, an OptState (uint32).
@@ -78,7 +79,14 @@ class Optimizer(moduli.Pytree, Generic[M]):
     _form: str = FORMS[0]
     _may_carry = frozenset(("tx", "wrt"))  # masks, labels and filters; nothing of it is trained
 
-    def __init__(self, model: M, tx: optax.GradientTransformation, *, wrt: Any = moduli.Param):
+    def __init__(
+        self,
+        model: M,
+        tx: optax.GradientTransformation,
+        *,
+        wrt: Any = moduli.Param,
+        graph: bool | None = None,
+    ):
         check_transformation(model, tx)
         params = moduli.state(model, wrt)
         if not params:
@@ -168,7 +176,14 @@ class ModelAndOptimizer(Optimizer[M]):
 
     model: M
 
-    def __init__(self, model: M, tx: optax.GradientTransformation, *, wrt: Any = moduli.Param):
+    def __init__(
+        self,
+        model: M,
+        tx: optax.GradientTransformation,
+        *,
+        wrt: Any = moduli.Param,
+        graph: bool | None = None,
+    ):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 

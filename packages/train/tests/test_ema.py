@@ -1,0 +1,104 @@
+"""EMA and TrainState: closed forms, donation, and what they say of wrong input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import moduli as nnx
+from moduli.errors import StructureError, VariableError
+
+
+class Model(nnx.Module):
+    def __init__(self) -> None:
+        self.w, self.count = nnx.Param(jnp.ones(3)), nnx.BatchStat(jnp.array(0))
+        self.rngs = nnx.Rngs(0)
+
+    def __call__(self, x: Any) -> Any:
+        return (self.w * x).sum()
+
+
+def test_averages_are_the_closed_form_and_other_values_the_last_ones() -> None:
+    model, decay = Model(), 0.75
+    ema = nnx.EMA(model, decay)
+    shown = ema.apply_to(model)
+    update = nnx.jit(lambda ema, model: ema.update(model))
+    values = [np.full(3, float(n)) for n in range(1, 6)]
+    for number, value in enumerate(values):
+        model.w.value, model.count.value = jnp.asarray(value, jnp.float32), jnp.array(number)
+        model.rngs.default()
+        update(ema, model)
+    weights = [decay ** (4 - n) * (1 - decay) for n in range(5)]
+    expected = decay**5 * np.ones(3) + sum(w * v for w, v in zip(weights, values, strict=True))
+    np.testing.assert_allclose(shown.w.value, expected, rtol=1e-6)
+    assert shown.count.value == 4 and shown.rngs.default.count.value == 5
+    assert shown.w is ema.params["w"] and model.w.value[0] == 5.0
+
+
+@pytest.mark.parametrize("kind", ["EMA", "TrainState"])
+def test_donation_deletes_nothing_of_the_model(kind: str) -> None:
+    model = Model()
+    graphdef, params, _rest = nnx.split(model, nnx.Param, ...)
+    if kind == "EMA":
+        ema = nnx.EMA(model, 0.5, only=nnx.Param)
+        nnx.jit(lambda ema, model: ema.update(model), donate_argnums=0)(ema, model)
+    else:
+        state = nnx.TrainState.create(graphdef, params=params, tx=optax.adam(0.1))
+        jax.jit(lambda s: s.apply_gradients(s.params), donate_argnums=0)(state)
+    assert model.w.value.sum() == 3.0 and not model.w.value.is_deleted()
+
+
+def test_an_update_that_fails_halfway_changes_nothing() -> None:
+    model = nnx.Dict(a=nnx.Param(jnp.ones(2)), b=nnx.Param(jnp.ones(2)))
+    ema = nnx.EMA(model, 0.5)
+    with pytest.raises(StructureError, match=r"EMA.update.*`b`"):
+        ema.update(nnx.state(nnx.Dict(a=nnx.Param(jnp.zeros(2)))))
+    assert ema.params["a"].value.tolist() == [1.0, 1.0]
+
+
+def test_an_array_that_is_no_variable_is_named() -> None:
+    model = nnx.Dict(a=nnx.Param(1.0), b=jnp.ones(2))
+    with pytest.raises(VariableError, match="`b` is a"):
+        nnx.EMA(model, 0.5)
+    assert list(nnx.EMA(model, 0.5, only=nnx.Param).params) == ["a"]
+
+
+class WithStats(nnx.TrainState):
+    batch_stats: nnx.State
+    name: str = "run"
+
+
+def test_a_train_state_is_a_pytree_with_paths_and_its_own_fields() -> None:
+    model = Model()
+    graphdef, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    state = WithStats.create(
+        graphdef, params=params, tx=optax.sgd(0.5), batch_stats=stats, step=3, name=jnp.zeros(())
+    )
+    paths = {jax.tree_util.keystr(path[:1]) for path, _ in jax.tree.leaves_with_path(state)}
+    assert paths == {".params", ".batch_stats", ".step", ".name"}
+    loss, (_, after) = state.apply("params", "batch_stats", rest)(jnp.ones(3))
+    assert loss == 3.0 and isinstance(after, nnx.State)
+    new = jax.jit(lambda s: s.apply_gradients(s.params))(state)
+    assert (new.params["w"].value == 0.5).all() and new.step == 4 and state.step == 3
+    with pytest.raises(StructureError, match=r"WithStats.step holds"):
+        state.apply("step")
+
+
+def test_a_train_step_equals_that_of_an_optimizer() -> None:
+    def loss(model: Any, x: Any) -> Any:
+        return (model(x) - 1.0) ** 2
+
+    model, x = Model(), jnp.arange(3.0)
+    optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    state = nnx.TrainState.create(graphdef, params=params, tx=optax.adam(0.1))
+    for _ in range(3):
+        optimizer.update(model, nnx.grad(loss)(model, x))
+        grads = jax.grad(lambda p: loss(nnx.merge(graphdef, p, rest, copy=True), x))(state.params)
+        state = state.apply_gradients(grads)
+    np.testing.assert_allclose(state.params["w"].value, model.w.value, rtol=1e-6)
