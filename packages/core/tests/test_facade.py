@@ -54,20 +54,6 @@ def test_an_unknown_name_gives_a_near_miss():
     assert not hasattr(nnx, "__wrapped__")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("set_graph_mode", "moduli has one mode"),
-        ("set_graph_updates", "moduli has one mode"),
-    ],
-)
-def test_a_name_of_flax_for_its_modes_says_what_to_write_instead(name, message):
-    with pytest.raises(
-        AttributeError, match=f"module 'moduli' has no attribute '{name}': .*{message}"
-    ):
-        getattr(nnx, name)
-
-
 def test_a_known_name_that_is_not_installed_gives_the_command(monkeypatch, fresh_plugins):
     from moduli._facade import resolve as _facade
 

@@ -1667,14 +1667,3 @@ def test_a_cached_partial_may_change_the_structure_where_flax_raises():
     with pytest.raises(ValueError, match="not allowed"):
         run(flax)
     np.testing.assert_array_equal(run(nnx).new[...], X)
-
-
-@pytest.mark.parametrize("flag", ["graph", "graph_updates"])
-def test_the_modes_of_flax_are_refused_and_not_ignored(flag):
-    names = """jit vmap pmap scan shard_map grad value_and_grad vjp jvp custom_vjp remat checkify
-        cond switch while_loop fori_loop split_rngs fork_rngs with_rngs split state clone prefix"""
-    for name in names.split():
-        with pytest.raises(
-            TypeError, match=rf"{name}\(\) got an unexpected keyword argument '{flag}'"
-        ):
-            getattr(nnx, name)(lambda model: model, **{flag: True})

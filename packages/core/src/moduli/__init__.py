@@ -13,6 +13,9 @@ from moduli import filterlib as filterlib
 from moduli import plugins as plugins
 from moduli._base.public_names import claim_public_names as _claim_public_names
 from moduli._base.type_variables import A as A
+from moduli._facade.flax_modes import set_graph_mode as set_graph_mode
+from moduli._facade.flax_modes import set_graph_updates as set_graph_updates
+from moduli._facade.flax_modes import take_modes as _take_modes
 from moduli._graph.data import is_data as is_data
 from moduli._graph.data import register_data_type as register_data_type
 from moduli._graph.graphdef import GraphDef as GraphDef
@@ -40,6 +43,8 @@ from moduli._graph.state import to_flat_state as to_flat_state
 from moduli._graph.state import to_pure_dict as to_pure_dict
 from moduli._module.containers import Dict as Dict
 from moduli._module.containers import List as List
+from moduli._module.field_markers import Data as Data
+from moduli._module.field_markers import Static as Static
 from moduli._module.field_markers import data as data
 from moduli._module.field_markers import dataclass as dataclass
 from moduli._module.field_markers import static as static
@@ -148,6 +153,7 @@ else:
     from moduli._facade.submodules import install as _install
 
     _install()
+    _take_modes(globals())
     del _install
 
     # Transforms are half of core's files; a program imports those that it names.
@@ -202,8 +208,10 @@ else:
     def __getattr__(name: str) -> _Any:
         """Finds a transform, or a name that an installed extension package declares; keeps it."""
         if name in _OWN_NAMES:
-            value = _own_name(name)
-            _claim_public_names({"__name__": __name__, name: value})
+            found = {"__name__": __name__, name: _own_name(name)}
+            _claim_public_names(found)
+            _take_modes(found)
+            value = globals()[name] = found[name]
             return value
         if name == "__all__":  # what `from moduli import *` brings: core's own names
             own = {*globals(), *_OWN_NAMES} - {"TYPE_CHECKING"}

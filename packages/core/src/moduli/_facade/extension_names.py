@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from moduli_debug import profile as profile
     from moduli_debug import reducers as reducers
     from moduli_debug import tabulate as tabulate
+    from moduli_train import EMA as EMA
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
     from moduli_train import ModelAndOptimizer as ModelAndOptimizer
@@ -110,44 +111,67 @@ if TYPE_CHECKING:
     from moduli_train import OptState as OptState
     from moduli_train import OptVariable as OptVariable
     from moduli_train import Optimizer as Optimizer
+    from moduli_train import TrainState as TrainState
     from moduli_train import metrics as metrics
     from moduli_interop import BridgeError as BridgeError
     from moduli_interop import CheckpointError as CheckpointError
     from moduli_interop import CheckpointManager as CheckpointManager
+    from moduli_interop._flax.graph_state import GraphState as GraphState
+    from moduli_interop._flax.deprecations import M as M
+    from moduli_interop._flax.contexts import MergeContext as MergeContext
+    from moduli_interop._flax.graph_state import PureState as PureState
+    from moduli_interop._flax.contexts import SplitContext as SplitContext
+    from moduli_interop._flax.contexts import UpdateContext as UpdateContext
+    from moduli import Variable as VariableState
+    from moduli import abstract_with_sharding as as_abstract
     from moduli_interop import as_flax as as_flax
     from moduli_interop._flax.modules import bridge as bridge
+    from moduli_interop._flax.proxies import call as call
+    from moduli_interop._flax.checks import check_pytree as check_pytree
     from moduli_interop._flax.modules import compat as compat
+    from moduli_interop._flax.contexts import current_update_context as current_update_context
     from moduli_interop._flax.modules import deprecations as deprecations
     from moduli_interop import export as export
     from moduli_interop._flax.modules import extract as extract
     from moduli_interop import from_flax as from_flax
     from moduli_interop._flax.modules import graph as graph
     from moduli_interop._flax.modules import graphlib as graphlib
+    from moduli_interop._flax.checks import has_data as has_data
     from moduli_interop._flax.modules import helpers as helpers
     from moduli_interop import inspect_checkpoint as inspect_checkpoint
     from moduli_interop import load as load
     from moduli_interop import load_state as load_state
+    from moduli_interop._flax.contexts import merge_context as merge_context
     from moduli_interop._flax.modules import module as module
     from moduli_interop._flax.modules import nn as nn
     from moduli_interop._flax.modules import object as object
     from moduli_interop._flax.modules import optimizer as optimizer
     from moduli_interop._flax.modules import proxy_caller as proxy_caller
+    from moduli import as_pure as pure
     from moduli_interop._flax.modules import pytreelib as pytreelib
     from moduli_interop import read_tensors as read_tensors
     from moduli_interop._flax.modules import reprlib as reprlib
     from moduli_interop._flax.modules import rnglib as rnglib
     from moduli_interop import save as save
+    from moduli_interop._flax.contexts import split_context as split_context
     from moduli_interop._flax.modules import spmd as spmd
     from moduli_interop._flax.modules import statelib as statelib
     from moduli_interop._flax.modules import summary as summary
     from moduli_interop import to_flax as to_flax
     from moduli_interop._flax.modules import tracers as tracers
     from moduli_interop._flax.modules import training as training
+    from moduli_interop._flax.metadata import transform_metadata as transform_metadata
     from moduli_interop._flax.modules import transforms as transforms
     from moduli_interop._flax.modules import traversals as traversals
+    from moduli_interop._flax.graph_state import unpack as unpack
+    from moduli_interop._flax.contexts import update_context as update_context
+    from moduli_interop._flax.refs import var_defaults as var_defaults
     from moduli_interop._flax.modules import variablelib as variablelib
+    from moduli_interop._flax.refs import with_vars as vars_as
     from moduli_interop import verify_checkpoint as verify_checkpoint
+    from moduli_interop._flax.views import view_info as view_info
     from moduli_interop._flax.modules import visualization as visualization
+    from moduli_interop._flax.refs import with_vars as with_vars
     from moduli_interop._flax.modules import wrappers as wrappers
 
 PROVIDED: dict[str, tuple[str, ...]] = {
@@ -251,6 +275,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "tabulate",
     ),
     "train": (
+        "EMA",
         "Metric",
         "MetricState",
         "ModelAndOptimizer",
@@ -259,46 +284,69 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "OptState",
         "OptVariable",
         "Optimizer",
+        "TrainState",
         "metrics",
     ),
     "interop": (
         "BridgeError",
         "CheckpointError",
         "CheckpointManager",
+        "GraphState",
+        "M",
+        "MergeContext",
+        "PureState",
+        "SplitContext",
+        "UpdateContext",
+        "VariableState",
+        "as_abstract",
         "as_flax",
         "bridge",
+        "call",
+        "check_pytree",
         "compat",
+        "current_update_context",
         "deprecations",
         "export",
         "extract",
         "from_flax",
         "graph",
         "graphlib",
+        "has_data",
         "helpers",
         "inspect_checkpoint",
         "load",
         "load_state",
+        "merge_context",
         "module",
         "nn",
         "object",
         "optimizer",
         "proxy_caller",
+        "pure",
         "pytreelib",
         "read_tensors",
         "reprlib",
         "rnglib",
         "save",
+        "split_context",
         "spmd",
         "statelib",
         "summary",
         "to_flax",
         "tracers",
         "training",
+        "transform_metadata",
         "transforms",
         "traversals",
+        "unpack",
+        "update_context",
+        "var_defaults",
         "variablelib",
+        "vars_as",
         "verify_checkpoint",
+        "view_info",
         "visualization",
+        "with_vars",
         "wrappers",
     ),
 }

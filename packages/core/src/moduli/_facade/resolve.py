@@ -123,10 +123,7 @@ def resolve(name: str) -> Any:
 
 def _hint(name: str) -> str:
     import moduli
-    from moduli._facade.flax_names import INSTEAD
 
-    if name in INSTEAD:
-        return f": {INSTEAD[name]}"
     known = {
         *(key for key in (*vars(moduli), *moduli._OWN_NAMES) if not key.startswith("_")),
         *_declared(),

@@ -41,7 +41,7 @@ class FlaxModule(types.ModuleType):
                 name=name,
             )
         path = f"{self.__name__.removeprefix('moduli.')}.{name}"
-        value = submodule(path) if path in _paths() else _named(name)
+        value = submodule(path) if path in _PATHS else _named(path)
         setattr(self, name, value)
         return value
 
@@ -69,7 +69,7 @@ def submodule(path: str) -> types.ModuleType:
       True
     """
     path = ALIASES.get(path, path)
-    if path not in _paths():
+    if path not in _PATHS:
         raise AttributeError(f"flax.nnx has no public submodule {path!r}", name=path)
     if path not in _made:
         _made[path] = _loaded(SAME[path]) if path in SAME else FlaxModule(path)
@@ -81,18 +81,19 @@ def __getattr__(name: str) -> types.ModuleType:
     return submodule(name)
 
 
-def _paths() -> set[str]:
-    return {*MODULES, *SAME, *ALIASES}
+_PATHS = frozenset({*MODULES, *SAME, *ALIASES})
 
 
 def _below(path: str) -> set[str]:
     """Returns the names of the submodules of a submodule."""
-    nested = [other.rpartition(".") for other in _paths()]
+    nested = [other.rpartition(".") for other in _PATHS]
     return {name for parent, _, name in nested if parent == path}
 
 
-def _named(name: str) -> Any:
-    return _loaded(HOMES[name]) if name in HOMES else getattr(moduli, name)
+def _named(path: str) -> Any:
+    name = path.rpartition(".")[2]
+    home = HOMES.get(path) or HOMES.get(name)
+    return _loaded(home) if home else getattr(moduli, name)
 
 
 def _loaded(target: str) -> Any:

@@ -5,7 +5,7 @@ A test holds it against the installed flax, so that what is newer there is liste
 
 from __future__ import annotations
 
-__all__ = ["ALIASES", "HOMES", "MODULES", "SAME"]
+__all__ = ["ALIASES", "HOMES", "MODULES", "NAMES", "SAME"]
 
 _TRANSFORMS = {
     "autodiff": "DiffState custom_vjp grad jvp remat value_and_grad vjp",
@@ -77,7 +77,8 @@ MODULES: dict[str, str] = {
     "proxy_caller": "ApplyCaller CallableProxy DelayedAccessor GetAttr GetItem",
     "pytreelib": "Data Object Pytree Static check_pytree data dataclass has_data is_data "
     "register_data_type static",
-    "reprlib": "",
+    "reprlib": "Attr MappingReprMixin Object PrettyMapping PrettySequence Representable "
+    "SequenceReprMixin get_repr",
     "rnglib": "RngCount RngKey RngState RngStream Rngs SplitBackups Variable backup_keys "
     "fork_rngs reseed restore_rngs split_rngs with_rngs",
     "spmd": "PARTITION_NAME abstract_with_sharding add_axis as_abstract get_abstract_model "
@@ -85,7 +86,7 @@ MODULES: dict[str, str] = {
     "statelib": "FlatState State filter_state from_flat_state map_state merge_state "
     "replace_by_pure_dict restore_int_paths split_state to_flat_state to_pure_dict",
     "summary": "tabulate",
-    "tracers": "",
+    "tracers": "TraceState current_jax_trace",
     "training": "",
     "training.ema": "EMA",
     "training.optimizer": f"{_OPTIMIZER} to_opt_state",
@@ -112,15 +113,50 @@ ALIASES: dict[str, str] = {
     "wrappers": "bridge.wrappers",
 }
 
-# Names that are none of moduli's own: where they stand.
+# Names that are none of moduli's own: where they stand; with the submodule where the name means
+# another thing there.
 _AUTHORS = (
     "Output RNNBase canonicalize_dtype canonicalize_padding default_a_initializer "
     "default_b_initializer default_bias_init default_embed_init default_kernel_init first_from "
     "modified_orthogonal"
 )
 _BRIDGE = "Bridge ChannelsFirst Conversion LayerRule from_framework to_framework"
+_HERE = {
+    "axes": "add_axis get_var_pspec remove_axis",
+    "checks": "check_pytree has_data",
+    "contexts": "MergeContext SplitContext UpdateContext current_update_context merge_context "
+    "split_context update_context",
+    "deprecations": "M backup_keys deprecated",
+    "graph_state": "GraphState PureState unpack",
+    "metadata": "transform_metadata",
+    "proxies": "ApplyCaller CallableProxy DelayedAccessor GetAttr GetItem call",
+    "representable": "Attr MappingReprMixin PrettyMapping PrettySequence Representable "
+    "SequenceReprMixin get_repr",
+    "refs": "VarDefaults var_defaults with_vars",
+    "traces": "TraceState current_jax_trace",
+    "traversals": "empty_node flatten_mapping flatten_to_sequence unflatten_mapping",
+    "views": "view_info",
+}  # the files of this folder
 HOMES: dict[str, str] = {
     "dtypes": "moduli:nn.dtypes",
     **{name: f"moduli_interop.bridge:{name}" for name in _BRIDGE.split()},
     **{name: f"moduli_layers._for_authors:{name}" for name in _AUTHORS.split()},
+    **{
+        name: f"moduli_interop._flax.{file}:{name}"
+        for file, names in _HERE.items()
+        for name in names.split()
+    },
+    "VariableState": "moduli:Variable",
+    "reprlib.Object": "moduli_interop._flax.representable:Object",
+    "to_opt_state": "moduli_train._opt_state:to_opt_state",
+    "as_abstract": "moduli:abstract_with_sharding",
+    "pure": "moduli:as_pure",
+    "vars_as": "moduli_interop._flax.refs:with_vars",
 }
+
+# The names of flax.nnx itself that moduli's packages have not: entry points of moduli-interop.
+NAMES = (
+    "GraphState M MergeContext PureState SplitContext UpdateContext VariableState as_abstract call "
+    "check_pytree current_update_context has_data merge_context pure split_context "
+    "transform_metadata unpack update_context var_defaults vars_as view_info with_vars"
+)
