@@ -673,7 +673,7 @@ COMPAT = """
 
 @program("compat")
 def compat(nnx: Any) -> Any:
-    model = block(nnx)
+    model = linear(nnx)
     graphdef, state = nnx.compat.split(model)
     loss, grads = nnx.compat.value_and_grad(lambda m, x: (m(x) ** 2).mean())(model, X)
     out = nnx.compat.jit(lambda model, x: model(x))(nnx.merge(graphdef, state), X)

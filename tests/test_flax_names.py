@@ -16,9 +16,6 @@ flax = pytest.importorskip("flax")
 nnx = pytest.importorskip("flax.nnx")
 
 NAMES = sorted(name for name in dir(nnx) if not name.startswith("_"))
-LAYOUTS = [name for name in PROGRAMS if PROGRAMS[name] is PROGRAMS["get_partition_spec"]]
-WITHOUT = [name for name in LAYOUTS if not hasattr(moduli, name)]  # until layouts are in core
-NEED_LAYOUTS = ("get_partition_spec", "transform_metadata", "compat")
 OF_LATER = ["RoPE", "dot_product_attention_with_rope"]  # than the oldest flax that we know
 
 
@@ -52,8 +49,8 @@ def test_every_public_name_has_a_program() -> None:
 
 
 def test_every_public_name_is_there_and_listed() -> None:
-    assert [name for name in NAMES if not hasattr(moduli, name)] == sorted(WITHOUT)
-    assert [name for name in NAMES if name not in dir(moduli)] == sorted(WITHOUT)
+    assert [name for name in NAMES if not hasattr(moduli, name)] == []
+    assert [name for name in NAMES if name not in dir(moduli)] == []
     assert moduli.VariableState is moduli.Variable
 
 
@@ -62,8 +59,6 @@ CASES = {id(program): name for name, program in reversed(PROGRAMS.items()) if na
 
 @pytest.mark.parametrize("name", sorted(CASES.values()))
 def test_a_program_gives_the_same_in_both_libraries(name: str) -> None:
-    if WITHOUT and name in NEED_LAYOUTS:
-        pytest.skip(f"moduli has no {WITHOUT} yet")
     with jax.numpy_dtype_promotion("standard"):
         same(run(moduli, name), run(nnx, name))
 
