@@ -19,7 +19,7 @@ import pytest
 import moduli
 from moduli.errors import PathError, RngError, ShapeError, StructureError
 from moduli.testing import assert_equal_graphs, assert_unchanged
-from moduli_layers import BatchNorm, Dropout, Linear, Stack
+from moduli_layers import BatchNorm, Dropout, Linear, Stack, initializers, with_partitioning
 
 N = 3
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
@@ -936,3 +936,27 @@ def test_an_error_in_a_block_leaves_everything_as_it_was() -> None:
     stack = make(Fails)
     with assert_unchanged(stack), pytest.raises(RuntimeError, match="stop"):
         stack(X)
+
+
+# -- names of axes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, "layers"])
+@pytest.mark.parametrize("made", ["new", "of"])
+def test_the_axis_of_the_blocks_is_named_in_partition_names(made: str, name: str | None) -> None:
+    metadata = {moduli.PARTITION_NAME: name} if name else None
+    init = with_partitioning(initializers.lecun_normal(), ("in", "out"))
+
+    def block(rngs: moduli.Rngs) -> Linear:
+        return Linear(4, 4, kernel_init=init, rngs=rngs)
+
+    if made == "new":
+        stack = Stack(block, 3, rngs=moduli.Rngs(0), transform_metadata=metadata)
+    else:
+        blocks = [block(moduli.Rngs(seed)) for seed in range(3)]
+        stack = Stack.of(blocks, transform_metadata=metadata)
+        assert blocks[0].kernel.out_sharding == ("in", "out")
+    assert stack.block.kernel.out_sharding == (name, "in", "out")
+    assert stack[1].kernel.out_sharding == ("in", "out")
+    assert stack(jnp.ones((2, 4))).shape == (2, 4)
+    assert stack.block.kernel.out_sharding == (name, "in", "out")

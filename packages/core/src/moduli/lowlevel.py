@@ -16,6 +16,10 @@ The door between graphs of modules and JAX, with which every transform is writte
 - Which JAX trace is running: :func:`trace_state`.
 - Messages: :func:`check_callable`, :func:`naming`, :func:`named`, :func:`wraps`.
 
+For values that get or lose an axis outside of a transform:
+
+- :func:`add_axis_name`, :func:`remove_axis_name`: the names of axes in the metadata of Variables.
+
 For initializers:
 
 - :func:`flat_draw`, :func:`flat_full`: eager random draws and constants of many shapes with few
@@ -37,6 +41,8 @@ from moduli._call.function import wraps as wraps
 from moduli._call.naming import named as named
 from moduli._call.naming import naming as naming
 from moduli._call.outputs import Outputs as Outputs
+from moduli._call.partition_names import add_axis_name as add_axis_name
+from moduli._call.partition_names import remove_axis_name as remove_axis_name
 from moduli._call.results import arrays_and_aux as arrays_and_aux
 from moduli._call.results import scalar_and_aux as scalar_and_aux
 from moduli._call.signature import Leaf as Leaf

@@ -311,6 +311,12 @@ def _metadata(value: Any) -> Any:
     raise _WrongError("a dict with names as keys, as {'sharding': ('model',)}")
 
 
+def _axis_metadata(value: Any) -> Any:
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return value
+    raise _WrongError("a dict, as {moduli.PARTITION_NAME: 'layers'}")
+
+
 def _name(value: Any) -> Any:
     """Checks a name, or names: axes of ``vmap`` may have any that can be hashed."""
     value = tuple(value) if isinstance(value, list) else value
@@ -379,6 +385,7 @@ _CHECKS: dict[str, _Check] = {
     "initializers.Initializer": _initializer,
     "initializers.Initializer | None": _or_none(_initializer),
     "Mapping[str, Any]": _metadata,
+    "Mapping[str, Any] | None": _or_none(_axis_metadata),
     "lax.PrecisionLike": _or_none(_precision),
     "PromoteDtype": _callable,
     "Callable[..., Any]": _function,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, SupportsIndex, overload
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 import moduli
 from moduli.errors import PathError, StructureError
+from moduli.lowlevel import add_axis_name, remove_axis_name
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_rngs
 
@@ -62,6 +63,8 @@ class Stack(moduli.Module, Generic[M]):
       remat: see the attributes.
       policy: see the attributes.
       unroll: see the attributes.
+      transform_metadata: ``{moduli.PARTITION_NAME: name}`` names the axis of the blocks in the
+        parameters' partition names; else it is None there. See :func:`moduli.vmap`.
 
     Raises:
       StructureError: ``block`` cannot be called or returns no Module, or ``n`` is no positive int.
@@ -95,6 +98,7 @@ class Stack(moduli.Module, Generic[M]):
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
         unroll: int = 1,
+        transform_metadata: Mapping[str, Any] | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -107,6 +111,7 @@ class Stack(moduli.Module, Generic[M]):
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
         unroll: int = 1,
+        transform_metadata: Mapping[str, Any] | None = None,
     ) -> None: ...
     @checked
     def __init__(
@@ -119,6 +124,7 @@ class Stack(moduli.Module, Generic[M]):
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
         unroll: int = 1,
+        transform_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(block, moduli.Module) or not callable(block):
             raise StructureError(
@@ -139,7 +145,9 @@ class Stack(moduli.Module, Generic[M]):
 
         streams = None if rngs is None else _split(check_rngs(self, rngs), n)
         axes = (0,) if rngs is not None else (None,)
-        self.block: M = moduli.vmap(make, in_axes=axes, axis_size=n)(streams)
+        self.block: M = moduli.vmap(
+            make, in_axes=axes, axis_size=n, transform_metadata=transform_metadata
+        )(streams)
         self._set(n, scan, remat, policy, unroll)
 
     def _number(self, n: Any) -> int:
@@ -163,6 +171,7 @@ class Stack(moduli.Module, Generic[M]):
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
         unroll: int = 1,
+        transform_metadata: Mapping[str, Any] | None = None,
     ) -> Stack[M]:
         """Makes a Stack of blocks that exist, by stacking copies of their values.
 
@@ -172,6 +181,7 @@ class Stack(moduli.Module, Generic[M]):
           remat: see the class.
           policy: see the class.
           unroll: see the class.
+          transform_metadata: see the class.
 
         Raises:
           StructureError: there is no block, one is no Module, or two differ.
@@ -197,6 +207,7 @@ class Stack(moduli.Module, Generic[M]):
         stacked = jax.tree.map(lambda *values: jnp.stack(values), *[state for _, state in parts])
         stack: Stack[M] = cls.__new__(cls)
         stack.block = moduli.merge(graphdef, stacked)
+        add_axis_name(stack.block, 0, transform_metadata)
         stack._set(len(blocks), scan, remat, policy, unroll)
         return stack
 
@@ -235,7 +246,9 @@ class Stack(moduli.Module, Generic[M]):
         if not -self.n <= number < self.n:
             raise PathError(f"Stack has {self.n} blocks, got the index {number}")
         graphdef, state = moduli.split(self.block)
-        return moduli.merge(graphdef, jax.tree.map(lambda value: value[number], state))
+        block = moduli.merge(graphdef, jax.tree.map(lambda value: value[number], state))
+        remove_axis_name(block)
+        return block
 
     def __iter__(self) -> Iterator[M]:
         """Yields a copy of each block."""

@@ -343,6 +343,18 @@ class Frame:
             if isinstance(item, Variable)
         ]
 
+    def new_variables(self) -> list[New]:
+        """Lists the Variables that the function put below its arguments, and where they stand."""
+        if self._same_structure():
+            return []
+        flat = flatten_roots(self._roots)
+        home = self._homes()
+        return [
+            New(*root_and_path((flat.graphdef,), 0, path), holder)
+            for holder, path in zip(flat.holders, flat.graphdef.leaf_paths, strict=True)
+            if isinstance(holder, Variable) and id(holder) not in home
+        ]
+
     def _homes(self) -> dict[int, tuple[int, int]]:
         """(graph, index) of each object of the arguments, by its id."""
         return {

@@ -2,12 +2,13 @@
 
 A Variable's metadata may name the axes of its value for sharding (``sharding_names``, or
 ``out_sharding``). Inside vmap and scan a mapped value has one axis less, so its name is taken out,
-and put back for the value outside; a Variable made inside gets the name of the new axis.
+and put back for the value outside; a Variable made inside gets the name of the new axis: the one in
+``transform_metadata``, or None. So there are always as many names as axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,15 +17,17 @@ from moduli import errors
 from moduli._call.call import Call
 from moduli._call.frame import Frame
 from moduli._call.prefixes import label_finder, spread
+from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
 from moduli._variable.box import Variable
+from moduli._variable.kinds import Intermediate
+from moduli._variable.mapped_axis_names import NAMES, with_axis, without_axis
 
-__all__ = ["PARTITION_NAME", "PartitionNames"]
+__all__ = ["PARTITION_NAME", "PartitionNames", "add_axis_name", "remove_axis_name"]
 
 PARTITION_NAME = "partition_name"
 """The key of ``transform_metadata`` whose value is the name of the mapped axis."""
-_KEYS = ("out_sharding", "sharding_names", "sharding")
 
 
 class PartitionNames:
@@ -42,9 +45,9 @@ class PartitionNames:
                 f"{transform}: transform_metadata has the keys {sorted(metadata)}, but not "
                 "moduli.PARTITION_NAME, whose value is the name of the mapped axis (or None)"
             )
-        self.active = bool(metadata)
+        self.check = bool(metadata)
         name = metadata.pop(PARTITION_NAME, None)
-        self.inserts = {**dict.fromkeys(_KEYS, name), **metadata}
+        self.inserts = {**dict.fromkeys(NAMES, name), **metadata}
 
     def inside(self, call: Call) -> _Inside:
         """Returns what renames for one call."""
@@ -54,69 +57,123 @@ class PartitionNames:
 class _Inside:
     def __init__(self, names: PartitionNames, call: Call):
         self._names, self._call = names, call
-        self._before: dict[int, tuple[Variable[Any], Mapping[str, Any], Mapping[str, Any]]] = {}
+        self._before: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
     def enter(self, frame: Frame) -> None:
         """Takes the name of the mapped axis out of the fresh arguments."""
-        if not self._names.active:
-            return
+        names = self._names
         for (number, index), holder in frame.variables():
+            before = holder._metadata
             axis = self._call.value_labels[number][index]
-            if isinstance(axis, int):
-                before = holder._metadata
-                inner = _edited(before, axis, self._names.inserts)
-                if inner is not before:
-                    holder._set_all_metadata(inner)
-                    self._before[id(holder)] = (holder, before, inner)
+            if before and isinstance(axis, int):
+                inner = without_axis(before, axis, holder._value, names.inserts, check=names.check)
+                self._before[id(holder)] = (before, inner)
+                holder._set_all_metadata(inner)
 
     def leave(self, frame: Frame, out: Any, out_axes: Any) -> None:
         """Puts the name back, and into Variables that are new."""
-        if not self._names.active:
-            return
-        known = {id(holder) for _, holder in frame.variables()}
-        for holder, before, inner in self._before.values():
-            if holder._metadata is inner:
-                holder._set_all_metadata(before)
+        known: set[int] = set()
+        for (number, index), holder in frame.variables():
+            known.add(id(holder))
+            axis = self._call.value_labels[number][index]
+            if holder._metadata and isinstance(axis, int):
+                holder._set_all_metadata(self._outer(holder, axis))
         self._before.clear()
+        for holder, axis in [*self._added(frame), *self._returned(out, out_axes)]:
+            if id(holder) not in known and holder._metadata and isinstance(axis, int):
+                known.add(id(holder))
+                metadata = with_axis(holder._metadata, axis, holder._value, self._names.inserts)
+                holder._set_all_metadata(metadata)
+
+    def _outer(self, holder: Variable[Any], axis: int) -> Mapping[str, Any]:
+        """Returns the metadata of a mapped argument, outside: the user may have changed it."""
+        now = holder._metadata
+        before, inner = self._before.get(id(holder), ({}, {}))
+        if now is inner:
+            return before
+        inserts = self._names.inserts
+        kept = {key: before[key] for key in inserts if key in now and now[key] is inner.get(key)}
+        new = {key: name for key, name in inserts.items() if key not in kept}
+        return {**with_axis(now, axis, holder._value, new), **kept}
+
+    def _added(self, frame: Frame) -> Iterator[tuple[Variable[Any], Any]]:
+        """Yields the Variables that the function added to its arguments, with their axes."""
+        for new in frame.new_variables():
+            axis = self._call.label_of_new(new)
+            stacked = isinstance(new.holder, Intermediate) and not isinstance(axis, int)
+            yield new.holder, 0 if stacked else axis
+
+    def _returned(self, out: Any, out_axes: Any) -> Iterator[tuple[Variable[Any], Any]]:
+        """Yields the Variables below the objects that the function returned, with their axes."""
         pairs, _ = jax.tree_util.tree_flatten_with_path(out, is_leaf=is_graph_leaf)
         marks = spread(out_axes, out, f"{self._call.transform}: out_axes")
         for (_, leaf), (label, base) in zip(pairs, marks, strict=True):
             if is_graph_leaf(leaf):
                 find = label_finder(label, base, f"{self._call.transform}: out_axes")
-                for path, variable in _variables_below(leaf):
-                    axis = find(path, variable)
-                    if id(variable) not in known and isinstance(axis, int):
-                        known.add(id(variable))
-                        metadata = _edited(variable._metadata, axis, self._names.inserts, add=True)
-                        variable._set_all_metadata(metadata)
+                flat = flatten_roots((leaf,))
+                for path, holder in zip(flat.graphdef.leaf_paths, flat.holders, strict=True):
+                    if isinstance(holder, Variable) and holder._metadata:
+                        yield holder, find(path, holder)
 
 
-def _variables_below(root: Any) -> list[tuple[tuple[Any, ...], Variable[Any]]]:
-    flat = flatten_roots((root,))
-    pairs = zip(flat.graphdef.leaf_paths, flat.holders, strict=True)
-    return [(path, holder) for path, holder in pairs if isinstance(holder, Variable)]
+_UNNAMED: Mapping[str, Any] = dict.fromkeys(NAMES)
 
 
-def _edited(
-    metadata: Mapping[str, Any], axis: int, inserts: Mapping[str, Any], *, add: bool = False
-) -> Mapping[str, Any]:
-    """Returns metadata with one axis more or less in each tuple of names."""
-    changed = {}
-    for key, name in inserts.items():
-        names = metadata.get(key)
-        if not isinstance(names, tuple):
-            continue
-        edited = list(names)
-        place = axis + len(edited) + add if axis < 0 else axis
-        if add:
-            edited += [None] * (place - len(edited))
-            edited.insert(place, name)
-        elif place < len(edited):
-            if edited[place] != name:
-                raise errors.StructureError(
-                    f"the mapped axis {axis} is named {name!r} in transform_metadata, but "
-                    f"{edited[place]!r} in the metadata {key}={names!r} of a mapped Variable"
-                )
-            del edited[place]
-        changed[key] = tuple(edited)
-    return {**metadata, **changed} if changed else metadata
+def add_axis_name(node: Any, axis: int = 0, metadata: Mapping[str, Any] | None = None) -> None:
+    """Names an axis that every value below a node has got, in their metadata.
+
+    Args:
+      node: a Module or Variable, whose values have the axis already.
+      axis: where it is.
+      metadata: as ``transform_metadata`` of :func:`moduli.vmap`; without it the name is None.
+
+    Raises:
+      StructureError: if the metadata has no ``moduli.PARTITION_NAME``.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> from moduli.lowlevel import add_axis_name
+      >>> param = nnx.Param(jnp.ones((2, 3)), out_sharding=("in",))
+      >>> add_axis_name(param, metadata={nnx.PARTITION_NAME: "layers"})
+      >>> param.out_sharding
+      ('layers', 'in')
+    """
+    inserts = PartitionNames(metadata, "add_axis_name").inserts
+    for holder in flat_of(node).holders:
+        if isinstance(holder, Variable) and holder._metadata:
+            value = _without(holder, axis)
+            holder._set_all_metadata(with_axis(holder._metadata, axis, value, inserts))
+
+
+def remove_axis_name(node: Any, axis: int = 0) -> None:
+    """Takes out the name of an axis that every value below a node has lost.
+
+    Args:
+      node: a Module or Variable, whose values do not have the axis any more.
+      axis: where it was.
+
+    Example:
+      >>> import moduli as nnx, jax.numpy as jnp
+      >>> from moduli.lowlevel import remove_axis_name
+      >>> param = nnx.Param(jnp.ones(3), out_sharding=("layers", "in"))
+      >>> remove_axis_name(param)
+      >>> param.out_sharding
+      ('in',)
+    """
+    for holder in flat_of(node).holders:
+        if isinstance(holder, Variable) and holder._metadata:
+            inner = without_axis(holder._metadata, axis, holder._value, _UNNAMED)
+            holder._set_all_metadata(inner)
+
+
+class _Rank:
+    """Stands for a value of which only the number of axes matters."""
+
+    def __init__(self, ndim: int):
+        self.ndim = ndim
+
+
+def _without(holder: Variable[Any], axis: int) -> Any:
+    """Returns a stand-in for the value before it had the axis."""
+    rank = getattr(holder._value, "ndim", None)
+    return None if rank is None else _Rank(rank - 1)

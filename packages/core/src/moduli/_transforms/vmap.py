@@ -75,7 +75,8 @@ def vmap(
       axis_size: its size, if no argument tells.
       spmd_axis_name: as of ``jax.vmap``.
       transform_metadata: ``{moduli.PARTITION_NAME: name}`` inserts the name of the axis into the
-        partition names of Variables that are mapped.
+        partition names (``out_sharding``) of Variables that are mapped; without it the axis is
+        None there, so that there are as many names as axes.
 
     Returns:
       The mapped function.
