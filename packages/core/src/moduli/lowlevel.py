@@ -20,6 +20,11 @@ For values that get or lose an axis outside of a transform:
 
 - :func:`add_axis_name`, :func:`remove_axis_name`: the names of axes in the metadata of Variables.
 
+For layers that draw at random:
+
+- :func:`draw_for`, :func:`key_for`: keys that differ between the devices of a ``shard_map`` where
+  the data differ; :func:`varying_axes` tells over which axes they do.
+
 For initializers:
 
 - :func:`flat_draw`, :func:`flat_full`: eager random draws and constants of many shapes with few
@@ -27,6 +32,7 @@ For initializers:
 """
 
 from moduli._base.compat import trace_state as trace_state
+from moduli._base.compat import varying_axes as varying_axes
 from moduli._call.bind import Binding as Binding
 from moduli._call.bind import bind as bind
 from moduli._call.bind import is_plain as is_plain
@@ -51,6 +57,8 @@ from moduli._call.tangents import match_tangents as match_tangents
 from moduli._call.writeback import Effects as Effects
 from moduli._call.writeback import Packed as Packed
 from moduli._graph.rebuild import rebuild as rebuild
+from moduli._rngs.device_keys import draw_for as draw_for
+from moduli._rngs.device_keys import key_for as key_for
 from moduli._rngs.draws import flat_draw as flat_draw
 from moduli._rngs.draws import flat_full as flat_full
 from moduli._variable.axis_names import fitted_metadata as fitted_metadata

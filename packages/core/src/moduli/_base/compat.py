@@ -20,6 +20,7 @@ __all__ = [
     "is_key_array",
     "is_staged",
     "trace_state",
+    "varying_axes",
 ]
 
 _get_trace_state: Callable[[], Any] | None = None
@@ -110,3 +111,13 @@ def draws_alike_in_any_shape() -> bool:
     the shape in the last bit.
     """
     return jax.__version_info__ < (0, 11)
+
+
+_NOWHERE: frozenset[Any] = frozenset()
+
+
+def varying_axes(value: Any) -> frozenset[Any]:
+    """Returns the axes of a mesh over which a value differs, inside of ``jax.shard_map``."""
+    aval: Any = jax.typeof(value)
+    kind = getattr(aval, "manual_axis_type", None)  # jax >= 0.10
+    return getattr(aval, "vma", _NOWHERE) if kind is None else kind.varying

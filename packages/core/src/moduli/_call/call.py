@@ -375,6 +375,7 @@ class Call:
         self.argument_of_root: list[int] = []
         self._finders: list[Callable[[Path, Any], Any]] = []
         self._explicit: list[bool] = []
+        self._streams: list[bool] = []
         self._label_of_root: list[Any] = []
         for number, (label, item, entry) in enumerate(zip(each, self.items, entries, strict=True)):
             leaves = jax.tree.leaves(item, is_leaf=is_graph_leaf)
@@ -383,7 +384,8 @@ class Call:
                     self.argument_of_root.append(number)
                     self._finders.append(labels.finder(found, base, entry))
                     self._label_of_root.append(found)
-                    explicit = isinstance(found, _DETAILED) or isinstance(leaf, _STREAMS)
+                    self._streams.append(isinstance(leaf, _STREAMS))
+                    explicit = isinstance(found, _DETAILED) or self._streams[-1]
                     self._explicit.append(explicit)
                 else:
                     self.leaf_labels.append(self.checked(found, self._next_leaf))
@@ -392,6 +394,7 @@ class Call:
             self.argument_of_root.append(len(each))
             self._finders.append(lambda path, leaf: labels.recorded)
             self._label_of_root.append(labels.recorded)
+            self._streams.append(False)
             self._explicit.append(False)
         self.value_labels = [self._labels_of(labels, n) for n in range(len(self.binding.flats))]
 
@@ -465,6 +468,37 @@ class Call:
             return self._explicit[own.start]
         places = self.signature.leaf_places(leaf[0])
         return any(self._explicit[root] for root, _, index in places if index == leaf[1])
+
+    def is_chosen_stream(self, leaf: Leaf) -> bool:
+        """Returns whether the user gave this part of a random stream its label as a stream.
+
+        That is so for streams that are passed as arguments, and for those that a filter selects
+        which does not select everything else too.
+
+        Args:
+          leaf: the stream's key or count, of a call that is bound.
+        """
+        holder = self.binding.flats[leaf[0]].holders[leaf[1]]
+        for root, path, index in self.signature.leaf_places(leaf[0]):
+            label = self._label_of_root[root]
+            if index == leaf[1] and (
+                self._streams[root]
+                or (isinstance(label, FilterPrefix) and not label.is_rest(path, holder))
+            ):
+                return True
+        return False
+
+    def data_labels(self) -> list[Any]:
+        """The labels of the arguments that are arrays or Variables, and no part of a module."""
+        return [
+            *self.leaf_labels,
+            *[
+                self.value_labels[number][index]
+                for number in range(len(self.value_labels))
+                for _, path, index in self.signature.leaf_places(number)
+                if not path
+            ],
+        ]
 
     def label_of(self, leaf: Leaf) -> Any:
         """The label of a value of a graph."""

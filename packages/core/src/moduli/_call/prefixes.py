@@ -111,6 +111,11 @@ class FilterPrefix(Mapping[Any, Any]):
                 f"({type(variable).__name__}); add `...: None` (or another label) as the last one"
             ) from None
 
+    def is_rest(self, path: Path, value: Any) -> bool:
+        """Returns whether the filter that selects a value also selects what has no path or kind."""
+        anything = Variable(0)
+        return next((test((), anything) for test in self._tests if test(path, value)), True)
+
     def __getitem__(self, filter: Any) -> Any:
         for known, label in self._pairs:
             if known == filter:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
+from moduli._call.device_streams import DeviceStreams
 from moduli._call.frame import Frame
 from moduli._call.function import Function, check_callable, folded, options_of, wraps
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
@@ -57,6 +58,13 @@ def shard_map(
 ) -> Any:
     """``jax.shard_map`` for functions that take modules, with all their updates.
 
+    Random streams of a module give each device numbers of its own along the axes over which the
+    data differ, those in the specs of arguments that are arrays: the index of the device is folded
+    into their keys. Our layers that draw for their inputs (Dropout) look at these instead: devices
+    with equal inputs draw the same mask. To give all devices the same numbers, pass the Rngs
+    themselves under ``P()``, or name the streams: ``StateSharding({moduli.RngState: P(), ...})``.
+    Streams that hold arrays of keys, as :func:`split_rngs` leaves them, stay as they are.
+
     Args:
       f: a function, a method, or a module. Without it a decorator is returned.
       mesh: the ``jax.sharding.Mesh``.
@@ -99,9 +107,6 @@ def shard_map(
         function.signature,
     )  # (programs keep these, but no module)
 
-    def run(frame: Frame) -> Any:
-        return frame.run("shard_map", name, inner)
-
     def over_mesh(pure: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         return jax.shard_map(
             pure,
@@ -121,11 +126,18 @@ def shard_map(
             check_names("shard_map: out_specs has", label, mesh, axis_names)
         if program.outputs is not None:
             shared = functools.partial(shared_axes, mesh=mesh, manual=axis_names)
-            _check_outputs(program, over_mesh, program.dynamic(call), shared)
+            remedy = DeviceStreams(call, unseen=False).remedy
+            _check_outputs(program, over_mesh, program.dynamic(call), shared, remedy)
 
     def compile(call: Call) -> LabelledProgram:
         every = [*call.all_labels(), *call.prefix_labels(), *labels_in(out_specs)]
         labels = list(dict.fromkeys(map(_spec, every)))
+        streams = DeviceStreams(call, unseen=not check_vma)
+
+        def run(frame: Frame) -> Any:
+            with streams.inside(frame):
+                return frame.run("shard_map", name, inner)
+
         program = LabelledProgram(
             call,
             inner,
@@ -189,6 +201,7 @@ def _check_outputs(
     over_mesh: Callable[..., Any],
     values: list[Any],
     shared: Callable[[Any], list[Any]],
+    more: str,
 ) -> None:
     """Raises for the first output that JAX refuses: it traces each of them alone."""
     outputs = program.outputs
@@ -221,7 +234,7 @@ def _check_outputs(
                 f"shard_map: {spot} is under {spec!r}, the same for all devices along "
                 f"{' and '.join(map(repr, shared(spec)))}, but got a value that may differ between "
                 "them; name the axis in its spec (a part of a module's by `moduli.StateSharding`), "
-                "or reduce the value, as with `jax.lax.pmean(value, axis_name)`"
+                f"or reduce the value, as with `jax.lax.pmean(value, axis_name)`{more}"
             ) from None
 
 
