@@ -16,7 +16,8 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-jax.config.update("jax_num_cpu_devices", 4)  # before anything starts a backend
+# before anything starts a backend; `nox -s long` has a mesh of four times two
+jax.config.update("jax_num_cpu_devices", 8 if os.environ.get("EVERY_ROW") else 4)
 
 STRICT = ("packages/core/", "packages/layers/", "tests/test_layer")
 

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 import moduli
 from moduli.errors import RngError, ShapeError, StructureError
+from moduli.lowlevel import draw_for
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, resolve_mode, shape_of, shape_text
@@ -23,6 +24,7 @@ from moduli_layers._dot_product_attention import (
 )
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._initial_values import default_kernel_init
+from moduli_layers._laid_out import laid_out_like
 from moduli_layers._layer_norm import LayerNorm
 from moduli_layers._linear_general import LinearGeneral
 from moduli_layers._masks import check_window, combine_masks, in_window
@@ -372,7 +374,7 @@ class MultiHeadAttention(moduli.Module):
             key,
             value,
             mask=mask,
-            dropout_rng=self._dropout_key(rngs) if drops else None,
+            dropout_rng=self._dropout_key(rngs, query) if drops else None,
             dropout_rate=self.dropout_rate,
             broadcast_dropout=self.broadcast_dropout,
             deterministic=not drops,
@@ -497,6 +499,7 @@ class MultiHeadAttention(moduli.Module):
             old = cache[...]
             zero = jnp.zeros((), start.dtype)  # one dtype for all, with 64 bits enabled too
             place = (*[zero] * (old.ndim - 3), start, zero, zero)
+            old = laid_out_like(old, new)
             cache.value = lax.dynamic_update_slice(old, new.astype(old.dtype), place)
         assert self.cached_key is not None
         assert self.cached_value is not None
@@ -520,12 +523,12 @@ class MultiHeadAttention(moduli.Module):
         mask = jnp.reshape(mask, (*[1] * (rank - len(shape_of(mask))), *shape_of(mask)))
         return combine_masks(mask, own.reshape((*[1] * (rank - 2), *own.shape)), dtype=jnp.bool_)
 
-    def _dropout_key(self, rngs: Any) -> jax.Array:
+    def _dropout_key(self, rngs: Any, query: jax.Array) -> jax.Array:
         source = self.rngs if rngs is None else rngs
         if isinstance(source, moduli.Rngs):
-            return source.dropout()
+            return draw_for(source.dropout, query)
         if isinstance(source, moduli.RngStream):
-            return source()
+            return draw_for(source, query)
         kind = type(self).__name__
         got = "no rngs" if source is None else f"rngs of type {type(source).__name__}"
         raise RngError(

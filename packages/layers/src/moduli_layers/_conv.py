@@ -20,6 +20,7 @@ from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_kernel_init, fill
+from moduli_layers._laid_out import in_mesh_of, on_each_device
 from moduli_layers._windows import (
     Padding,
     as_static,
@@ -246,6 +247,7 @@ class Conv(Summing):
 
         # (*batch, *spatial, features) -> (N, *spatial, features)
         rows = x.reshape((math.prod(batch), *x.shape[len(batch) :]))
+        kernel = in_mesh_of(kernel, rows)
         strides, input_dilation, kernel_dilation, padding = self._window()
         spans = [(k - 1) * d for k, d in zip(self.kernel_size, kernel_dilation, strict=True)]
         if padding in _PAD_MODES:
@@ -263,21 +265,28 @@ class Conv(Summing):
             padding = lax.padtype_to_pads(spread, [s + 1 for s in spans], strides, padding)
 
         channels_last = (0, rank + 1, *range(1, rank + 1))
-        outputs = self.conv_general_dilated(
-            rows,
-            kernel,
-            strides,
-            padding,
-            lhs_dilation=input_dilation,
-            rhs_dilation=kernel_dilation,
-            dimension_numbers=lax.ConvDimensionNumbers(
-                channels_last, (rank + 1, rank, *range(rank)), channels_last
-            ),
-            feature_group_count=self.feature_group_count,
-            precision=self.precision,
-            preferred_element_type=self._sum_dtype(),
-            **({} if out_sharding is None else {"out_sharding": out_sharding}),
-        )
+
+        def convolve(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+            return self.conv_general_dilated(
+                rows,
+                kernel,
+                strides,
+                padding,
+                lhs_dilation=input_dilation,
+                rhs_dilation=kernel_dilation,
+                dimension_numbers=lax.ConvDimensionNumbers(
+                    channels_last, (rank + 1, rank, *range(rank)), channels_last
+                ),
+                feature_group_count=self.feature_group_count,
+                precision=self.precision,
+                preferred_element_type=self._sum_dtype(),
+                **({} if out_sharding is None else {"out_sharding": out_sharding}),
+            )
+
+        if self.feature_group_count > 1 and out_sharding is None:
+            outputs = on_each_device(convolve, rows, kernel)
+        else:
+            outputs = convolve(rows, kernel)
         detail = f"kernel_size={self.kernel_size} and padding={self.padding!r}"
         check_not_empty(name, x, outputs, slice(1, -1), detail)
         if bias is not None:

@@ -20,6 +20,7 @@ from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_features, check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_kernel_init, fill
+from moduli_layers._laid_out import in_mesh_of
 from moduli_layers._windows import (
     Padding,
     as_static,
@@ -221,6 +222,7 @@ class ConvTranspose(Summing):
 
         # (*batch, *spatial, features) -> (N, *spatial, features)
         rows = x.reshape((math.prod(batch), *x.shape[len(batch) :]))
+        kernel = in_mesh_of(kernel, rows)
         strides, dilation, padding = self._window()
         outputs = lax.conv_transpose(
             rows,

@@ -15,6 +15,7 @@ from moduli.errors import RngError, ShapeError
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, wider
+from moduli_layers._laid_out import bernoulli_for
 from moduli_layers._rotary import RoPE
 
 __all__ = [
@@ -98,7 +99,7 @@ def dot_product_attention_weights(
     shape = weights.shape
     if broadcast_dropout:
         shape = (1,) * (len(shape) - 2) + shape[-2:]
-    kept = jax.random.bernoulli(dropout_rng, keep, shape)
+    kept = bernoulli_for(weights, dropout_rng, keep, shape)
     return weights * (kept.astype(weights.dtype) / jnp.asarray(keep, weights.dtype))
 
 

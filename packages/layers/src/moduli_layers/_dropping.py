@@ -11,7 +11,9 @@ from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import RngError
+from moduli.lowlevel import draw_for
 from moduli_layers._checks import resolve_mode
+from moduli_layers._laid_out import bernoulli_for
 from moduli_layers.errors import ArgumentError, DtypeError
 
 __all__ = ["Dropping"]
@@ -87,17 +89,19 @@ class Dropping(moduli.Module):
         """Drops and scales; the mask is as large as ``mask_shape`` and broadcast."""
         inputs = jnp.asarray(inputs)
         keep = 1 - self.rate
-        kept = jax.random.bernoulli(self._key(rngs), keep, tuple(mask_shape))
+        kept = bernoulli_for(inputs, self._key(rngs, inputs), keep, tuple(mask_shape))
         scaled = inputs / jnp.asarray(keep, inputs.dtype)
         return jnp.where(kept, scaled, jnp.zeros_like(inputs))
 
-    def _key(self, rngs: moduli.Rngs | moduli.RngStream | jax.Array | None) -> jax.Array:
-        """Draws the call's key."""
+    def _key(
+        self, rngs: moduli.Rngs | moduli.RngStream | jax.Array | None, inputs: jax.Array
+    ) -> jax.Array:
+        """Draws the call's key, for the inputs; one that the call brings is taken as it is."""
         source = self.rngs if rngs is None else rngs
         if isinstance(source, moduli.Rngs):
-            return source[self.rng_collection]()
+            return draw_for(source[self.rng_collection], inputs)
         if isinstance(source, moduli.RngStream):
-            return source()
+            return draw_for(source, inputs)
         if isinstance(source, jax.Array):
             return source
         name = type(self).__name__

@@ -16,6 +16,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, check_rngs
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_embedding_init, fill
+from moduli_layers._laid_out import lookup_layout
 from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import DtypeError
 
@@ -115,6 +116,8 @@ class Embed(Summing):
                 f"inputs.astype(jnp.int32), or attend(...) for scores of vectors"
             )
         (table,) = promote_for(self, (self.embedding[...],))
+        if out_sharding is None:
+            out_sharding = lookup_layout(table, inputs)
         if out_sharding is not None:
             return table.at[inputs].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
         return jnp.take(table, inputs, axis=0, mode="fill", fill_value=jnp.nan)

@@ -12,12 +12,14 @@ from jax.typing import ArrayLike
 
 import moduli
 from moduli.errors import RngError, ShapeError
+from moduli.lowlevel import key_for
 from moduli_layers._arguments import checked
 from moduli_layers._cells.base import Carry, CheckedCell, RNNCellBase, Streams
 from moduli_layers._cells.gru import GRUCell
 from moduli_layers._cells.lstm import LSTMCell, OptimizedLSTMCell
 from moduli_layers._cells.simple import SimpleCell
 from moduli_layers._checks import shape_text
+from moduli_layers._laid_out import laid_out_as
 from moduli_layers.counterparts import Counterpart, Tensor
 from moduli_layers.errors import ArgumentError, DtypeError
 
@@ -179,10 +181,11 @@ class RNN(moduli.Module):
         batch = steps.shape[1 : steps.ndim - self.cell.num_feature_axes]
         lengths = None if seq_lengths is None else self._lengths(seq_lengths, batch, steps.shape[0])
         if initial_carry is None:
-            carry = self.cell.initialize_carry(steps.shape[1:], self._carry_rngs(rngs))
+            carry = self.cell.initialize_carry(steps.shape[1:], self._carry_rngs(rngs, steps))
         else:
             carry = self._checked_carry(initial_carry, batch)
 
+        carry = laid_out_as(carry, steps, range(1, 1 + len(batch)))
         # a loop that runs backwards needs no flips; with lengths each sequence has its own end, and
         # sliced state belongs to the first, second, ... step that runs
         flipped = reverse and (lengths is not None or self.state_axes is not None)
@@ -292,9 +295,11 @@ class RNN(moduli.Module):
         """Whether the first carry is random, as far as the cell says."""
         return getattr(self.cell, "needs_carry_rngs", True)
 
-    def _carry_rngs(self, given: Streams | None) -> moduli.RngStream | None:
+    def _carry_rngs(self, given: Streams | None, steps: jax.Array) -> moduli.RngStream | None:
         if isinstance(given, moduli.Rngs):
-            return given["carry"].fork()
+            stream = given["carry"].fork()
+            stream.key.value = key_for(stream.key.value, steps)
+            return stream
         if given is None and self.needs_carry_rngs:
             return self.rngs
         return given
