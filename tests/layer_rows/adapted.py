@@ -166,6 +166,15 @@ ROWS: list[Row] = [
         needs_rngs=False,
     ),
     Row(
+        "prelu-features",
+        lambda r: layers.PReLU(0.3, num_parameters=3),
+        ((2, 4, 3),),
+        (2, 4, 3),
+        prelu,
+        bad=(Bad(((2, 4),), ShapeError, r"\(num_parameters=3\) expects inputs of shape"),),
+        needs_rngs=False,
+    ),
+    Row(
         "prelu-steep",
         lambda r: layers.PReLU(1.5),
         ((2, 4, 3),),

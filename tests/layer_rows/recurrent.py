@@ -139,7 +139,8 @@ def _lengths(*values: int) -> Callable[[np.random.Generator], np.ndarray]:
 
 
 def _rnn(name: str, kind: Any, reference: Any = by_torch, **kwargs: Any) -> Row:
-    of_cell = {key: kwargs.pop(key) for key in ("activation_fn", "residual") if key in kwargs}
+    options = ("activation_fn", "residual", "use_hidden_bias")
+    of_cell = {key: kwargs.pop(key) for key in options if key in kwargs}
 
     def build(rngs: moduli.Rngs) -> Any:
         return layers.RNN(kind(3, 4, **of_cell, rngs=rngs), **kwargs)
@@ -236,6 +237,7 @@ ROWS: list[Row] = [
     _rnn("simple", layers.SimpleCell),
     _rnn("simple-residual", layers.SimpleCell, each(simple, _same), residual=True),
     _rnn("gru", layers.GRUCell),
+    _rnn("gru-hidden-bias", layers.GRUCell, use_hidden_bias=True),
     _rnn("gru-definition", layers.GRUCell, each(gru, _same)),
     _rnn("lstm", layers.LSTMCell),
     _rnn("lstm-optimized", layers.OptimizedLSTMCell),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -174,3 +175,26 @@ def test_infinities_stay_in_the_uneven_windows_that_hold_them(length: int, parts
     windows = [x[i * length // parts : -(-(i + 1) * length // parts)] for i in range(parts)]
     pooled = adaptive_avg_pool(x[:, None], (parts,))
     np.testing.assert_allclose(pooled.ravel(), [window.mean() for window in windows])
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_last_window_over_the_end_is_pytorchs(include):
+    torch = pytest.importorskip("torch")
+    functions = torch.nn.functional
+    for size, window, stride, pad in itertools.product((5, 8), (2, 3), (1, 2, 3), (0, 1)):
+        x = np.random.default_rng(size).normal(size=(2, size, size + 1, 3)).astype(np.float32)
+        theirs, options = torch.tensor(x).permute(0, 3, 1, 2), {"ceil_mode": True}
+        given = (theirs, window, stride, pad)
+        mean = functions.avg_pool2d(*given, count_include_pad=include, **options)
+        top = functions.max_pool2d(*given, **options)
+        ours = (x, (window, window), stride, pad)
+        for found, expected in [
+            (avg_pool(*ours, count_include_pad=include, **options), mean),
+            (max_pool(*ours, **options), top),
+            (-min_pool(-x, *ours[1:], **options), top),
+        ]:
+            expected = expected.permute(0, 2, 3, 1).numpy()
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    same = avg_pool(x, (3, 3), 2, "SAME", count_include_pad=include)
+    ceil = avg_pool(x, (3, 3), 2, "SAME", count_include_pad=include, ceil_mode=True)
+    np.testing.assert_array_equal(same, ceil)

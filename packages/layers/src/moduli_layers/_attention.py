@@ -28,7 +28,7 @@ from moduli_layers._laid_out import laid_out_like
 from moduli_layers._layer_norm import LayerNorm
 from moduli_layers._linear_general import LinearGeneral
 from moduli_layers._masks import check_window, combine_masks, in_window
-from moduli_layers.counterparts import Counterpart, Tensor
+from moduli_layers.counterparts import Counterpart, Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["MultiHeadAttention"]
@@ -282,6 +282,12 @@ class MultiHeadAttention(moduli.Module):
         self.cached_key: moduli.Cache[Any] | None = None
         self.cached_value: moduli.Cache[Any] | None = None
         self.cache_index: moduli.Cache[Any] | None = None
+
+    @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of PyTorch's layer where it has one like this, and those of each part."""
+        parts = TensorNames()
+        return (parts,) if self.torch_counterpart is None else (TensorNames(_TORCH.tensors), parts)
 
     @property
     def torch_counterpart(self) -> Counterpart | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from moduli_layers._initial_values import fill
 from moduli_layers._norm import NO_METADATA, Norm
 from moduli_layers._statistics import Moments, at_least_float32, moments, normalize
 from moduli_layers._traced_once import traced_once
-from moduli_layers.counterparts import Counterpart, Setting, Tensor
+from moduli_layers.counterparts import Counterpart, Setting, Tensor, TensorNames
 
 __all__ = ["BatchNorm"]
 
@@ -128,6 +128,10 @@ class BatchNorm(Norm):
     """
 
     __module__ = "moduli_layers"
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (
+        TensorNames(_COUNTERPART.tensors, ignored=("num_batches_tracked",)),
+    )
 
     @checked
     def __init__(

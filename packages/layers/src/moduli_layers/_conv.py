@@ -28,7 +28,7 @@ from moduli_layers._windows import (
     padding_pairs,
     per_dimension,
 )
-from moduli_layers.counterparts import Counterpart, Tensor
+from moduli_layers.counterparts import Counterpart, Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["Conv"]
@@ -119,6 +119,10 @@ class Conv(Summing):
         "kernel": ("kernel_shape",),
         "bias": ("out_features",),
     }
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (
+        TensorNames({"weight": Tensor("kernel", "... i o -> o i ..."), "bias": Tensor("bias")}),
+    )
 
     @checked
     def __init__(

@@ -28,7 +28,7 @@ from moduli_layers._windows import (
     padding_pairs,
     per_dimension,
 )
-from moduli_layers.counterparts import Counterpart, Tensor
+from moduli_layers.counterparts import Counterpart, Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["ConvTranspose"]
@@ -179,6 +179,12 @@ class ConvTranspose(Summing):
                 f"{type(self).__name__} got a mask of shape {shape_text(mask)}, expected the "
                 f"kernel's shape {self.kernel_shape}; broadcast the mask to it first"
             )
+
+    @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of PyTorch's layer, whatever the padding."""
+        rank = len(self.kernel_size)
+        return (TensorNames(_counterpart(rank, self.transpose_kernel).tensors),)
 
     @property
     def torch_counterpart(self) -> Counterpart | None:

@@ -21,6 +21,7 @@ from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import check_positive, check_rngs, shape_of
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_kernel_init, fill
+from moduli_layers.counterparts import Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["Einsum"]
@@ -76,6 +77,10 @@ class Einsum(Summing):
         "kernel": ("kernel_shape",),
         "bias": ("bias_shape",),
     }
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (
+        TensorNames({"weight": Tensor("kernel"), "bias": Tensor("bias")}),
+    )
 
     @checked
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._checks import check_features, check_positive, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, promote_dtype
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
-from moduli_layers.counterparts import Counterpart, Tensor
+from moduli_layers.counterparts import Counterpart, Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["GroupNorm", "InstanceNorm"]
@@ -98,6 +98,8 @@ class GroupNorm(Norm):
     """
 
     __module__ = "moduli_layers"
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (TensorNames(_GROUP_NORM.tensors),)
 
     @checked
     def __init__(
@@ -271,6 +273,8 @@ class InstanceNorm(Norm):
     """
 
     __module__ = "moduli_layers"
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (TensorNames(_INSTANCE_NORM.tensors),)
 
     @checked
     def __init__(

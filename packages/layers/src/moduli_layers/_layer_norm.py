@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._dtypes import PromoteDtype, promote_dtype, promote_for
 from moduli_layers._norm import NO_METADATA, Axes, Norm, static_axes
-from moduli_layers.counterparts import Counterpart, Setting, Tensor
+from moduli_layers.counterparts import Counterpart, Setting, Tensor, TensorNames
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
@@ -102,6 +102,8 @@ class LayerNorm(Norm):
     """
 
     __module__ = "moduli_layers"
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (TensorNames(_LAYER_NORM.tensors),)
 
     @checked
     def __init__(
@@ -219,6 +221,8 @@ class RMSNorm(Norm):
     """
 
     __module__ = "moduli_layers"
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (TensorNames(_RMS_NORM.tensors),)
 
     @checked
     def __init__(

@@ -20,6 +20,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._checks import check_positive, check_rngs, shape_of, shape_text
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_kernel_init, fill
+from moduli_layers.counterparts import Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["LinearGeneral"]
@@ -81,6 +82,18 @@ class LinearGeneral(Summing):
         "kernel": ("in_features", "out_features"),
         "bias": ("out_features",),
     }
+
+    @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of PyTorch's Linear: a matrix, or for each index of the batch axes one."""
+        sizes = (self.batch_axis, self.in_features, self.out_features)
+        batch, ins, outs = (
+            " ".join(f"{letter}{i}" for i in range(len(axes)))
+            for letter, axes in zip("bio", sizes, strict=True)
+        )
+        kernel = Tensor("kernel", f"{batch} {ins} {outs} -> {batch} ({outs}) ({ins})")
+        bias = Tensor("bias", f"{batch} {outs} -> {batch} ({outs})")
+        return (TensorNames({"weight": kernel, "bias": bias}),)
 
     @checked
     def __init__(

@@ -21,11 +21,26 @@ from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_
 from moduli_layers._initial_values import fill
 from moduli_layers._linear import Linear
 from moduli_layers._linear_general import LinearGeneral
+from moduli_layers.counterparts import Tensor, TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["LoRA", "LoRALinear", "LoRAParam"]
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+def _names(prefix: str, base: str, adapter: str) -> TensorNames:
+    """Names as peft's: of what is adapted, and of the adapter."""
+    pair = {f"lora_A{adapter}.weight": "lora_a", f"lora_B{adapter}.weight": "lora_b"}
+    tensors = {name: Tensor(prefix + of, "i o -> o i") for name, of in pair.items()}
+    if not prefix:
+        return TensorNames(tensors, {"base_module": base})
+    start = f"{base}." if base else ""
+    tensors[f"{start}weight"] = Tensor("kernel", "i o -> o i")
+    return TensorNames({**tensors, f"{start}bias": Tensor("bias")})
+
+
+_STYLES = (("", ""), ("base_layer", ""), ("base_layer", ".default"))
 _default_a_init = initializers.he_uniform()
 
 
@@ -105,6 +120,10 @@ class LoRA(Summing):
         "lora_a": ("in_features", "lora_rank"),
         "lora_b": ("lora_rank", "out_features"),
     }
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = tuple(
+        _names("", base, adapter) for base, adapter in _STYLES
+    )
 
     @checked
     def __init__(
@@ -253,6 +272,10 @@ class LoRALinear(Linear):
     __module__ = "moduli_layers"
 
     torch_counterpart = None  # PyTorch has none, and Linear's lacks lora
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = tuple(
+        _names("lora.", base, adapter) for base, adapter in _STYLES
+    )
 
     @checked
     def __init__(

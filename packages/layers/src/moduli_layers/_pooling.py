@@ -29,6 +29,8 @@ def pool(
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None,
     padding: Padding,
+    *,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """Reduces every position of a sliding window with a function of two values.
 
@@ -44,6 +46,8 @@ def pool(
       strides: step of the window, one for all dimensions or one for each; None is 1.
       padding: ``"VALID"`` (none), ``"SAME"`` (output size is input size over stride, rounded
         up), an int for all sides, or for each dimension an int or a pair (before, after).
+      ceil_mode: whether a last window that reaches over the end counts too, if it begins in the
+        inputs or the padding before them.
 
     Returns:
       Array of shape ``(*batch, *new spatial, features)``.
@@ -59,7 +63,7 @@ def pool(
       >>> pool(jnp.arange(4.0).reshape(4, 1), 0.0, lax.add, (2,), 2, "VALID").ravel()
       Array([1., 5.], dtype=float32)
     """
-    return _pool("pool", inputs, init, reduce_fn, window_shape, strides, padding)
+    return _pool("pool", inputs, init, reduce_fn, window_shape, strides, padding, ceil_mode)
 
 
 def avg_pool(
@@ -68,6 +72,8 @@ def avg_pool(
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
+    *,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """Averages over every position of a sliding window.
 
@@ -78,6 +84,7 @@ def avg_pool(
       padding: see :func:`pool`.
       count_include_pad: whether a window at the border is divided by its full size, as if the
         padding were zeros in the data; False divides by the number of real entries.
+      ceil_mode: see :func:`pool`; what a window has behind inputs and padding never counts.
 
     Returns:
       Array of shape ``(*batch, *new spatial, features)``.
@@ -95,14 +102,22 @@ def avg_pool(
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact):
         inputs = inputs.astype(jnp.float32)
-    arguments = (window_shape, strides, padding)
+    arguments = (window_shape, strides, padding, ceil_mode)
     zero = np.zeros((), inputs.dtype)  # concrete under jit too: else JAX finds no gradient
     sums = _pool("avg_pool", inputs, zero, lax.add, *arguments)
-    if count_include_pad:
+    spatial = inputs.shape[-len(tuple(window_shape)) - 1 : -1]
+    if count_include_pad and ceil_mode and not isinstance(padding, str):
+        # as if the padding were data: only what lies behind it does not count
+        pairs: Any = padding_pairs("avg_pool", padding, len(spatial), _PADDINGS)
+        padded = [n + sum(pair) for n, pair in zip(spatial, pairs, strict=True)]
+        counted = _windows(spatial, window_shape, strides, pairs)
+        ones = jnp.ones((*padded, 1), sums.dtype)
+        behind = [(0, after - pair[1]) for (_, after), pair in zip(counted, pairs, strict=True)]
+        counts = _pool("avg_pool", ones, zero, lax.add, window_shape, strides, behind)
+    elif count_include_pad and not (ceil_mode and padding in ("VALID", "valid")):
         counts = jnp.asarray(math.prod(window_shape), sums.dtype)
     else:
         # the batch and the features do not change how many entries a window holds
-        spatial = inputs.shape[-len(tuple(window_shape)) - 1 : -1]
         ones = jnp.ones((*spatial, 1), sums.dtype)
         counts = _pool("avg_pool", ones, zero, lax.add, *arguments)
     return sums / counts
@@ -113,6 +128,8 @@ def max_pool(
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
+    *,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """Takes the maximum over every position of a sliding window; padding is never the maximum.
 
@@ -121,6 +138,7 @@ def max_pool(
       window_shape: size of the window in each spatial dimension.
       strides: step of the window; None is 1. See :func:`pool`.
       padding: see :func:`pool`.
+      ceil_mode: see :func:`pool`.
 
     Returns:
       Array of shape ``(*batch, *new spatial, features)``.
@@ -137,7 +155,7 @@ def max_pool(
     """
     inputs = jnp.asarray(inputs)
     lowest = _extreme(inputs.dtype, largest=False)
-    return _pool("max_pool", inputs, lowest, lax.max, window_shape, strides, padding)
+    return _pool("max_pool", inputs, lowest, lax.max, window_shape, strides, padding, ceil_mode)
 
 
 def min_pool(
@@ -145,6 +163,8 @@ def min_pool(
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
+    *,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """Takes the minimum over every position of a sliding window; padding is never the minimum.
 
@@ -153,6 +173,7 @@ def min_pool(
       window_shape: size of the window in each spatial dimension.
       strides: step of the window; None is 1. See :func:`pool`.
       padding: see :func:`pool`.
+      ceil_mode: see :func:`pool`.
 
     Returns:
       Array of shape ``(*batch, *new spatial, features)``.
@@ -169,7 +190,7 @@ def min_pool(
     """
     inputs = jnp.asarray(inputs)
     highest = _extreme(inputs.dtype, largest=True)
-    return _pool("min_pool", inputs, highest, lax.min, window_shape, strides, padding)
+    return _pool("min_pool", inputs, highest, lax.min, window_shape, strides, padding, ceil_mode)
 
 
 def _pool(
@@ -180,6 +201,7 @@ def _pool(
     window_shape: Sequence[int],
     strides: int | Sequence[int] | None,
     padding: Padding,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     if not isinstance(window_shape, Sequence):
         raise ArgumentError(
@@ -198,6 +220,9 @@ def _pool(
             f"features) with {rank} spatial axes, got shape {shape_text(inputs)}; write one "
             f"entry of window_shape for each spatial axis and keep the features last"
         )
+    if ceil_mode and pairs != "SAME" and pairs != "SAME_LOWER":
+        sides = ((0, 0),) * rank if isinstance(pairs, str) else pairs
+        pairs = _windows(inputs.shape[batch:-1], window, steps, sides)
     outputs = lax.reduce_window(
         inputs,
         init,
@@ -209,6 +234,23 @@ def _pool(
     detail = f"window_shape={window} and padding={padding!r}"
     check_not_empty(owner, inputs, outputs, slice(batch, -1), detail)
     return outputs
+
+
+def _windows(
+    sizes: Sequence[int],
+    window: Sequence[int],
+    strides: int | Sequence[int] | None,
+    pairs: Any,
+) -> tuple[tuple[int, int], ...]:
+    """Returns paddings with which a last window that reaches over the end has its place."""
+    steps = per_dimension("pool", "strides", strides, len(window))
+    found = []
+    for size, width, step, (before, after) in zip(sizes, window, steps, pairs, strict=True):
+        count = -(-(size + before + after - width) // step) + 1
+        if (count - 1) * step >= size + before:
+            count -= 1  # it would begin behind the inputs
+        found.append((before, max(after, (count - 1) * step + width - size - before)))
+    return tuple(found)
 
 
 def _extreme(dtype: Any, *, largest: bool) -> Any:

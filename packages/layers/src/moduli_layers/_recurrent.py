@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from moduli_layers._cells.lstm import LSTMCell, OptimizedLSTMCell
 from moduli_layers._cells.simple import SimpleCell
 from moduli_layers._checks import shape_text
 from moduli_layers._laid_out import laid_out_as
-from moduli_layers.counterparts import Counterpart, Tensor
+from moduli_layers.counterparts import Counterpart, Tensor, TensorNames
 from moduli_layers.errors import ArgumentError, DtypeError
 
 __all__ = ["RNN", "Bidirectional", "flip_sequences"]
@@ -120,6 +119,13 @@ class RNN(moduli.Module):
         self.rngs = _own_stream(self, rngs)
 
     @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of PyTorch's layer with this cell, in either direction; or the cell's."""
+        cell = TensorNames()
+        theirs = _tensors_of(self.cell)
+        return (TensorNames(_below("cell.", theirs, "_l0")), cell) if theirs else (cell,)
+
+    @property
     def torch_counterpart(self) -> Counterpart:
         """The layer of PyTorch that computes the same; its cell decides which."""
         name = _TORCH_LAYERS.get(type(self.cell))
@@ -127,10 +133,10 @@ class RNN(moduli.Module):
             raise AttributeError(
                 f"torch has no counterpart of {type(self).__name__} with this cell"
             )
-        theirs: Counterpart = vars(type(self.cell))["torch_counterpart"]
+        theirs: Counterpart = self.cell.torch_counterpart  # type: ignore[attr-defined]
         return Counterpart(
             name,
-            _below("cell.", theirs, "_l0"),
+            _below("cell.", theirs.tensors, "_l0"),
             {**_settings_below("cell", theirs), "batch_first": lambda rnn: not rnn.time_major},
             output=_first,
         )
@@ -405,6 +411,20 @@ class Bidirectional(moduli.Module):
         self.rngs = rngs if isinstance(rngs, moduli.RngStream) else _own_stream(self, rngs)
 
     @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of PyTorch's layer with such cells, however outputs are merged; or the parts'."""
+        parts = TensorNames()
+        names = ("forward_rnn", "backward_rnn")
+        cells = [_tensors_of(getattr(getattr(self, name), "cell", None)) for name in names]
+        if not all(cells):
+            return (parts,)
+        tensors = {
+            **_below("forward_rnn.cell.", cells[0], "_l0"),
+            **_below("backward_rnn.cell.", cells[1], "_l0_reverse"),
+        }
+        return TensorNames(tensors), parts
+
+    @property
     def torch_counterpart(self) -> Counterpart:
         """The layer of PyTorch that computes the same, if both networks have equal cells."""
         rnns = (self.forward_rnn, self.backward_rnn)
@@ -415,12 +435,12 @@ class Bidirectional(moduli.Module):
         )
         if name is None or not equal or cells[0] is cells[1] or self.merge_fn is not _concatenate:
             raise AttributeError(f"torch has no counterpart of this {type(self).__name__}")
-        theirs: Counterpart = vars(type(cells[0]))["torch_counterpart"]
+        theirs: Counterpart = cells[0].torch_counterpart  # type: ignore[union-attr]
         return Counterpart(
             name,
             {
-                **_below("forward_rnn.cell.", theirs, "_l0"),
-                **_below("backward_rnn.cell.", theirs, "_l0_reverse"),
+                **_below("forward_rnn.cell.", theirs.tensors, "_l0"),
+                **_below("backward_rnn.cell.", theirs.tensors, "_l0_reverse"),
             },
             {
                 **_settings_below("forward_rnn.cell", theirs),
@@ -538,16 +558,14 @@ def _where(condition: jax.Array, chosen: Any, other: Any) -> Any:
     return jax.tree.map(select, chosen, other)
 
 
-def _below(prefix: str, counterpart: Counterpart, suffix: str) -> dict[str, Tensor]:
-    """The tensors of a cell's counterpart, for a layer that holds the cell."""
-    return {
-        name + suffix: dataclasses.replace(
-            tensor,
-            of=tuple(prefix + path for path in tensor.paths),
-            zero=tuple(prefix + path for path in tensor.zero),
-        )
-        for name, tensor in counterpart.tensors.items()
-    }
+def _tensors_of(cell: Any) -> Mapping[str, Tensor]:
+    """Returns the tensors of a cell's counterpart; none if PyTorch has no layer with such cells."""
+    return cell.torch_counterpart.tensors if type(cell) in _TORCH_LAYERS else {}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    """The tensors of a cell, for a layer that holds the cell."""
+    return {name + suffix: tensor.below(prefix) for name, tensor in tensors.items()}
 
 
 def _settings_below(path: str, counterpart: Counterpart) -> dict[str, Any]:

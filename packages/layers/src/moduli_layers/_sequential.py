@@ -8,6 +8,7 @@ from typing import Any
 
 import moduli
 from moduli.errors import StructureError
+from moduli_layers.counterparts import TensorNames, names_of
 
 __all__ = ["Sequential"]
 
@@ -47,6 +48,19 @@ class Sequential(moduli.Module):
                     f"(*layers) to pass the layers of a list"
                 )
         self.layers = list(fns)
+
+    @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """The layers' numbers, without ``layers``; or those of one recurrent layer of several."""
+        each = TensorNames(children={"layers": ""})
+        joined = {}
+        for number, layer in enumerate(self.layers):
+            names = [n.tensors for n in names_of(layer) if any("_l0" in name for name in n.tensors)]
+            if not names:
+                return (each,)
+            for name, tensor in names[0].items():
+                joined[name.replace("_l0", f"_l{number}")] = tensor.below(f"layers.{number}.")
+        return each, TensorNames(joined)
 
     def __call__(self, *args: Any, rngs: moduli.Rngs | None = None, **kwargs: Any) -> Any:
         """Calls the chain.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from moduli.errors import PathError, StructureError
 from moduli.lowlevel import add_axis_name, remove_axis_name
 from moduli_layers._arguments import checked
 from moduli_layers._checks import check_rngs
+from moduli_layers.counterparts import TensorNames
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -86,6 +87,8 @@ class Stack(moduli.Module, Generic[M]):
     """
 
     __module__ = "moduli_layers"
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (TensorNames(stacked=("block",)),)
 
     @overload
     def __init__(

@@ -26,6 +26,7 @@ from moduli_layers._initial_values import fill
 from moduli_layers._norm import Axes, static_axes
 from moduli_layers._statistics import at_least_float32
 from moduli_layers._traced_once import traced_once
+from moduli_layers.counterparts import Tensor, TensorNames, names_of
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["SpectralNorm", "WeightNorm"]
@@ -76,6 +77,14 @@ class _Wrapper(moduli.Module):
 
     is_norm: ClassVar[bool] = True
     layer_instance: Any
+
+    def _declared(self) -> Iterator[tuple[str, Tensor, moduli.Param[Any] | None, _Path]]:
+        """Yields the tensors that the wrapped layer declares, with the Param of those of one."""
+        params = {".".join(map(str, path)): (path, p) for path, p in self._parameters()}
+        for names in names_of(self.layer_instance)[:1]:
+            for name, tensor in names.tensors.items():
+                path, param = params.get(tensor.paths[0], ((), None))
+                yield name, tensor, param if len(tensor.paths) == 1 else None, path
 
     def _parameters(self) -> Iterator[tuple[_Path, moduli.Param[Any]]]:
         """Yields the wrapped layer's parameters with their paths, in the order of the paths."""
@@ -206,6 +215,27 @@ class SpectralNorm(_Wrapper):
             sigma = fill(initializers.ones, None, (), param_dtype)
             stats[*path, "sigma"] = moduli.BatchStat(sigma)
         self.batch_stats: Any = stats
+
+    @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of both of PyTorch's forms of it; ``sigma`` it works out anew."""
+        old, new = {}, {}
+        there = {path: param for path, param in self._parameters() if param.ndim >= 2}
+        for name, tensor, param, path in self._declared():
+            below = tensor.below("layer_instance.")
+            if param is None or path not in there:
+                old[name] = new[name] = below
+                continue
+            stats = "batch_stats." + ".".join(map(str, path))
+            u = Tensor(f"{stats}.u", "one o -> (one o)")
+            sigma = Tensor(f"{stats}.sigma", optional=True)
+            old |= {f"{name}_orig": below, f"{name}_u": u, f"{name}_sigma": sigma}
+            start = f"parametrizations.{name}"
+            new |= {f"{start}.original": below, f"{start}.0._u": u, f"{start}.0.sigma": sigma}
+        if not old:
+            return ()
+        ignored = tuple(n.removesuffix("u") + "v" for n in (*old, *new) if n.endswith("_u"))
+        return TensorNames(new, ignored=ignored), TensorNames(old, ignored=ignored)
 
     def _matrices(self) -> Iterator[tuple[_Path, moduli.Param[Any]]]:
         """Yields the parameters that are divided, with their paths."""
@@ -347,6 +377,26 @@ class WeightNorm(_Wrapper):
                 scales[path] = moduli.Param(fill(scale_init, key, shape, param_dtype))
         if use_scale:
             self.scales = scales
+
+    @property
+    def torch_names(self) -> tuple[TensorNames, ...]:
+        """Those of both of PyTorch's forms of it."""
+        old, new = {}, {}
+        weights = dict(self._weights())
+        for name, tensor, param, path in self._declared():
+            below = tensor.below("layer_instance.")
+            if param is None or path not in weights:
+                old[name] = new[name] = below
+                continue
+            start = f"parametrizations.{name}.original"
+            old[f"{name}_v"] = new[f"{start}1"] = below
+            if self.scales is not None:
+                of = "scales." + ".".join(map(str, path))
+                g = tensor.along(of, self._kept_axes(path, param), param.ndim)
+                if self.feature_axes == ():
+                    g = Tensor(of)
+                old[f"{name}_g"] = new[f"{start}0"] = g
+        return (TensorNames(new), TensorNames(old)) if old else ()
 
     def _weights(self) -> list[tuple[_Path, moduli.Param[Any]]]:
         """Returns the selected parameters with their paths."""

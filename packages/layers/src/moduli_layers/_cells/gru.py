@@ -31,6 +31,29 @@ __all__ = ["GRUCell"]
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
+def _counterpart(hidden_bias: Tensor) -> Counterpart:
+    return Counterpart(
+        "torch.nn.GRUCell",
+        {
+            "weight_ih": Tensor("dense_i.kernel", "i o -> o i"),
+            "weight_hh": Tensor("dense_h.kernel", "i o -> o i"),
+            "bias_ih": Tensor("dense_i.bias"),
+            "bias_hh": hidden_bias,
+        },
+        {"input_size": "in_features", "hidden_size": torch_size},
+    )
+
+
+_WITH_HIDDEN_BIAS = _counterpart(Tensor("dense_h.bias"))
+_COUNTERPART = _counterpart(
+    Tensor(
+        "dense_i.bias",
+        zero=("dense_i.bias",),
+        absent=lambda bias: bias[2 * (len(bias) // 3) :],  # of the gate n
+    )
+)
+
+
 class GRUCell(CheckedCell):
     r"""A gated recurrent unit.
 
@@ -40,15 +63,17 @@ class GRUCell(CheckedCell):
         n &= \tanh(W_{in} x + b_n + r (W_{hn} h)) \\
         h' &= (1 - z) n + z h
 
-    The gates stand in the order r, z, n along the last axes of kernels and bias. (PyTorch's GRU has
-    one more bias, inside of the factor of r; its parameters come over if that one is zero.)
+    The gates stand in the order r, z, n along the last axes of kernels and bias. PyTorch's GRU has
+    one more bias, inside of the factor of r: ``use_hidden_bias=True`` has it too, and without it
+    its parameters come over if that one is zero.
 
     The carry is h, an array of shape (..., hidden_features), which keeps its dtype from step to
     step; outputs are h' in the dtype of the computation.
 
     Attributes:
       dense_i: Linear for the inputs; its kernel is (in_features, 3 hidden_features).
-      dense_h: Linear without bias for h; its kernel is (hidden_features, 3 hidden_features).
+      dense_h: Linear for h, without bias unless ``use_hidden_bias``; its kernel is
+        (hidden_features, 3 hidden_features).
 
     Args:
       in_features: size of the inputs' last axis.
@@ -58,6 +83,7 @@ class GRUCell(CheckedCell):
       kernel_init: initializer of the inputs' kernel.
       recurrent_kernel_init: initializer of the kernel of h; default: orthogonal.
       bias_init: initializer of the bias.
+      use_hidden_bias: whether ``dense_h`` has a bias as well, as PyTorch's GRU; flax's has none.
       dtype: dtype of the computation; None takes the one to which inputs and parameters promote.
       param_dtype: dtype in which the parameters are stored, and of the first carry.
       carry_init: initializer of the first carry; default: zeros.
@@ -92,20 +118,10 @@ class GRUCell(CheckedCell):
 
     input_layers: ClassVar[tuple[str, ...]] = ("dense_i",)
 
-    torch_counterpart: ClassVar[Counterpart] = Counterpart(
-        "torch.nn.GRUCell",
-        {
-            "weight_ih": Tensor("dense_i.kernel", "i o -> o i"),
-            "weight_hh": Tensor("dense_h.kernel", "i o -> o i"),
-            "bias_ih": Tensor("dense_i.bias"),
-            "bias_hh": Tensor(
-                "dense_i.bias",
-                zero=("dense_i.bias",),
-                absent=lambda bias: bias[2 * (len(bias) // 3) :],  # of the gate n
-            ),
-        },
-        {"input_size": "in_features", "hidden_size": torch_size},
-    )
+    @property
+    def torch_counterpart(self) -> Counterpart:
+        """PyTorch's cell."""
+        return _COUNTERPART if self.dense_h.bias is None else _WITH_HIDDEN_BIAS
 
     @checked
     def __init__(
@@ -118,6 +134,7 @@ class GRUCell(CheckedCell):
         kernel_init: initializers.Initializer = default_kernel_init,
         recurrent_kernel_init: initializers.Initializer = default_recurrent_kernel_init,
         bias_init: initializers.Initializer = initializers.zeros,
+        use_hidden_bias: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         carry_init: initializers.Initializer | None = None,
@@ -154,9 +171,11 @@ class GRUCell(CheckedCell):
         self.dense_h = linear(
             hidden_features,
             3 * hidden_features,
-            use_bias=False,
+            use_bias=use_hidden_bias,
             kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
             kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
         )
 
     def step(self, carry: Carry, *projected: jax.Array) -> tuple[jax.Array, jax.Array]:
