@@ -50,6 +50,14 @@ if TYPE_CHECKING:
     from moduli_interop._tensors.source import TensorSource as TensorSource
     from moduli_interop._tensors.stored import StoredTensor as StoredTensor
     from moduli_interop._tensors.stored import Tensors as Tensors
+    from moduli_interop._weights.errors import NameMapError as NameMapError
+    from moduli_interop._weights.errors import WeightsMismatchError as WeightsMismatchError
+    from moduli_interop._weights.load import load_weights as load_weights
+    from moduli_interop._weights.name_map import NameMap as NameMap
+    from moduli_interop._weights.report import Loaded as Loaded
+    from moduli_interop._weights.report import LoadReport as LoadReport
+    from moduli_interop._weights.save import save_weights as save_weights
+    from moduli_interop._weights.suggest import suggest_names as suggest_names
 else:  # the same names; tests/test_package_maps.py compares the two
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
@@ -87,6 +95,12 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_tensors.read": ["read_tensors"],
             "_tensors.source": ["Opened", "TensorSource"],
             "_tensors.stored": ["StoredTensor", "Tensors"],
+            "_weights.errors": ["NameMapError", "WeightsMismatchError"],
+            "_weights.load": ["load_weights"],
+            "_weights.name_map": ["NameMap"],
+            "_weights.report": ["LoadReport", "Loaded"],
+            "_weights.save": ["save_weights"],
+            "_weights.suggest": ["suggest_names"],
         },
         submodules=["bridge"],
     )

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from moduli_layers import SpectralNorm as SpectralNorm
     from moduli_layers import Stack as Stack
     from moduli_layers import StochasticDepth as StochasticDepth
+    from moduli_layers.counterparts import Tensor as Tensor
+    from moduli_layers.counterparts import TensorNames as TensorNames
     from moduli_layers import WeightNorm as WeightNorm
     from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
     from moduli_layers import adaptive_max_pool as adaptive_max_pool
@@ -117,12 +119,16 @@ if TYPE_CHECKING:
     from moduli_interop import CheckpointError as CheckpointError
     from moduli_interop import CheckpointManager as CheckpointManager
     from moduli_interop._flax.graph_state import GraphState as GraphState
+    from moduli_interop import LoadReport as LoadReport
     from moduli_interop._flax.deprecations import M as M
     from moduli_interop._flax.contexts import MergeContext as MergeContext
+    from moduli_interop import NameMap as NameMap
+    from moduli_interop import NameMapError as NameMapError
     from moduli_interop._flax.graph_state import PureState as PureState
     from moduli_interop._flax.contexts import SplitContext as SplitContext
     from moduli_interop._flax.contexts import UpdateContext as UpdateContext
     from moduli import Variable as VariableState
+    from moduli_interop import WeightsMismatchError as WeightsMismatchError
     from moduli import abstract_with_sharding as as_abstract
     from moduli_interop import as_flax as as_flax
     from moduli_interop._flax.modules import bridge as bridge
@@ -141,6 +147,7 @@ if TYPE_CHECKING:
     from moduli_interop import inspect_checkpoint as inspect_checkpoint
     from moduli_interop import load as load
     from moduli_interop import load_state as load_state
+    from moduli_interop import load_weights as load_weights
     from moduli_interop._flax.contexts import merge_context as merge_context
     from moduli_interop._flax.modules import module as module
     from moduli_interop._flax.modules import nn as nn
@@ -153,9 +160,11 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import reprlib as reprlib
     from moduli_interop._flax.modules import rnglib as rnglib
     from moduli_interop import save as save
+    from moduli_interop import save_weights as save_weights
     from moduli_interop._flax.contexts import split_context as split_context
     from moduli_interop._flax.modules import spmd as spmd
     from moduli_interop._flax.modules import statelib as statelib
+    from moduli_interop import suggest_names as suggest_names
     from moduli_interop._flax.modules import summary as summary
     from moduli_interop import to_flax as to_flax
     from moduli_interop._flax.modules import tracers as tracers
@@ -208,6 +217,8 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "SpectralNorm",
         "Stack",
         "StochasticDepth",
+        "Tensor",
+        "TensorNames",
         "WeightNorm",
         "adaptive_avg_pool",
         "adaptive_max_pool",
@@ -292,12 +303,16 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "CheckpointError",
         "CheckpointManager",
         "GraphState",
+        "LoadReport",
         "M",
         "MergeContext",
+        "NameMap",
+        "NameMapError",
         "PureState",
         "SplitContext",
         "UpdateContext",
         "VariableState",
+        "WeightsMismatchError",
         "as_abstract",
         "as_flax",
         "bridge",
@@ -316,6 +331,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "inspect_checkpoint",
         "load",
         "load_state",
+        "load_weights",
         "merge_context",
         "module",
         "nn",
@@ -328,9 +344,11 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "reprlib",
         "rnglib",
         "save",
+        "save_weights",
         "split_context",
         "spmd",
         "statelib",
+        "suggest_names",
         "summary",
         "to_flax",
         "tracers",

@@ -1,0 +1,262 @@
+"""NameMap: what the modules of a model are called elsewhere, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moduli_interop._weights.errors import NameMapError
+from moduli_interop._weights.templates import INDEX, Template, parse, unify
+
+__all__ = ["NameMap", "Renamed", "TensorRule"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """``theirs`` is called ``ours``; ``stacked`` is the field that our side lacks."""
+
+    theirs: Template
+    ours: Template
+    stacked: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRule:
+    """A tensor of theirs that is described in the map itself.
+
+    Attributes:
+      theirs: its name.
+      tensor: how it is made of Variables; its paths are the templates of ``ours``.
+      ours: the paths of the Variables.
+      stacked: the field that our side lacks.
+    """
+
+    theirs: Template
+    tensor: Any
+    ours: tuple[Template, ...]
+    stacked: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """What a name of ours becomes.
+
+    Attributes:
+      parts: the parts of their name.
+      stacked: the field of the map's rule that numbers blocks which are one module here, or None.
+      specificity: of the rule that was used; () without one.
+    """
+
+    parts: tuple[str, ...]
+    stacked: bool = False
+    specificity: tuple[int, ...] = ()
+
+
+class NameMap:
+    """Says what the modules of a model are called elsewhere: ``{their name: our path}``.
+
+    A rule renames a module, or a tensor; what stands below keeps its name, as layers say what their
+    tensors are called and how they are laid out. Equal names need no rule, and the most specific
+    rule wins. ``{n}`` stands for an integer and ``{t:s}`` for a piece of a name, the same ones on
+    both sides; if ``{n}`` is missing on our side, the blocks are one module whose Variables have
+    one more axis, the first (:class:`moduli_layers.Stack`). The empty name is the model itself.
+
+    Our side may be a ``Tensor`` for what is laid out otherwise, or is fused or split in another
+    way; its paths are then those of Variables.
+
+    Args:
+      rules: our paths, or Tensors, by their names.
+
+    Raises:
+      NameMapError: if the map cannot be turned round; the text names the two rules that do not go
+        together.
+
+    Example:
+      >>> from moduli_interop import NameMap
+      >>> names = NameMap({
+      ...     "model.layers.{n}": "layers.{n}",
+      ...     "model.layers.{n}.self_attn.q_proj": "layers.{n}.attention.query",
+      ... })
+      >>> names.theirs("layers.3.mlp.weight"), names.theirs("layers.3.attention.query.weight")
+      ('model.layers.3.mlp.weight', 'model.layers.3.self_attn.q_proj.weight')
+      >>> names.ours("model.layers.3.self_attn.q_proj.weight")
+      'layers.3.attention.query.weight'
+    """
+
+    def __init__(self, rules: Mapping[str, Any] | NameMap = {}):  # noqa: B006
+        if isinstance(rules, NameMap):
+            rules = rules.rules
+        if not isinstance(rules, Mapping):
+            raise NameMapError(
+                f"a NameMap is made of a dict {{their name: our path}}, got a "
+                f"{type(rules).__name__}; a function goes into load_weights(names=...) as it is"
+            )
+        self.rules = dict(rules)
+        self._renames: list[_Rule] = []
+        self.tensors: list[TensorRule] = []
+        for name, target in self.rules.items():
+            self._add(name, target)
+        self._check()
+
+    def __repr__(self) -> str:
+        return f"NameMap({self.rules!r})"
+
+    def __or__(self, other: Mapping[str, Any] | NameMap) -> NameMap:
+        """Returns the map with the rules of both; those of the second hold where both have one."""
+        return NameMap({**self.rules, **NameMap(other).rules})
+
+    def theirs(self, name: str) -> str:
+        """Returns their name of a module or tensor.
+
+        Args:
+          name: our path, with dots.
+        """
+        parts = tuple(name.split(".")) if name else ()
+        return ".".join(self.rename(parts).parts)
+
+    def ours(self, name: str) -> str:
+        """Returns our path of a module or tensor.
+
+        Args:
+          name: their name, with dots. Blocks that are one module here lose their number.
+        """
+        parts = tuple(name.split(".")) if name else ()
+        best: tuple[tuple[int, int], tuple[str, ...]] | None = None
+        for rule in self._renames:
+            bound = rule.theirs.match(parts)
+            if bound is not None and (best is None or rule.theirs.specificity > best[0]):
+                rest = parts[len(rule.theirs.parts) :]
+                best = rule.theirs.specificity, rule.ours.fill(bound) + rest
+        return ".".join(parts if best is None else best[1])
+
+    def rename(self, parts: Sequence[str], whole: bool = False) -> Renamed:
+        """Applies the most specific rule to a path of ours.
+
+        Args:
+          parts: the parts of the path.
+          whole: take only rules for all of it, not for a module that holds it.
+
+        Returns:
+          Their name. Without a rule it is the same.
+        """
+        best: tuple[int, ...] = ()
+        found = Renamed(tuple(parts))
+        for rule in self._renames:
+            if rule.ours.specificity <= best:
+                continue
+            for given, number, stacked in _without_number(rule, tuple(parts)):
+                bound = rule.ours.match(given)
+                if bound is None or (whole and len(rule.ours.parts) != len(given)):
+                    continue
+                if rule.stacked is not None:
+                    bound[rule.stacked] = number
+                rest = given[len(rule.ours.parts) :]
+                best = rule.ours.specificity
+                found = Renamed(rule.theirs.fill(bound) + rest, stacked, best)
+                break
+        return found
+
+    def _add(self, name: str, target: Any) -> None:
+        if not isinstance(name, str):
+            raise NameMapError(f"their name is a text, got {name!r}")
+        theirs = parse(name)
+        paths = getattr(target, "paths", None)
+        if isinstance(target, str):
+            ours = parse(target)
+            self._renames.append(_Rule(theirs, ours, _stacked(theirs, ours)))
+        elif paths is not None and hasattr(target, "to_ours"):
+            templates = tuple(parse(path) for path in paths)
+            fields = {_stacked(theirs, template) for template in templates}
+            if len(fields) != 1:
+                raise NameMapError(f"the paths of the Tensor for {name!r} have different fields")
+            self.tensors.append(TensorRule(theirs, target, templates, fields.pop()))
+        else:
+            raise NameMapError(
+                f"the rule for {name!r} has a {type(target).__name__}; write our path as a text, "
+                "or a Tensor"
+            )
+
+    def _check(self) -> None:
+        """Raises if two rules give one name to two things."""
+        for number, one in enumerate(self._renames):
+            for other in self._renames[:number]:
+                for near, far in (("ours", "theirs"), ("theirs", "ours")):
+                    self._check_pair(one, other, near, far)
+        for number, rule in enumerate(self.tensors):
+            for other in self.tensors[:number]:
+                if unify(rule.theirs, other.theirs) is not None:
+                    raise _together(rule.theirs.text, other.theirs.text, "give one tensor twice")
+
+    def _check_pair(self, one: _Rule, other: _Rule, near: str, far: str) -> None:
+        shared = unify(getattr(one, near), getattr(other, near))
+        if shared is None:
+            return
+        ends = []
+        for rule, bound in zip((one, other), shared, strict=True):
+            blocks = {rule.stacked: "7"} if rule.stacked else {}
+            ends.append(getattr(rule, far).fill({**blocks, **bound}))
+        if ends[0] != ends[1]:
+            example = ".".join(getattr(one, near).fill({one.stacked or "": "7", **shared[0]}))
+            whose = "our path" if near == "ours" else "their name"
+            raise _together(
+                f"{one.theirs.text!r}: {one.ours.text!r}",
+                f"{other.theirs.text!r}: {other.ours.text!r}",
+                f"give {whose} {example!r} two names, {'.'.join(ends[0])!r} and "
+                f"{'.'.join(ends[1])!r}",
+            )
+
+    def below(self, parts: Sequence[str]) -> Iterator[Template]:
+        """Yields the rules' paths of ours that lead further than a path."""
+        ours = [rule.ours for rule in self._renames]
+        ours += [template for rule in self.tensors for template in rule.ours]
+        for template in ours:
+            head = Template("", template.parts[: len(parts)], template.fields)
+            if len(template.parts) > len(parts) and head.match(parts) is not None:
+                yield template
+
+
+def _without_number(
+    rule: _Rule, parts: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """Yields a path without the number of a block, for a rule whose side of ours lacks it.
+
+    Yields:
+      The path, the mark of the number, and whether there is none in the path, as in a module whose
+      Variables have an axis of blocks that nothing declares.
+    """
+    if rule.stacked is None:
+        yield parts, "", False
+        return
+    for at, part in enumerate(parts[: len(rule.ours.parts) + 1]):
+        if INDEX.fullmatch(part):
+            yield (*parts[:at], *parts[at + 1 :]), part, False
+    level = sum(bool(INDEX.search(part)) for part in parts)
+    yield parts, f"\0{level}\0", True
+
+
+def _stacked(theirs: Template, ours: Template) -> str | None:
+    """Returns the field that only their side has; raises for other differences."""
+    extra = set(ours.fields) - set(theirs.fields)
+    missing = set(theirs.fields) - set(ours.fields)
+    shared = set(ours.fields) & set(theirs.fields)
+    if extra or any(ours.fields[name] != theirs.fields[name] for name in shared):
+        raise NameMapError(
+            f"the rule {theirs.text!r}: {ours.text!r} cannot be turned round: both sides have to "
+            f"have the same fields, theirs has {sorted(theirs.fields)} and ours "
+            f"{sorted(ours.fields)}"
+        )
+    if len(missing) > 1 or any(theirs.fields[name] != "n" for name in missing):
+        raise NameMapError(
+            f"the rule {theirs.text!r}: {ours.text!r} cannot be turned round: our side lacks "
+            f"{', '.join('{' + name + '}' for name in sorted(missing))}; only one integer may be "
+            "missing there, the number of blocks that are stacked"
+        )
+    return next(iter(missing), None)
+
+
+def _together(one: str, other: str, why: str) -> NameMapError:
+    return NameMapError(
+        f"the map cannot be turned round: the rules {one} and {other} do not go together, they "
+        f"{why}"
+    )

@@ -1,0 +1,391 @@
+"""Compares a source of tensors with a model, and finds every problem before a number is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+import moduli
+from moduli.errors import ModuliError, format_path
+from moduli_interop._tensors.stored import StoredTensor, Tensors
+from moduli_interop._weights.dtypes import holds
+from moduli_interop._weights.groups import grouped
+from moduli_interop._weights.hints import near, prefix_hint
+from moduli_interop._weights.name_map import NameMap
+from moduli_interop._weights.report import Loaded
+from moduli_interop._weights.targets import Target, targets
+from moduli_interop._weights.variables import Place, shape_dtype
+
+__all__ = ["Plan", "Selection", "make_plan"]
+
+HARMLESS = ("num_batches_tracked", "position_ids", "rotary_emb.inv_freq")
+"""Ends of names of buffers that carry no weights: a count, ``arange(n)``, and fixed angles."""
+
+Names = str | Iterable[str] | Callable[..., bool] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which part of a source goes to which part of a model; see :func:`load_weights`."""
+
+    prefix: str = ""
+    only: Any = None
+    ignore: Names = ()
+    strict: bool = True
+    cast: bool = False
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is to be read for which Variable, and what is wrong.
+
+    Attributes:
+      groups: the targets to read; several are parts of one array.
+      fills: how many groups add to the Variable at a path.
+      tensors: the tensors by the names that the model asks for.
+      loaded: rows of the report.
+      missing: paths of Variables without a tensor.
+      kept: how many numbers those have.
+      unexpected: names without a Variable.
+      ignored: names that are passed over.
+      left: names that were not considered.
+      problems: what is wrong, grouped.
+    """
+
+    groups: list[list[Target]] = dataclasses.field(default_factory=list)
+    fills: dict[tuple[Any, ...], int] = dataclasses.field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = dataclasses.field(default_factory=dict)
+    loaded: list[Loaded] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    kept: int = 0
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    ignored: list[str] = dataclasses.field(default_factory=list)
+    left: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    hint: str | None = None
+
+
+def make_plan(
+    source: Tensors,
+    model: Any,
+    names: NameMap | Callable[[str], str | None] | None,
+    selection: Selection,
+) -> Plan:
+    """Compares a source with a model.
+
+    Args:
+      source: the tensors.
+      model: the model.
+      names: what its modules are called in the source; or what a tensor is called here.
+      selection: which part of both.
+
+    Returns:
+      What to do, and what is wrong.
+    """
+    plan = Plan()
+    there = _chosen(source, selection, plan)
+    if callable(names) and not isinstance(names, NameMap):
+        there = _renamed(there, names, plan)
+        mapping = NameMap()
+    else:
+        mapping = NameMap(names or {})
+    listed, harmless = targets(model, mapping, there.__contains__)
+    asked = _selected(listed, selection, plan)
+    if callable(names) and not isinstance(names, NameMap):
+        there = _by_paths(there, asked)
+    plan.tensors = there
+    problems = _Problems()
+    _check_names(asked, problems)
+    _fill(asked, plan, problems, selection)
+    claimed = {name for target in listed for name in target.names}
+    for name in there:
+        if name in claimed:
+            continue
+        known = name in harmless or any(name == end or name.endswith(f".{end}") for end in HARMLESS)
+        (plan.ignored if known else plan.unexpected).append(name)
+    asked_names = {name for target in asked for name in target.names}
+    if selection.strict or not plan.loaded:
+        _report_names(asked, plan, problems, asked_names)
+    if asked and (plan.missing or not plan.loaded):
+        plan.hint = prefix_hint(list(there), asked_names, selection.prefix)
+    plan.problems = problems.lines()
+    return plan
+
+
+class _Problems:
+    """Problems by kind, each with names whose numbers may differ and a text."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+
+    def add(self, kind: str, names: Sequence[str], text: str, *texts: str) -> None:
+        """Notes one; ``text`` has a ``{}`` for each of the names and texts."""
+        self._rows.setdefault(kind, []).append((tuple(names), (text, *texts)))
+
+    def lines(self) -> list[str]:
+        """Returns one line for each group."""
+        found = []
+        for kind, rows in self._rows.items():
+            for names, (text, *texts), count in grouped(rows):
+                line = f"{kind}: {text.format(*names, *texts)}"
+                found.append(line + (f" ({count} times)" if count > 1 else ""))
+        return found
+
+
+def _chosen(source: Tensors, selection: Selection, plan: Plan) -> dict[str, StoredTensor]:
+    """Returns the tensors behind the prefix that are not to be ignored."""
+    prefix = selection.prefix
+    if prefix and not prefix.endswith(".") and any(n.startswith(f"{prefix}.") for n in source):
+        prefix += "."
+    ignored = _predicate(selection.ignore)
+    found = {}
+    for name, tensor in source.items():
+        if not name.startswith(prefix):
+            plan.left.append(name)
+        elif ignored(name) or ignored(name[len(prefix) :]):
+            plan.ignored.append(name)
+        else:
+            found[name[len(prefix) :]] = tensor
+    return found
+
+
+def _predicate(patterns: Names) -> Callable[[str], bool]:
+    if patterns is None:
+        return lambda name: False
+    if callable(patterns):
+        return patterns
+    listed = [patterns] if isinstance(patterns, str) else list(patterns)
+
+    def fits(name: str) -> bool:
+        return any(
+            name == pattern or name.endswith(f".{pattern}") or fnmatch.fnmatchcase(name, pattern)
+            for pattern in listed
+        )
+
+    return fits
+
+
+def _renamed(
+    there: dict[str, StoredTensor], names: Callable[[str], str | None], plan: Plan
+) -> dict[str, StoredTensor]:
+    """Applies a function of a user's, which may give None for a tensor to be passed over."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in there.items():
+        ours = names(name)
+        if ours is None:
+            plan.ignored.append(name)
+        elif ours in found:
+            raise ModuliError(
+                f"names gives {ours!r} for the tensors {found[ours].name!r} and {name!r}; give "
+                "each tensor a name of its own, or None to pass it over"
+            )
+        else:
+            found[ours] = tensor
+    return found
+
+
+def _by_paths(there: dict[str, StoredTensor], asked: list[Target]) -> dict[str, StoredTensor]:
+    """Lets a function name the Variable itself: ``layer.kernel`` for ``layer.weight``."""
+    paths = {
+        ".".join(map(str, target.places[0].path)): target.names[0]
+        for target in asked
+        if len(target.places) == len(target.names) == 1
+    }
+    known = {name for target in asked for name in target.names}
+    return {
+        paths[name] if name not in known and paths.get(name, "") not in ("", *there) else name: t
+        for name, t in there.items()
+    }
+
+
+def _selected(listed: list[Target], selection: Selection, plan: Plan) -> list[Target]:
+    only = selection.only
+    if only is None:
+        return listed
+    if isinstance(only, str) or (
+        isinstance(only, (list, tuple, set)) and all(isinstance(one, str) for one in only)
+    ):
+        patterns = [only] if isinstance(only, str) else list(only)
+
+        def chosen(place: Place) -> bool:
+            texts = ".".join(map(str, place.path)), format_path(place.path)
+            return any(
+                text == p or text.startswith((f"{p}.", f"{p}[")) or fnmatch.fnmatchcase(text, p)
+                for text in texts
+                for p in patterns
+            )
+    else:
+        predicate = moduli.filterlib.to_predicate(only)
+
+        def chosen(place: Place) -> bool:
+            return bool(predicate(place.path, place.value))
+
+    kept = [target for target in listed if any(map(chosen, target.places))]
+    if not kept:
+        raise ModuliError(f"only={only!r} selects no Variable of the model")
+    names = {name for target in kept for name in target.names}
+    for target in listed:
+        plan.left += [name for name in target.names if name not in names]
+    return kept
+
+
+def _check_names(asked: list[Target], problems: _Problems) -> None:
+    """Notes names that two different Variables have."""
+    owners: dict[str, Target] = {}
+    for target in asked:
+        for name in target.names:
+            other = owners.setdefault(name, target)
+            if [id(p.value) for p in other.places] != [id(p.value) for p in target.places]:
+                problems.add(
+                    "names",
+                    (name, other.ours, target.ours),
+                    "{} is the name of both {} and {}; write a rule for one of them",
+                )
+
+
+def _fill(asked: list[Target], plan: Plan, problems: _Problems, selection: Selection) -> None:
+    """Finds what each Variable is filled with."""
+    by_path: dict[tuple[Any, ...], list[Target]] = {}
+    variables: dict[int, list[Place]] = {}
+    for target in asked:
+        for place in target.places:
+            by_path.setdefault(place.path, []).append(target)
+            listed = variables.setdefault(id(place.value), [])
+            if place.path not in [other.path for other in listed]:
+                listed.append(place)
+    used: dict[int, Target] = {}
+    filled = set[int]()
+    for identity, spots in variables.items():
+        for place in spots:
+            needed = by_path[place.path]
+            there = [target for target in needed if _state(target, plan)]
+            if there and all(target in there or target.optional for target in needed):
+                filled.add(identity)
+                used |= {id(target): target for target in there}
+            elif any(_some(target, plan) for target in needed):
+                filled.add(identity)  # the parts that lack are a problem of their own
+                for target in needed:
+                    _note_missing(target, plan, problems)
+    for identity, spots in variables.items():
+        needed = [target for place in spots for target in by_path[place.path]]
+        if identity in filled or all(target.optional for target in needed):
+            continue
+        plan.missing.append(format_path(spots[0].path))
+        plan.kept += math.prod(shape_dtype(spots[0].value)[0])
+    for group in _grouped_parts(used.values(), problems):
+        _check_group(group, plan, problems, selection)
+
+
+def _state(target: Target, plan: Plan) -> bool:
+    return all(name in plan.tensors for name in target.names)
+
+
+def _some(target: Target, plan: Plan) -> bool:
+    return any(name in plan.tensors for name in target.names)
+
+
+def _note_missing(target: Target, plan: Plan, problems: _Problems) -> None:
+    for name in target.names:
+        if name not in plan.tensors and not target.optional:
+            problems.add(
+                "missing", (name, target.ours), "the source has no {}, a part of what fills {}"
+            )
+
+
+def _grouped_parts(used: Iterable[Target], problems: _Problems) -> list[list[Target]]:
+    """Puts targets together that are parts of one array."""
+    groups: dict[Any, list[Target]] = {}
+    for target in used:
+        part = target.tensor.part
+        key = id(target) if part is None else tuple(place.path for place in target.places)
+        groups.setdefault(key, []).append(target)
+    found = []
+    for group in groups.values():
+        part = group[0].tensor.part
+        if part is not None:
+            group.sort(key=lambda target: target.tensor.part[0])
+            numbers = [target.tensor.part for target in group]
+            if numbers != [(i, part[1]) for i in range(part[1])]:
+                problems.add(
+                    "parts",
+                    (group[0].ours,),
+                    "{} is made of the parts {}; write a Tensor for each part from 0 on",
+                    ", ".join(map(str, numbers)),
+                )
+                continue
+        found.append(group)
+    return found
+
+
+def _check_group(
+    group: list[Target], plan: Plan, problems: _Problems, selection: Selection
+) -> None:
+    """Notes shapes and dtypes that do not fit, and what is loaded."""
+    good = True
+    for target in group:
+        try:
+            expected = target.tensor.shape(target.shapes())
+        except ModuliError as error:
+            problems.add("layout", (target.ours,), "{}: {}", str(error))
+            good = False
+            continue
+        wanted = shape_dtype(target.places[0].value)[1]
+        for name in target.names:
+            tensor = plan.tensors[name]
+            if tensor.shape != expected:
+                problems.add(
+                    "shape",
+                    (tensor.name, target.ours),
+                    "{0} has the shape {2} and {1} needs {3}",
+                    str(tensor.shape),
+                    str(expected),
+                )
+                good = False
+            dtype = np.dtype(np.float32) if target.tensor.offset else tensor.dtype
+            dtype = tensor.dtype if holds(tensor.dtype, dtype) else dtype
+            exact = holds(wanted, dtype)
+            if not exact and not selection.cast:
+                problems.add(
+                    "dtype",
+                    (tensor.name, target.ours),
+                    "{0} is {2} and {1} is {3}, which cannot hold each of its numbers; write "
+                    "cast=True to round them",
+                    tensor.dtype.name,
+                    wanted.name,
+                )
+                good = False
+            cast = None if tensor.dtype == wanted else wanted.name
+            plan.loaded.append(
+                Loaded(tensor.name, target.ours, tensor.shape, tensor.dtype.name, cast, exact)
+            )
+    if good:
+        plan.groups.append(group)
+        for place in group[0].places:
+            plan.fills[place.path] = plan.fills.get(place.path, 0) + 1
+
+
+def _report_names(
+    asked: list[Target], plan: Plan, problems: _Problems, asked_names: set[str]
+) -> None:
+    """Notes names that are missing and unexpected, with near ones for the first of them."""
+    missing = set(plan.missing)
+    lacking = [
+        target
+        for target in asked
+        if any(format_path(place.path) in missing for place in target.places)
+    ]
+    search = len(lacking) <= 100 and len(plan.unexpected) <= 1000
+    for target in lacking:
+        for name in target.names:
+            if name in plan.tensors:
+                continue
+            hint = near(name, plan.unexpected) if search else ""
+            problems.add("missing", (name, target.ours, hint), "the source has no {} for {}{}")
+    for name in plan.unexpected:
+        hint = near(name, asked_names - plan.tensors.keys()) if search else ""
+        problems.add("unexpected", (name, hint), "the model has no place for {}{}")
