@@ -114,6 +114,7 @@ class Settings:
 
     def __init__(self):
         self.rate, self.names = 0.1, {"a", "b"}
+        self.inner = {"parent": self}  # as omegaconf's
 
     def __reduce_ex__(self, protocol):
         return super().__reduce_ex__(protocol)

@@ -28,7 +28,8 @@ def flatten(
       value: dicts, lists and tuples of tensors and of what else there is, which is passed over.
       is_tensor: returns whether something is a tensor.
       source: where it is from, for errors.
-      children: gives the named children of other things, or None for one without any.
+      children: gives the named children of other things, or None for one without any. Such a thing
+        is gone into once: those of a configuration may hold the one that they stand in.
 
     Returns:
       The tensors by name; a tensor that is all there is has the name ``"tensor"``.
@@ -38,6 +39,7 @@ def flatten(
     """
     found: dict[str, Any] = {}
     visited = 0
+    known: set[int] = set()
 
     def visit(value: Any, name: str, depth: int) -> None:
         nonlocal visited
@@ -54,7 +56,13 @@ def flatten(
                 raise TensorFileError(source, "two tensors have this name", name)
             found[name] = value
             return
-        for key, child in _children(value) or (children and children(value)) or ():
+        below = _children(value)
+        if below is None and children is not None:
+            below = children(value)
+            if id(value) in known:
+                return
+            known.add(id(value))
+        for key, child in below or ():
             if is_tensor(child) or not isinstance(
                 child, _SIMPLE
             ):  # a list may hold millions of numbers
