@@ -87,6 +87,14 @@ def long(session: nox.Session) -> None:
 
 
 @nox.session(python=THIS_PYTHON)
+def faults(session: nox.Session) -> None:
+    """Checkpoints under 10,000 mutations, 500 flipped bits and 100 SIGKILLs of each format."""
+    install(session, "test")
+    script = "packages/interop/tests/faults.py"
+    session.run("python", script, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session(python=THIS_PYTHON)
 def coverage(session: nox.Session) -> None:
     """Which lines the table of layers runs; ``-- packages/core/tests`` measures other tests."""
     install(session, "test")

@@ -40,7 +40,14 @@ from moduli_interop._dtypes import dtype_from_name
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._stored import Checkpoint, Leaf, Path, StoredArray, StoredNamedTuple
 
-__all__ = ["Reader", "check_metadata", "decode_manifest", "decode_path", "encode_manifest"]
+__all__ = [
+    "Reader",
+    "check_metadata",
+    "check_size",
+    "decode_manifest",
+    "decode_path",
+    "encode_manifest",
+]
 
 Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
@@ -183,7 +190,7 @@ def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -
       >>> decode_manifest(text, lambda name, array: arrays[name].read) == checkpoint
       True
     """
-    _check_size(text)
+    check_size(text)
     members: set[str] = set()
     decoder = _Decoder(reader, owned, members)
     try:
@@ -198,7 +205,7 @@ def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -
         raise ValueError(f"malformed manifest ({type(error).__name__}: {error})") from error
 
 
-def _check_size(text: str | bytes) -> None:
+def check_size(text: str | bytes) -> None:
     """Refuses a text of few bytes that would become very many objects."""
     marks = (b"[", b"{", b",", b":") if isinstance(text, bytes) else ("[", "{", ",", ":")
     objects = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
@@ -301,9 +308,9 @@ class _Decoder:
         if not isinstance(member, str) or member in self.members:
             raise ValueError(f"the member {member!r} stands twice in the manifest")
         self.members.add(member)
-        array = StoredArray(dtype, shape, container, weak, key_impl)
-        read = self.reader(member, array)
-        return StoredArray(dtype, shape, container, weak, key_impl, read, self.owned)
+        array = StoredArray(dtype, shape, container, weak, key_impl, None, self.owned)
+        object.__setattr__(array, "read", self.reader(member, array))  # nobody has seen it yet
+        return array
 
 
 def _unhex(digits: str) -> float:

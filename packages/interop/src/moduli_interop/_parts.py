@@ -114,17 +114,26 @@ class Parts:
             _fill_state(self._model, [(path, leaf, value) for (path, _), (leaf, value) in pairs])
             return self._model
         bare = {path: value for (path, _), (leaf, value) in pairs if isinstance(leaf, Bare)}
-        boxed = [
-            (path, leaf.replace(value) if isinstance(leaf, moduli.Variable) else value)
-            for path, (leaf, value) in zip(self._inner, new, strict=False)  # the bare ones follow
-        ]
-        if boxed:
-            moduli.update(self._root, moduli.from_flat_state(boxed))
+        self._fill_graph(new[: len(self._inner)])  # the bare ones follow
         if self._prefixes is None:
             return self._model
         for path, state, inner in self._bare_in_states:
             _set(state, inner, bare[path])
         return _rebuilt(self._model, (), bare)
+
+    def _fill_graph(self, new: list[tuple[Any, Any]]) -> None:
+        if all(isinstance(leaf, moduli.Variable) for leaf, _ in new):
+            for leaf, _ in new:  # one that belongs to another trace raises before any is changed
+                leaf.set_raw_value(leaf.get_raw_value())
+            for leaf, value in new:
+                leaf.set_raw_value(value)
+            return
+        boxed = (
+            leaf.replace(value) if isinstance(leaf, moduli.Variable) else value
+            for leaf, value in new
+        )
+        flat = moduli.from_flat_state(zip(self._inner, boxed, strict=True))
+        moduli.update(self._root, flat, resize=True)  # it was compared with the model
 
 
 def _flat(state: moduli.State) -> list[tuple[Path, Any]]:

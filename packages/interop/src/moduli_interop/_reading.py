@@ -24,12 +24,20 @@ from moduli_interop._dtypes import storage_dtype
 from moduli_interop._stored import StoredArray
 from moduli_interop._workers import Workers
 
-__all__ = ["BLOCK", "BlockRead", "SharedFile", "aligned_empty", "read_in_order"]
+__all__ = [
+    "BLOCK",
+    "BlockRead",
+    "SharedFile",
+    "aligned_empty",
+    "block_digest",
+    "read_in_order",
+]
 
 BLOCK = 1 << 24
 """Bytes that share one digest."""
 
 _ALIGNMENT = 64  # what XLA asks for on a CPU
+_SMALL = 1 << 14
 _BATCH = 1 << 22  # small arrays that one task reads
 _AHEAD = 1 << 28  # bytes that may wait to be taken
 
@@ -53,13 +61,15 @@ class SharedFile:
         self.size = os.fstat(self.descriptor).st_size
         self._lock = threading.Lock()
 
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self.descriptor >= 0:  # at the end of a program `os` may be gone
+            close(self.descriptor)
 
     def read_into(self, target: memoryview, offset: int) -> int:
         """Fills memory from an offset on; returns how many bytes there were."""
         done = 0
+        if offset < 0:  # as a forged file may say
+            return 0
         while done < len(target):
             count = self._read_some(target[done:], offset + done)
             if not count:
@@ -84,6 +94,17 @@ def aligned_empty(nbytes: int) -> np.ndarray:
     return buffer[start : start + nbytes]
 
 
+def block_digest(data: memoryview, start: int, block: int) -> int:
+    """Returns the digest of a block of an array.
+
+    Args:
+      data: its bytes.
+      start: what stands for the array; see ``layout``.
+      block: which of its blocks it is.
+    """
+    return zlib.crc32(data, (start + block) & 0xFFFFFFFF)
+
+
 class BlockRead:
     """Reads one array of a file; what a :class:`StoredArray` has as its ``read``.
 
@@ -92,10 +113,11 @@ class BlockRead:
       offset: where the array begins.
       array: what it is.
       digests: the CRC-32 of each block of :data:`BLOCK` bytes.
+      start: what the CRC-32 of the first block begins with; each further one with one more.
       damaged: gives the exception to raise if a digest does not fit.
     """
 
-    __slots__ = ("_damaged", "_digests", "_dtype", "_file", "_offset", "_shape", "nbytes")
+    __slots__ = ("_damaged", "_digests", "_dtype", "_file", "_offset", "_shape", "_start", "nbytes")
 
     def __init__(
         self,
@@ -103,6 +125,7 @@ class BlockRead:
         offset: int,
         array: StoredArray,
         digests: Sequence[int],
+        start: int,
         damaged: Callable[[], Exception],
     ):
         self._file = file
@@ -110,11 +133,16 @@ class BlockRead:
         self._shape = array.shape
         self._dtype = storage_dtype(array.dtype)
         self._digests = digests
+        self._start = start
         self._damaged = damaged
         self.nbytes = array.nbytes
 
     def __call__(self) -> np.ndarray:
         """Returns the array, in memory of its own."""
+        if self.nbytes <= _SMALL and self._digests:  # alignment is not worth its price
+            memory = np.empty(self.nbytes, np.uint8)
+            self._read(memory.data, 0)
+            return memory.view(self._dtype).reshape(self._shape)
         memory = self.memory()
         for block in range(len(self._digests)):
             self.fill(memory, block)
@@ -160,7 +188,7 @@ class BlockRead:
 
     def _read(self, target: memoryview, block: int) -> None:
         count = self._file.read_into(target, self._offset + block * BLOCK)
-        if count < len(target) or zlib.crc32(target) != self._digests[block]:
+        if count < len(target) or block_digest(target, self._start, block) != self._digests[block]:
             raise self._damaged()
 
 
@@ -217,19 +245,20 @@ class _Task:
         first = arrays[0].read
         self._read = first if len(arrays) == 1 and isinstance(first, BlockRead) else None
         self.nbytes = sum(array.nbytes for array in arrays)
-        self._futures: list[Future[Any]]
+        self._arrays = arrays
+        self._futures: list[Future[Any]] = []
         if self._read is not None:
             self._memory = self._read.memory()
             self._futures = [
                 pool.submit(self._read.fill, self._memory, block)
                 for block in range(self._read.blocks)
             ]
-        else:
-            self._futures = [pool.submit(_read_each, arrays)]
+        elif len(arrays) == 1:
+            self._futures = [pool.submit(arrays[0].read_bits)]
 
     def results(self) -> list[np.ndarray]:
-        if self._read is None:
-            return self._futures[0].result()
+        if self._read is None:  # small ones are not worth a thread
+            return [future.result() for future in self._futures] or _read_each(self._arrays)
         for future in self._futures:
             future.result()
         return [self._read.shaped(self._memory)]

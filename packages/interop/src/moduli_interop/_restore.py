@@ -44,7 +44,12 @@ def restore(
       CheckpointError: if an array is not as it was written.
     """
     olds = [None] * len(values) if likes is None else likes
-    wanted = [pair for value, old in zip(values, olds, strict=True) for pair in _wanted(value, old)]
+    wanted: list[tuple[StoredArray, Any]] = []
+    for value, old in zip(values, olds, strict=True):
+        if type(value) is StoredArray:
+            wanted.append((value, old))
+        else:
+            wanted.extend(_wanted(value, old))
     arrays = [array for array, _ in wanted]
     if read_all is not None:
         placed = iter(read_all([_sharding(array, like) for array, like in wanted]))
@@ -55,7 +60,10 @@ def restore(
             live.append(_array(array, bits, like))
             done(array.nbytes)
     rest = iter(live)
-    return [_assembled(value, old, rest) for value, old in zip(values, olds, strict=True)]
+    return [
+        next(rest) if type(value) is StoredArray else _assembled(value, old, rest)
+        for value, old in zip(values, olds, strict=True)
+    ]
 
 
 def _wanted(value: Any, like: Any) -> Iterator[tuple[StoredArray, Any]]:

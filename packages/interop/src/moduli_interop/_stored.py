@@ -9,6 +9,7 @@ read these; only ``_leaves`` and ``_restore`` know about live models.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -65,7 +66,7 @@ class StoredArray:
     owned: bool = dataclasses.field(default=False, compare=False, repr=False)
     live: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """Size of the bits."""
         return math.prod(self.shape) * dtype_from_name(self.dtype).itemsize

@@ -22,6 +22,7 @@ from moduli_interop._errors import (
     TruncatedCheckpointError,
 )
 from moduli_interop._manifest import decode_manifest
+from moduli_interop._npz.bounded import BoundedFile
 from moduli_interop._npz.diagnose import where_cut, where_damaged
 from moduli_interop._npz.layout import (
     DIGITS,
@@ -58,7 +59,7 @@ def read(path: str) -> Checkpoint:
       OSError: if it cannot be opened.
     """
     shared = SharedFile(path)
-    with os.fdopen(os.dup(shared.descriptor), "rb") as file:
+    with BoundedFile(shared) as file:
         version = _verify(file, path)
         if version != VERSION:
             raise _wrong_version(path, version)
@@ -75,7 +76,7 @@ def open_unverified(path: str) -> Checkpoint:
       CheckpointError: as :func:`read` does, except for damage in the arrays.
     """
     shared = SharedFile(path)
-    with os.fdopen(os.dup(shared.descriptor), "rb") as file:
+    with BoundedFile(shared) as file:
         version = version_of(file.read(128))
         if version is None:
             raise _not_a_checkpoint(file, path, shared.size)

@@ -6,8 +6,9 @@ makes it a checkpoint stands in the texts of its header, in this order:
 - ``moduli.checkpoint``: the version of this layout.
 - ``moduli.sha256``: the SHA-256 of the header, the eight bytes of its length with it, with ``0`` in
   the place of each of these 64 digits.
-- ``moduli.crc32``: for each array, in the order of its bytes, the CRC-32 of each 16 MiB of it
-  (eight hexadecimal digits each).
+- ``moduli.crc32``: for each array, in the order of the manifest, the CRC-32 of each 16 MiB of it
+  (eight hexadecimal digits each). It does not begin with 0 but with the CRC-32 of the array's
+  name, dtype and shape, and with one more at each block, so bytes in a wrong place do not fit.
 - ``moduli.manifest``: what ``_manifest`` describes.
 
 The arrays fill the file without a gap, so every byte of it is covered. Dtypes that safetensors
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from typing import Any
 
 import ml_dtypes
@@ -40,10 +42,12 @@ __all__ = [
     "SUMS",
     "VERSION",
     "VERSION_KEY",
+    "described",
     "header_digest",
     "is_ours",
     "member_name",
     "place_of",
+    "start_of",
     "stored_as",
 ]
 
@@ -79,6 +83,22 @@ def stored_as(array: StoredArray) -> tuple[np.dtype, tuple[int, ...]]:
     if tag_of(dtype) is None or dtype == ml_dtypes.float4_e2m1fn:
         return storage_dtype(array.dtype).newbyteorder("="), array.shape
     return dtype, array.shape
+
+
+def described(array: StoredArray) -> tuple[str | None, tuple[int, ...]]:
+    """Returns the dtype and shape of an array as the header says them."""
+    tag = _TAGS.get(array.dtype)
+    if tag is None:
+        tag = _TAGS[array.dtype] = tag_of(stored_as(array)[0])
+    return tag, array.shape if array.dtype != "complex128" else (*array.shape, 2)
+
+
+_TAGS: dict[str, str | None] = {}
+
+
+def start_of(member: str, array: StoredArray) -> int:
+    """Returns what the digest of an array begins with."""
+    return zlib.crc32(f"{member} {array.dtype} {array.shape}".encode())
 
 
 def place_of(header: bytes, key: str, length: int) -> int:

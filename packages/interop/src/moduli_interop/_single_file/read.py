@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,10 @@ from moduli_interop._errors import (
     NotACheckpointError,
     TruncatedCheckpointError,
 )
-from moduli_interop._manifest import decode_manifest
+from moduli_interop._manifest import check_size, decode_manifest
 from moduli_interop._match import cut
 from moduli_interop._reading import BLOCK, BlockRead, SharedFile
-from moduli_interop._safetensors.dtypes import tag_of
-from moduli_interop._safetensors.header import MAX_HEADER, Header, read_header
+from moduli_interop._safetensors.header import MAX_HEADER
 from moduli_interop._single_file.layout import (
     DIGEST,
     DIGITS,
@@ -26,12 +26,12 @@ from moduli_interop._single_file.layout import (
     PREFIX,
     SUMS,
     VERSION,
+    described,
     header_digest,
     place_of,
-    stored_as,
+    start_of,
 )
 from moduli_interop._stored import Checkpoint, StoredArray, named_arrays
-from moduli_interop._tensors.errors import TensorFileError
 
 __all__ = ["read", "verify"]
 
@@ -94,15 +94,14 @@ def _damaged(path: str, names: str) -> CorruptCheckpointError:
 
 def _read(file: SharedFile) -> Checkpoint:
     first = _first_bytes(file)
-    with os.fdopen(os.dup(file.descriptor), "rb") as opened:
-        try:
-            header = read_header(opened, file.path)
-        except TensorFileError as error:
-            raise _wrong_length(file, first, error) from error
+    check_size(first)
+    header = json.loads(first[8:])
+    texts = header.pop("__metadata__")
+    _check_places(file, header, len(first))
     names: dict[str, str] = {}
-    reader = _reader(file, header, names)
-    checkpoint = decode_manifest(header.metadata[MANIFEST], reader, owned=True)
-    missing = header.entries.keys() - names.keys()
+    reader = _reader(file, header, texts[SUMS], names, len(first))
+    checkpoint = decode_manifest(texts[MANIFEST], reader, owned=True)
+    missing = header.keys() - names.keys()
     if missing:
         raise ValueError(f"no value of the manifest is the array {sorted(missing)[0][:200]!r}")
     members = iter(list(names))
@@ -149,52 +148,61 @@ def _first_bytes(file: SharedFile) -> bytes:
     return bytes(first)
 
 
-def _wrong_length(file: SharedFile, first: bytes, error: TensorFileError) -> Exception:
-    text = str(error)[:500]
-    if "truncated" in text:
-        return TruncatedCheckpointError(
-            f"the checkpoint {file.path} was cut off after {file.size} bytes: {text}. moduli.save "
-            "never leaves such a file, so it was probably copied or downloaded in part; copy it "
-            "again"
+def _check_places(file: SharedFile, header: dict[str, Any], start: int) -> None:
+    """Proves that the arrays fill the file, without a gap and without sharing a byte."""
+    at = 0
+    for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
+        if type(begin) is not int or type(end) is not int or begin != at or end < begin:
+            raise ValueError("the arrays overlap, or leave a gap")
+        at = end
+    if start + at > file.size:
+        ends = {entry["data_offsets"][1]: name for name, entry in header.items()}
+        name = ends[min(end for end in ends if start + end > file.size)]
+        raise TruncatedCheckpointError(
+            f"the checkpoint {file.path} was cut off after {file.size} bytes: it ends within or "
+            f"before the array `{name[:200]}`. moduli.save never leaves such a file, so it was "
+            "probably copied or downloaded in part; copy it again"
         )
-    if "follow the last tensor" in text:
-        return TruncatedCheckpointError(
-            f"the checkpoint {file.path} does not end as it should: something was appended to it: "
-            f"{text}"
+    if start + at < file.size:
+        raise TruncatedCheckpointError(
+            f"the checkpoint {file.path} does not end as it should: something was appended to it, "
+            f"{file.size - start - at} bytes"
         )
-    return ValueError(text)
 
 
 def _reader(
-    file: SharedFile, header: Header, names: dict[str, str]
+    file: SharedFile, header: dict[str, Any], digits: str, names: dict[str, str], start: int
 ) -> Callable[[str, StoredArray], BlockRead]:
     """Returns what makes the readers of the arrays, in the order of the manifest."""
-    digits = header.metadata[SUMS]
-    at = 0
-    places: dict[str, int] = {}
-    for entry in sorted(header.entries.values(), key=lambda entry: (entry.start, entry.stop)):
-        places[entry.name] = at
-        at += 8 * -(-(entry.stop - entry.start) // BLOCK)
-    if at != len(digits):
-        raise ValueError("the digests are not those of the arrays")
     sums = np.frombuffer(bytes.fromhex(digits), ">u4").tolist()
+    sizes = (end - begin for begin, end in (e["data_offsets"] for e in header.values()))
+    if len(sums) != sum(-(-size // BLOCK) for size in sizes) or len(digits) != 8 * len(sums):
+        raise ValueError("the digests are not those of the arrays")
+    at = 0
 
     def reader(member: str, array: StoredArray) -> BlockRead:
-        entry = header.entries[member]
-        dtype, shape = stored_as(array)
-        if entry.tag != tag_of(dtype) or entry.shape != shape:
+        entry = header[member]
+        tag, shape = described(array)
+        begin, end = entry["data_offsets"]
+        if (
+            entry["dtype"] != tag
+            or tuple(entry["shape"]) != shape
+            or end - begin != array.nbytes
+            or len(entry) != 3
+        ):
             raise ValueError(
-                f"the array {member!r} is {entry.tag}{list(entry.shape)} in the file, and the "
-                f"manifest says {array.dtype}{list(array.shape)}"
+                f"the array {member!r} is {entry} in the file, and the manifest says "
+                f"{array.dtype}{list(array.shape)}"
             )
+        nonlocal at
         names[member] = member
-        first = places[member] // 8
-        blocks = -(-array.nbytes // BLOCK)
+        first, at = at, at + -(-array.nbytes // BLOCK)
         return BlockRead(
             file,
-            entry.start,
+            start + begin,
             array,
-            sums[first : first + blocks],
+            sums[first:at],
+            start_of(member, array),
             lambda: _damaged(file.path, f"`{names[member]}`"),
         )
 

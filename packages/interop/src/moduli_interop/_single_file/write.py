@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from concurrent.futures import Future
 from typing import BinaryIO
@@ -12,7 +11,7 @@ import numpy as np
 from moduli_interop._atomic import atomic_write
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._manifest import encode_manifest
-from moduli_interop._reading import BLOCK
+from moduli_interop._reading import BLOCK, block_digest
 from moduli_interop._safetensors.write import Spec, layout
 from moduli_interop._single_file.layout import (
     DIGEST,
@@ -24,6 +23,7 @@ from moduli_interop._single_file.layout import (
     header_digest,
     member_name,
     place_of,
+    start_of,
     stored_as,
 )
 from moduli_interop._stored import Checkpoint, StoredArray
@@ -33,6 +33,7 @@ from moduli_interop._workers import Workers
 __all__ = ["write"]
 
 _WAITING = 16  # blocks whose digests may be under way
+_SMALL = 1 << 18  # bytes that are not worth a thread
 
 
 def write(path: str, checkpoint: Checkpoint) -> None:
@@ -61,7 +62,8 @@ def write(path: str, checkpoint: Checkpoint) -> None:
         raise UnsupportedValueError(f"cannot save to {path}: {error}") from error
     with atomic_write(path) as file:
         file.write(first)
-        sums = _write_arrays(file, [arrays[spec.name] for spec in ordered])
+        found = _write_arrays(file, {spec.name: arrays[spec.name] for spec in ordered})
+        sums = [sum for name in arrays for sum in found[name]]
         header = bytearray(first)
         start = place_of(first, SUMS, 8 * blocks)
         header[start : start + 8 * blocks] = "".join(f"{sum:08x}" for sum in sums).encode()
@@ -71,27 +73,32 @@ def write(path: str, checkpoint: Checkpoint) -> None:
         file.write(header)
 
 
-def _write_arrays(file: BinaryIO, arrays: list[StoredArray]) -> list[int]:
+def _write_arrays(file: BinaryIO, arrays: dict[str, StoredArray]) -> dict[str, list[int]]:
     """Writes arrays, and returns the digests of their blocks, found in other threads meanwhile."""
-    sums: list[int | Future[int]] = []
+    sums: dict[str, list[int | Future[int]]] = {}
     waiting: deque[Future[int]] = deque()
     with Workers() as pool:
-        for array in arrays:
+        for name, array in arrays.items():
             bits = array.read_bits()
             data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
             if len(data) != array.nbytes:
                 raise ValueError(f"an array of {array.nbytes} bytes gave {len(data)}")
-            if len(data) <= 1 << 18:
+            begin = start_of(name, array)
+            mine = sums[name] = []
+            if len(data) <= _SMALL:
                 if len(data):
-                    sums.append(zlib.crc32(data))
+                    mine.append(block_digest(data, begin, 0))
                     file.write(data)
                 continue
-            for start in range(0, len(data), BLOCK):
-                block = data[start : start + BLOCK]
-                future = pool.submit(zlib.crc32, block)
-                sums.append(future)
+            for block, start in enumerate(range(0, len(data), BLOCK)):
+                piece = data[start : start + BLOCK]
+                future = pool.submit(block_digest, piece, begin, block)
+                mine.append(future)
                 waiting.append(future)
-                file.write(block)
+                file.write(piece)
                 if len(waiting) > _WAITING:
                     waiting.popleft().result()
-    return [sum if isinstance(sum, int) else sum.result() for sum in sums]
+    return {
+        name: [sum if isinstance(sum, int) else sum.result() for sum in mine]
+        for name, mine in sums.items()
+    }
