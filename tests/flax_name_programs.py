@@ -298,6 +298,7 @@ def graphs(nnx: Any) -> Any:
         popped,
         nnx.find_duplicates(tied),
         [path for path, _ in nnx.iter_modules(model)],
+        [path for path, _ in nnx.iter_modules({"a": [model], "b": (model.linear,)})],
         [name for name, _ in nnx.iter_module_children(model)],
         sorted(name for name, value in nnx.iter_children(model) if isinstance(value, nnx.Module)),
         ("linear",) in seen and () in seen,
@@ -450,10 +451,15 @@ def views(nnx: Any) -> Any:
 
 @program("view_info")
 def view_info(nnx: Any) -> Any:
+    attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    decoding = nnx.view({"a": [attention]}, decode=True, batch_size=2, max_length=3)["a"][0]
+    decoding.init_cache((2, 3, 4))  # flax's view makes none
+    steps = [decoding(SEQUENCE[:, i : i + 1]) for i in range(3)]
     text = nnx.view_info(block(nnx), only=nnx.Any(nnx.BatchNorm, nnx.Dropout))
     heads = [line for line in text.splitlines() if not line.startswith(" ")]
     names = [line.split(":")[0].strip() for line in text.splitlines() if line.startswith("  ")]
-    return heads, [name for name in names if name in ("deterministic", "use_running_average")]
+    found = [name for name in names if name in ("deterministic", "use_running_average")]
+    return heads, found, steps, decoding.cached_key.get_value().shape, attention.decode
 
 
 @program("capture")

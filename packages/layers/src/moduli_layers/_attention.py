@@ -392,6 +392,36 @@ class MultiHeadAttention(moduli.Module):
         )
         return self.out(x, out_sharding=out_sharding)
 
+    def set_view(
+        self,
+        deterministic: bool | None = None,
+        decode: bool | None = None,
+        batch_size: int | Sequence[int] | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        """Sets modes, for :func:`moduli.view`; None leaves one.
+
+        Args:
+          deterministic: whether nothing is dropped.
+          decode: whether calls get one position after the other; see :meth:`init_cache`.
+          batch_size: with ``decode``, the batch axes of the cache, if there is none yet.
+          max_length: the length of that cache.
+
+        Raises:
+          ArgumentError: one of the last two is given without the other.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+        if decode is None:
+            return
+        if self.cached_key is None and (batch_size is not None or max_length is not None):
+            if batch_size is None or max_length is None:
+                missing = "batch_size" if batch_size is None else "max_length"
+                raise ArgumentError(f"a cache needs {missing}= too: set_view got the other alone")
+            batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+            self.init_cache((*batch, max_length, self.in_features), self.dtype or jnp.float32)
+        self.decode = decode
+
     def init_cache(self, input_shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> None:
         """Makes an empty cache, or empties it.
 

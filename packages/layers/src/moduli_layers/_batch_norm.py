@@ -185,6 +185,15 @@ class BatchNorm(Norm):
         """PyTorch's layer that computes the same; None with only one of scale and bias."""
         return _COUNTERPART if self.use_scale == self.use_bias else None
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Sets the mode, for :func:`moduli.view`.
+
+        Args:
+          use_running_average: whether to normalize with the stored statistics; None leaves it.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def __call__(
         self,
         x: ArrayLike,

@@ -67,6 +67,15 @@ class Dropout(Dropping):
         )
         self.broadcast_dims = tuple(broadcast_dims)
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets the mode, for :func:`moduli.view`.
+
+        Args:
+          deterministic: whether the inputs are returned as they are; None leaves it.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def __call__(
         self,
         inputs: ArrayLike,

@@ -69,13 +69,13 @@ class _Setting:
     def __exit__(self, *error: object) -> None:
         setattr(_values, self.name, self._before)
 
-    def __call__(self, function: F) -> F:
+    def __call__(self, f: F) -> F:
         setattr(_values, self.name, self._before)  # as a decorator it sets nothing yet
 
-        @functools.wraps(function)
+        @functools.wraps(f)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with type(self)(self._value):
-                return function(*args, **kwargs)
+                return f(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]
 

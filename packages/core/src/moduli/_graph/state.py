@@ -272,13 +272,13 @@ class FlatState(Mapping[Path, Any]):
         pairs = [pair for one in (flat_state, *flat_states) for pair in one]
         return FlatState(pairs, sort=True)
 
-    def index(self, pair: tuple[Path, Any], start: int = 0, stop: int | None = None) -> int:
+    def index(self, value: tuple[Path, Any], start: int = 0, stop: int | None = None) -> int:
         """Returns the position of a (path, value) pair."""
-        return list(self._items.items()).index(pair, start, len(self) if stop is None else stop)
+        return list(self._items.items()).index(value, start, len(self) if stop is None else stop)
 
-    def count(self, pair: tuple[Path, Any]) -> int:
+    def count(self, value: tuple[Path, Any]) -> int:
         """Returns how often a (path, value) pair occurs: 0 or 1."""
-        return list(self._items.items()).count(pair)
+        return list(self._items.items()).count(value)
 
     def keys(self) -> Any:
         """The paths."""

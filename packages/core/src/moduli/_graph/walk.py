@@ -41,6 +41,11 @@ def iter_nodes(
                     yield path + place, objects[index]
             return
     seen = set() if seen is None else seen
+    if not is_graph_leaf(root):  # a list, a dict, a State, ... that holds some
+        for place, leaf in iter_pytree(root):
+            if isinstance(leaf, Node):
+                yield from iter_nodes(leaf, kind, path + place, seen)
+        return
     if id(root) in seen:
         return
     seen.add(id(root))

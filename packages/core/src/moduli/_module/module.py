@@ -371,7 +371,7 @@ def iter_modules(module: Any, /) -> Iterator[tuple[Path, Module]]:
     """Walks a module and all modules below it, each once.
 
     Args:
-      module: a Module or another node.
+      module: a Module, another node, or a pytree of these.
 
     Yields:
       Pairs (path, module): attributes sorted by name, children before their parent, the module
@@ -416,7 +416,7 @@ def with_attributes(
     """Copies a model with other attributes; the copy shares the Variables.
 
     Args:
-      node: a Module.
+      node: a Module, or a pytree of these.
       only: a filter that selects the modules whose attributes are set.
       raise_if_not_found: raise if an attribute exists in none of them.
       **attributes: names and values, such as ``deterministic=True``.
@@ -438,7 +438,7 @@ def with_attributes(
       (0.9, 0.1, True)
     """
     new: Any = clone(node, variables=False)
-    new.set_attributes(only, raise_if_not_found=raise_if_not_found, **attributes)
+    Module.set_attributes(new, only, raise_if_not_found=raise_if_not_found, **attributes)
     return new
 
 
@@ -449,7 +449,7 @@ def view(node: T, /, *, only: Any = ..., raise_if_not_found: bool = True, **attr
     method ``set_view``, that gets the arguments which it takes by name, on the copy.
 
     Args:
-      node: a Module.
+      node: a Module, or a pytree of these.
       only: a filter that selects the modules that are set.
       raise_if_not_found: raise if one of the names means nothing to any of them.
       **attributes: names and values, such as ``deterministic=True``.
@@ -487,7 +487,7 @@ def view(node: T, /, *, only: Any = ..., raise_if_not_found: bool = True, **attr
         for name in own:
             unknown.pop(name, None)
     if raise_if_not_found:
-        new.set_attributes(only, **unknown)  # raises if something is left
+        Module.set_attributes(new, only, **unknown)  # raises if something is left
     return new
 
 

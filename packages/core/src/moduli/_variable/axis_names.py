@@ -9,8 +9,9 @@ Variable is laid out when it is made; without one, names are only names.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -84,7 +85,8 @@ class use_eager_sharding:
     """Chooses whether Variables with names of axes are laid out when they are made.
 
     They are by default. A call holds from then on in this thread; as a context manager, for its
-    block. A Variable may say it for itself, by the metadata ``eager_sharding``.
+    block; as a decorator, for a function's calls. A Variable may say it for itself, by the metadata
+    ``eager_sharding``.
 
     Args:
       value: whether they are.
@@ -107,6 +109,21 @@ class use_eager_sharding:
 
     def __exit__(self, *error: object) -> None:
         _settings.eager = self._before
+
+    def __call__(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        _settings.eager = self._before  # as a decorator it chooses nothing yet
+
+        @functools.wraps(f)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with use_eager_sharding(self._value):
+                return f(*args, **kwargs)
+
+        return wrapper
+
+    @staticmethod
+    def current_value() -> bool:
+        """Returns what :func:`using_eager_sharding` returns."""
+        return _settings.eager
 
 
 def using_eager_sharding() -> bool:

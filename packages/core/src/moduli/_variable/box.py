@@ -289,9 +289,9 @@ class Variable(Operators[A]):
 
     replace = copy
 
-    def to_state(self) -> Self:
+    def to_state(self, value: Any = _MISSING, **updates: Any) -> Self:
         """Returns a copy, as :meth:`copy` does."""
-        return self.copy()
+        return self.copy(value, **updates)
 
     def update_from_state(self, variable_state: Variable[A]) -> None:
         """Takes over the value and the metadata of another Variable, of whatever kind."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import moduli
@@ -27,7 +28,8 @@ def view_info(node: Any, /, *, only: Any = ..., graph: bool | None = None) -> st
       >>> import moduli as nnx
       >>> print(nnx.view_info(nnx.Dropout(0.5, rngs=nnx.Rngs(0))))
       Dropout:
-        deterministic: bool = False
+        deterministic: bool | None = None
+          whether the inputs are returned as they are; None leaves it.
     """
     selects = moduli.filterlib.to_predicate(only)
     modes = {
@@ -57,10 +59,12 @@ def _lines(module: Any, modes: set[str]) -> list[str]:
             else f"{name}: bool | None = None"
             for name, value in found.items()
         ]
-    lines = [
-        str(parameter)
-        for parameter in inspect.signature(method).parameters.values()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    text = inspect.getdoc(type(module).set_view)
-    return [*lines, *(f"  {line}" for line in (text or "").splitlines())]
+    text = inspect.getdoc(method) or ""
+    lines = []
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            lines.append(str(parameter).replace("'", ""))
+            described = re.search(rf"^ *{name}: (.*(?:\n(?! *\w+:)[^\n]+)*)", text, re.MULTILINE)
+            if described:
+                lines.append("  " + " ".join(described.group(1).split()))
+    return lines
