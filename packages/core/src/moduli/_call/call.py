@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -144,8 +145,7 @@ class Call:
         self.leaves, self.treedef = jax.tree.flatten(self.binding.plain)
         keywords = [name for name in self.binding.names if not carries_records(name)]
         self.items = [*args, *[kwargs[name] for name in keywords]]
-        names = [f"argument {n}" for n in range(len(args))] if names is None else names
-        self._names = [*names, *[f"argument {name!r}" for name in keywords]]
+        self._names = range(len(args)) if names is None else names
         self._traced: dict[int, None] | None = None
         self.value_labels: list[list[Any]] = []
         self.leaf_labels: list[Any] = []
@@ -160,14 +160,14 @@ class Call:
 
     def every(self) -> list[Any]:
         """All values."""
-        return [value for group in self.values for value in group] + self.leaves
+        return [*itertools.chain.from_iterable(self.values), *self.leaves]
 
     @property
     def traced(self) -> dict[int, None]:
         """The positions of the traced values, in order; by default all that JAX can trace."""
         if self._traced is None:
             every = enumerate(self.every())
-            self._traced = dict.fromkeys(n for n, value in every if is_array_like(value))
+            self._traced = dict.fromkeys([n for n, value in every if is_array_like(value)])
         return self._traced
 
     def trace(self, positions: Iterable[int]) -> None:
@@ -322,7 +322,10 @@ class Call:
         """The names of the roots and of the other arguments' leaves, for messages."""
         roots: list[str] = []
         leaves: list[str] = []
-        for name, item in zip(self._names, self.items, strict=True):
+        keywords = [name for name in self.signature.names if not carries_records(name)]
+        names = [n if isinstance(n, str) else f"argument {n}" for n in self._names]
+        names += [f"argument {name!r}" for name in keywords]
+        for name, item in zip(names, self.items, strict=True):
             for path, leaf in jax.tree_util.tree_flatten_with_path(item, is_leaf=is_graph_leaf)[0]:
                 kind = roots if is_graph_leaf(leaf) else leaves
                 kind.append(name + jax.tree_util.keystr(path))
@@ -528,7 +531,7 @@ class Call:
 
     def all_labels(self) -> list[Any]:
         """The label of each value, with repetitions."""
-        return [label for group in self.value_labels for label in group] + self.leaf_labels
+        return [*itertools.chain.from_iterable(self.value_labels), *self.leaf_labels]
 
     def prefix_labels(self) -> list[Any]:
         """The labels in the prefix; a new Variable may get one that no argument has."""

@@ -26,11 +26,11 @@ def key_of(binding: Binding, *more: Any) -> tuple[Any, ...]:
 
 def program_key(call: Call, *more: Any) -> Any:
     """What calls must have in common to share a program; None if that cannot be told."""
-    traced = call.traced
+    traced, every = call.traced, call.every()
     try:
-        static = [
-            None if n in traced else static_key(value) for n, value in enumerate(call.every())
-        ]
+        static: list[Any] = []
+        if len(traced) < len(every):
+            static = [None if n in traced else static_key(v) for n, v in enumerate(every)]
         key = key_of(call.binding, call.kind_key(), tuple(static), more)
         hash(key)
     except (UnhashableStatic, TypeError):
