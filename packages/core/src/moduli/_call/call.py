@@ -381,7 +381,8 @@ class Call:
         self._streams: list[bool] = []
         self._label_of_root: list[Any] = []
         for number, (label, item, entry) in enumerate(zip(each, self.items, entries, strict=True)):
-            leaves = jax.tree.leaves(item, is_leaf=is_graph_leaf)
+            whole = is_graph_leaf(item) or isinstance(item, jax.Array)
+            leaves = [item] if whole else jax.tree.leaves(item, is_leaf=is_graph_leaf)
             for leaf, (found, base) in zip(leaves, spread(label, item, entry), strict=True):
                 if is_graph_leaf(leaf):
                     self.argument_of_root.append(number)

@@ -294,6 +294,9 @@ def spread(labels: Any, tree: Any, name: str) -> list[tuple[Any, Path]]:
             found.append((labels, ()))
             return
         parts = _children(labels)
+        if parts is None and isinstance(tree, jax.Array):
+            found.append((labels, ()))
+            return
         if parts is None:
             for key_path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_graph_leaf)[0]:
                 found.append((labels, tuple(map(plain_key, key_path))))
@@ -318,7 +321,7 @@ def _place(path: Path) -> str:
 
 def _children(tree: Any) -> dict[Any, Any] | None:
     """The parts of a container in JAX's order, or None for a leaf, a label or None."""
-    if tree is None or is_detailed(tree):
+    if tree is None or tree.__class__ in (int, type) or is_detailed(tree):  # an axis, Carry
         return None
     pairs, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda item: item is not tree or is_graph_leaf(item)

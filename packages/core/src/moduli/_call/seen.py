@@ -113,7 +113,9 @@ def _reached(functions: Sequence[Any]) -> list[types.FunctionType]:
 
 
 def _values_of(function: types.FunctionType, names: Iterable[str]) -> list[Any]:
-    return [*closure_values(function), *map(function.__globals__.get, names)]
+    found = closure_values(function) if function.__closure__ else []
+    found.extend(map(function.__globals__.get, names))
+    return found
 
 
 def closure_values(function: types.FunctionType) -> list[Any]:
