@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import moduli as nnx
 from moduli import errors
-from moduli._variable.axis_names import fitted_names
+from moduli._layout.fitted_names import fitted_names
 
 KINDS = {
     "auto": (AxisType.Auto,) * 2,
@@ -163,11 +163,11 @@ def test_the_specs_and_shardings_of_a_state_are_those_of_flax(name, mesh, flax_n
 # -- and what flax refuses -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_without_a_mesh_names_are_only_names(name):
-    made = nnx.Param(jnp.ones((4, 8)), **DECLARED[name])
+@pytest.mark.parametrize("metadata", [*DECLARED.values(), {"out_sharding": "any"}, {"mesh": None}])
+def test_without_a_mesh_names_are_only_names(metadata):
+    made = nnx.Param(jnp.ones((4, 8)), **metadata)
     assert isinstance(made.value.sharding, jax.sharding.SingleDeviceSharding)
-    assert made.get_metadata() == DECLARED[name]
+    assert made.get_metadata() == metadata
     assert float(nnx.jit(lambda m: m["w"].sum())(nnx.Dict(w=made))) == 32
 
 

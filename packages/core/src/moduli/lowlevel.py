@@ -57,10 +57,10 @@ from moduli._call.tangents import match_tangents as match_tangents
 from moduli._call.writeback import Effects as Effects
 from moduli._call.writeback import Packed as Packed
 from moduli._graph.rebuild import rebuild as rebuild
+from moduli._layout.fitted_names import fitted_metadata as fitted_metadata
 from moduli._rngs.device_keys import draw_for as draw_for
 from moduli._rngs.device_keys import key_for as key_for
 from moduli._rngs.draws import flat_draw as flat_draw
 from moduli._rngs.draws import flat_full as flat_full
-from moduli._variable.axis_names import fitted_metadata as fitted_metadata
 
 PlainCall = Call

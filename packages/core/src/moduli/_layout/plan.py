@@ -11,13 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from moduli import errors
 from moduli._call.prefixes import prefix
+from moduli._layout.fitted_names import fitted_names
 from moduli._layout.rules import Fsdp, Path, Rule, check_all_match, read_rules, trimmed
 from moduli._variable.axis_names import (
     axes_of_entry,
     current_mesh,
     declared,
     declared_spec,
-    fitted_names,
     named_sharding,
 )
 from moduli._variable.box import Variable

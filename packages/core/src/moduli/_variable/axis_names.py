@@ -2,8 +2,7 @@
 
 ``out_sharding`` names the axes of the value, one name (or several, or None) for each. A name is an
 axis of a mesh, or a name of the author's own, for which rules give the axis of the mesh: those of
-:func:`logical_axis_rules`, and the Variable's own, its metadata ``sharding_rules``. Under a mesh a
-Variable is laid out when it is made; without one, names are only names.
+:func:`logical_axis_rules`, and the Variable's own, its metadata ``sharding_rules``.
 """
 
 from __future__ import annotations
@@ -11,33 +10,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from moduli import errors
-from moduli._base.compat import Tracer, is_eager
+from moduli._base.compat import is_eager
+from moduli._variable.metadata import AXIS_NAMES
 
 __all__ = [
-    "NAME_KEYS",
     "axes_of_entry",
     "current_mesh",
     "declared",
     "declared_spec",
-    "fitted_metadata",
-    "fitted_names",
-    "lay_out",
     "logical_axis_rules",
     "named_sharding",
     "resolved",
+    "spec_in",
     "use_eager_sharding",
     "using_eager_sharding",
 ]
-
-NAME_KEYS = ("out_sharding", "sharding_names", "sharding")
-"""The metadata that name the axes, the first one that is there counts."""
 
 
 class _Settings(threading.local):
@@ -151,11 +145,8 @@ def current_mesh() -> Any:
 
 def declared(metadata: Mapping[str, Any]) -> Any:
     """Returns what metadata says of the layout: names, a sharding, a Format; None if nothing."""
-    for key in NAME_KEYS:
-        names = metadata.get(key)
-        if names is not None and names != ():
-            return names
-    return None
+    names = metadata.get(AXIS_NAMES)
+    return None if isinstance(names, (tuple, list)) and not names else names
 
 
 def resolved(names: Any, own_rules: Any = None) -> Any:
@@ -227,13 +218,7 @@ def declared_spec(metadata: Mapping[str, Any]) -> PartitionSpec | None:
     names = declared(metadata)
     if names is None:
         return None
-    found = resolved(names, metadata.get("sharding_rules"))
-    while not isinstance(found, PartitionSpec):
-        inner = getattr(found, "spec", None) or getattr(found, "sharding", None)
-        if inner is None:
-            return PartitionSpec()
-        found = inner
-    return found
+    return spec_in(resolved(names, metadata.get("sharding_rules")))
 
 
 def named_sharding(mesh: Any, spec: PartitionSpec, place: str) -> NamedSharding:
@@ -265,195 +250,8 @@ def named_sharding(mesh: Any, spec: PartitionSpec, place: str) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
-def lay_out(value: Any, metadata: Mapping[str, Any], kind: str) -> Any:
-    """Returns a new Variable's value laid out as its metadata say.
-
-    Args:
-      value: the value.
-      metadata: the metadata.
-      kind: the name of the Variable's class, for messages.
-
-    Returns:
-      The value, on the devices of the mesh; the same one without a mesh or names.
-
-    Raises:
-      StructureError: see :func:`resolved` and :func:`named_sharding`.
-      ShapeError: if there are more names than axes.
-    """
-    names = declared(metadata)
-    shape = () if isinstance(value, (int, float, complex)) else getattr(value, "shape", None)
-    if (
-        names is None
-        or not metadata.get("eager_sharding", _settings.eager)
-        or shape is None
-        or isinstance(value, jax.ShapeDtypeStruct)
-    ):
-        return value
-    found = resolved(names, metadata.get("sharding_rules"))
-    place = f"the {kind} of shape {tuple(shape)}"
-    mesh, spec = metadata.get("mesh"), found
-    if not isinstance(found, PartitionSpec):
-        inner = found if isinstance(found, Sharding) else found.sharding
-        given = getattr(inner, "mesh", None)
-        if mesh is not None and given is not None and given != mesh:
-            raise errors.StructureError(
-                f"{place} has the metadata mesh={mesh!r}, but its out_sharding is over {given!r}; "
-                "leave out one of them"
-            )
-        mesh, spec = given, getattr(inner, "spec", None)
-    now = current_mesh()
-    if mesh is None or _is_alike(mesh, now):
-        mesh = now
-    manual = _manual_axes(now)
-    if mesh is None or (now is not None and len(manual) == len(now.axis_names)):
-        return value
-    if isinstance(mesh, AbstractMesh) and is_eager():  # it has no devices
-        return value
-    if spec is not None and len(spec) > len(shape):
-        raise errors.ShapeError(
-            f"{place} has {len(spec)} names of axes, {spec!r}, for {len(shape)} axes; name each "
-            "axis once, None for one that is not divided"
-        )
-    if manual and isinstance(spec, PartitionSpec):
-        spec = _without(spec, manual)
-        return _constrained(value, now, spec, place) if any(spec) else value
-    if not isinstance(found, (PartitionSpec, NamedSharding)):
-        return _moved(value, found)
-    return _constrained(value, mesh, spec, place)
-
-
-def _is_alike(mesh: Any, now: Any) -> bool:
-    """Returns whether the mesh in force is what a trace knows of this one."""
-    return isinstance(now, AbstractMesh) and dict(mesh.shape) == dict(now.shape)
-
-
-def _manual_axes(mesh: Any) -> set[Any]:
-    """The axes over which values are parts already, inside of ``shard_map``."""
-    if mesh is None:
-        return set()
-    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {name for name, kind in types if kind == AxisType.Manual}
-
-
-def _without(spec: PartitionSpec, axes: set[Any]) -> PartitionSpec:
-    entries: list[Any] = []
-    for entry in spec:
-        left = tuple(axis for axis in axes_of_entry(entry) if axis not in axes)
-        entries.append(left[0] if len(left) == 1 else left or None)
-    return PartitionSpec(*entries)
-
-
-def _constrained(value: Any, mesh: Any, spec: Any, place: str) -> Any:
-    """Lays a value out by a spec: moves an array, or says so in the program that is traced."""
-    sharding = named_sharding(mesh, spec, place)
-    if not isinstance(value, Tracer) and is_eager():
-        return _moved(value, sharding)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    explicit = {name for name, kind in kinds.items() if kind == AxisType.Explicit}
-    if explicit:
-        value = jax.sharding.reshard(
-            value, named_sharding(mesh, _without(spec, set(kinds) - explicit), place)
-        )
-        spec = _without(spec, explicit)
-        if not any(spec):
-            return value
-        sharding = NamedSharding(mesh, spec)
-    return jax.lax.with_sharding_constraint(value, sharding)
-
-
-def _moved(value: Any, sharding: Any) -> Any:
-    if isinstance(value, Tracer) or not is_eager():
-        return jax.lax.with_sharding_constraint(value, sharding)
-    return jax.device_put(value, sharding)
-
-
-def fitted_names(
-    names: Sequence[Any], of_shape: Sequence[int], shape: Sequence[int]
-) -> tuple[Any, ...]:
-    """Carries the names of a parameter's axes over to a value that belongs to it.
-
-    An optimizer's state has the parameter's shape, one axis more (the steps that L-BFGS remembers)
-    or some less (adafactor's rows and columns). An axis gets the name of that axis of the parameter
-    which has its size; where several fit, and their names differ, it gets none.
-
-    Args:
-      names: the names of the parameter's axes; missing ones at the end are None.
-      of_shape: the parameter's shape.
-      shape: the value's shape.
-
-    Returns:
-      A name or None for each axis of the value.
-
-    Example:
-      >>> from moduli._variable.axis_names import fitted_names
-      >>> fitted_names((None, "model"), (3, 4), (4,)), fitted_names((None, "model"), (3, 4), (3,))
-      (('model',), (None,))
-      >>> fitted_names((None, "model"), (3, 4), (10, 3, 4))
-      (None, None, 'model')
-    """
-    of_shape, shape = tuple(of_shape), tuple(shape)
-    names = (*names, *[None] * (len(of_shape) - len(names)))[: len(of_shape)]
-    more = len(shape) - len(of_shape)
-    if more >= 0 and shape[more:] == of_shape:
-        return (*[None] * more, *names)
-    if more > 0 and shape[: len(of_shape)] == of_shape:
-        return (*names, *[None] * more)
-    found = set(_matchings(names, of_shape, shape))
-    return tuple(
-        column[0] if len(set(column)) == 1 else None for column in zip(*found, strict=True)
-    )
-
-
-def fitted_metadata(
-    metadata: Mapping[str, Any], of_shape: Sequence[int], shape: Sequence[int]
-) -> dict[str, Any]:
-    """Returns a parameter's metadata for a value that belongs to it, and may have another shape.
-
-    Args:
-      metadata: of the parameter.
-      of_shape: its shape.
-      shape: the value's shape.
-
-    Returns:
-      The metadata, with a name for each axis of the value; see :func:`fitted_names`.
-
-    Example:
-      >>> from moduli.lowlevel import fitted_metadata
-      >>> fitted_metadata({"out_sharding": (None, "model")}, (3, 4), (4,))
-      {'out_sharding': ('model',)}
-    """
-    found = dict(metadata)
-    if tuple(of_shape) == tuple(shape):
+def spec_in(found: Any) -> PartitionSpec:
+    """The PartitionSpec of what :func:`resolved` returns; an empty one if it has none."""
+    if isinstance(found, PartitionSpec):
         return found
-    for key in NAME_KEYS:
-        names = found.get(key)
-        if names is None:
-            continue
-        mesh = None
-        if not isinstance(names, (tuple, list, PartitionSpec)):  # a NamedSharding or a Format
-            names = getattr(names, "sharding", names)
-            if not isinstance(names, NamedSharding):
-                continue
-            mesh, names = names.mesh, names.spec
-        fitted = fitted_names(tuple(names), of_shape, shape)
-        found[key] = fitted if mesh is None else NamedSharding(mesh, PartitionSpec(*fitted))
-    return found
-
-
-def _matchings(
-    names: Sequence[Any], of_shape: tuple[int, ...], shape: tuple[int, ...]
-) -> Iterator[tuple[Any, ...]]:
-    """Yields the names under each way to find the most sizes again, in order."""
-    best: list[list[tuple[Any, ...]]] = [[] for _ in range(len(shape) + 1)]
-
-    def visit(axis: int, start: int, given: tuple[Any, ...], count: int) -> None:
-        if axis == len(shape):
-            best[count].append(given)
-            return
-        for place in range(start, len(of_shape)):
-            if of_shape[place] == shape[axis]:
-                visit(axis + 1, place + 1, (*given, names[place]), count + 1)
-        visit(axis + 1, start, (*given, None), count)
-
-    visit(0, 0, (), 0)
-    yield from next(found for found in reversed(best) if found)
+    return getattr(getattr(found, "sharding", found), "spec", None) or PartitionSpec()

@@ -27,8 +27,8 @@ from moduli._base.locate import describe_owner, locate
 from moduli._base.lost_writes import Borrowed, mark_seen
 from moduli._base.source_lines import Site, describe_site, find_site
 from moduli._base.type_variables import A
-from moduli._variable.axis_names import NAME_KEYS, lay_out
 from moduli._variable.jax_pytree import register
+from moduli._variable.laid_out import lay_out
 from moduli._variable.metadata import AXIS_NAMES, EMPTY, VariableMetadata, with_axis_names
 from moduli._variable.operators import add_operators
 from moduli._variable.packed_keys import pack_keys, unpack_keys
@@ -44,7 +44,6 @@ __all__ = ["Variable"]
 
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 _SLOTS = ("_value", "_metadata", "_trace", "_made")
-_NAMES = frozenset(NAME_KEYS)
 
 
 class Variable(Operators[A]):
@@ -114,8 +113,8 @@ class Variable(Operators[A]):
         create = metadata[name] if name in metadata else getattr(type(self), name, None)
         if create is not None:
             write(self, "_value", _run_hooks(create, self, value))
-        if metadata and not _NAMES.isdisjoint(metadata):
-            write(self, "_value", lay_out(self._value, metadata, type(self).__name__))
+        if metadata and AXIS_NAMES in self._metadata:
+            write(self, "_value", lay_out(self._value, self._metadata, type(self).__name__))
 
     @classmethod
     def _make(
