@@ -70,8 +70,7 @@ def test_maps_are_joined():
             {"a": "x", "b": "x"},
             r"'b': 'x' and 'a': 'x' do not go together.* our path 'x' two names",
         ),
-        ({"a.{n}": "x.{n}", "b.0": "x.0"}, "do not go together"),
-        ({"{t:s}_proj": "{t:s}", "o_proj": "out"}, "our path 'out' two names"),
+        ({"{t:s}_proj": "{t:s}", "o_proj": "out"}, "their name 'o_proj' two names, 'out' and 'o'"),
         ({"a.{n}": "x.{n}", "a.0": "y"}, "their name 'a.0' two names, 'y' and 'x.0'"),
         ({"a.{n}.{m}": "x.{n}", "b": "y"}, r"our side lacks|cannot be turned round"),
         ({"a.{t:s}": "x"}, "our side lacks {t}; only one integer may be missing"),
@@ -100,6 +99,14 @@ def test_a_function_is_no_map():
         NameMap(lambda name: name)
     assert issubclass(NameMapError, ModuliError)
     assert issubclass(NameMapError, ValueError)
+
+
+def test_a_rule_for_all_names_gives_way_to_those_for_one():
+    names = NameMap({"h.{n}.ln": "h.{n}.norm", "h.{n}.mlp.{t:s}_proj": "h.{n}.{t:s}"})
+    assert names.theirs("h.3.norm.weight") == "h.3.ln.weight"
+    assert names.theirs("h.3.up.weight") == "h.3.mlp.up_proj.weight"
+    assert names.ours("h.3.mlp.up_proj.weight") == "h.3.up.weight"
+    assert names.ours("h.3.ln.weight") == "h.3.norm.weight"
 
 
 def test_rules_that_say_the_same_go_together():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -12,6 +14,7 @@ from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
 from moduli_layers._checks import shape_text
 from moduli_layers._dtypes import wider
+from moduli_layers.counterparts import TensorNames
 from moduli_layers.errors import ArgumentError
 
 __all__ = ["RoPE", "rotary_embedding"]
@@ -145,6 +148,10 @@ class RoPE(moduli.Module):
     Reference:
       Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
     """
+
+    torch_names: ClassVar[tuple[TensorNames, ...]] = (
+        TensorNames(derived=("cached_sin", "cached_cos")),
+    )
 
     cached_sin: moduli.Variable[jax.Array] | None
     cached_cos: moduli.Variable[jax.Array] | None

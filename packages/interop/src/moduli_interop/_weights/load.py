@@ -16,8 +16,9 @@ from moduli_interop._tensors.stored import Tensors
 from moduli_interop._weights.errors import WeightsMismatchError
 from moduli_interop._weights.groups import cut
 from moduli_interop._weights.name_map import NameMap
-from moduli_interop._weights.plan import Plan, Selection, make_plan
+from moduli_interop._weights.plan import Plan, make_plan
 from moduli_interop._weights.report import LoadReport
+from moduli_interop._weights.selection import Selection
 from moduli_interop._weights.targets import Target
 from moduli_interop._weights.variables import Place, shape_dtype
 

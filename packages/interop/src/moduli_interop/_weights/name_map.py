@@ -178,42 +178,46 @@ class NameMap:
             )
 
     def _check(self) -> None:
-        """Raises if two rules give one name to two things."""
+        """Raises if two things of ours would have one name, or one thing two."""
         for number, one in enumerate(self._renames):
             for other in self._renames[:number]:
-                for near, far in (("ours", "theirs"), ("theirs", "ours")):
-                    self._check_pair(one, other, near, far)
+                self._check_pair(one, other)
         for number, rule in enumerate(self.tensors):
             for other in self.tensors[:number]:
                 if unify(rule.theirs, other.theirs) is not None:
                     raise _together(rule.theirs.text, other.theirs.text, "give one tensor twice")
 
-    def _check_pair(self, one: _Rule, other: _Rule, near: str, far: str) -> None:
-        shared = unify(getattr(one, near), getattr(other, near))
-        if shared is None:
-            return
-        ends = []
-        for rule, bound in zip((one, other), shared, strict=True):
-            blocks = {rule.stacked: "7"} if rule.stacked else {}
-            ends.append(getattr(rule, far).fill({**blocks, **bound}))
-        if ends[0] != ends[1]:
-            example = ".".join(getattr(one, near).fill({one.stacked or "": "7", **shared[0]}))
-            whose = "our path" if near == "ours" else "their name"
-            raise _together(
-                f"{one.theirs.text!r}: {one.ours.text!r}",
-                f"{other.theirs.text!r}: {other.ours.text!r}",
-                f"give {whose} {example!r} two names, {'.'.join(ends[0])!r} and "
-                f"{'.'.join(ends[1])!r}",
-            )
+    def _check_pair(self, one: _Rule, other: _Rule) -> None:
+        shared = unify(one.ours, other.ours)
+        if shared is not None and one.ours.specificity == other.ours.specificity:
+            names = [_end(rule.theirs, rule, each) for rule, each in zip((one, other), shared)]
+            if names[0] != names[1]:
+                path = ".".join(_end(one.ours, one, shared[0]))
+                raise _conflict(one, other, f"our path {path!r}", names)
+        shared = unify(one.theirs, other.theirs)
+        if shared is not None:
+            paths = [_end(rule.ours, rule, each) for rule, each in zip((one, other), shared)]
+            # a path that a more specific rule takes has another name
+            kept = [self._rule_for(p) is rule for rule, p in zip((one, other), paths)]
+            if paths[0] != paths[1] and all(kept):
+                name = ".".join(_end(one.theirs, one, shared[0]))
+                raise _conflict(one, other, f"their name {name!r}", paths)
 
-    def below(self, parts: Sequence[str]) -> Iterator[Template]:
-        """Yields the rules' paths of ours that lead further than a path."""
-        ours = [rule.ours for rule in self._renames]
-        ours += [template for rule in self.tensors for template in rule.ours]
-        for template in ours:
-            head = Template("", template.parts[: len(parts)], template.fields)
-            if len(template.parts) > len(parts) and head.match(parts) is not None:
-                yield template
+    def _rule_for(self, parts: Sequence[str]) -> _Rule | None:
+        fitting = [rule for rule in self._renames if rule.ours.match(parts) is not None]
+        return max(fitting, key=lambda rule: rule.ours.specificity, default=None)
+
+
+def _end(template: Template, rule: _Rule, bound: Mapping[str, str]) -> tuple[str, ...]:
+    return template.fill({**({rule.stacked: "7"} if rule.stacked else {}), **bound})
+
+
+def _conflict(one: _Rule, other: _Rule, what: str, ends: Sequence[Sequence[str]]) -> NameMapError:
+    return _together(
+        f"{one.theirs.text!r}: {one.ours.text!r}",
+        f"{other.theirs.text!r}: {other.ours.text!r}",
+        f"give {what} two names, {'.'.join(ends[0])!r} and {'.'.join(ends[1])!r}",
+    )
 
 
 def _without_number(

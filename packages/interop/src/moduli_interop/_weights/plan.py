@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-import moduli
 from moduli.errors import ModuliError, format_path
 from moduli_interop._tensors.stored import StoredTensor, Tensors
 from moduli_interop._weights.dtypes import holds
@@ -18,26 +16,18 @@ from moduli_interop._weights.groups import grouped
 from moduli_interop._weights.hints import near, prefix_hint
 from moduli_interop._weights.name_map import NameMap
 from moduli_interop._weights.report import Loaded
+from moduli_interop._weights.selection import (
+    HARMLESS,
+    Selection,
+    by_paths,
+    chosen,
+    renamed,
+    selected,
+)
 from moduli_interop._weights.targets import Target, targets
 from moduli_interop._weights.variables import Place, shape_dtype
 
-__all__ = ["Plan", "Selection", "make_plan"]
-
-HARMLESS = ("num_batches_tracked", "position_ids", "rotary_emb.inv_freq")
-"""Ends of names of buffers that carry no weights: a count, ``arange(n)``, and fixed angles."""
-
-Names = str | Iterable[str] | Callable[..., bool] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Which part of a source goes to which part of a model; see :func:`load_weights`."""
-
-    prefix: str = ""
-    only: Any = None
-    ignore: Names = ()
-    strict: bool = True
-    cast: bool = False
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclasses.dataclass
@@ -88,16 +78,18 @@ def make_plan(
       What to do, and what is wrong.
     """
     plan = Plan()
-    there = _chosen(source, selection, plan)
+    there, plan.ignored, plan.left = chosen(source, selection)
     if callable(names) and not isinstance(names, NameMap):
-        there = _renamed(there, names, plan)
+        there, passed_over = renamed(there, names)
+        plan.ignored += passed_over
         mapping = NameMap()
     else:
         mapping = NameMap(names or {})
     listed, harmless = targets(model, mapping, there.__contains__)
-    asked = _selected(listed, selection, plan)
+    asked, others = selected(listed, selection.only)
+    plan.left += [name for name in others if name in there]
     if callable(names) and not isinstance(names, NameMap):
-        there = _by_paths(there, asked)
+        there = by_paths(there, asked)
     plan.tensors = there
     problems = _Problems()
     _check_names(asked, problems)
@@ -135,103 +127,6 @@ class _Problems:
                 line = f"{kind}: {text.format(*names, *texts)}"
                 found.append(line + (f" ({count} times)" if count > 1 else ""))
         return found
-
-
-def _chosen(source: Tensors, selection: Selection, plan: Plan) -> dict[str, StoredTensor]:
-    """Returns the tensors behind the prefix that are not to be ignored."""
-    prefix = selection.prefix
-    if prefix and not prefix.endswith(".") and any(n.startswith(f"{prefix}.") for n in source):
-        prefix += "."
-    ignored = _predicate(selection.ignore)
-    found = {}
-    for name, tensor in source.items():
-        if not name.startswith(prefix):
-            plan.left.append(name)
-        elif ignored(name) or ignored(name[len(prefix) :]):
-            plan.ignored.append(name)
-        else:
-            found[name[len(prefix) :]] = tensor
-    return found
-
-
-def _predicate(patterns: Names) -> Callable[[str], bool]:
-    if patterns is None:
-        return lambda name: False
-    if callable(patterns):
-        return patterns
-    listed = [patterns] if isinstance(patterns, str) else list(patterns)
-
-    def fits(name: str) -> bool:
-        return any(
-            name == pattern or name.endswith(f".{pattern}") or fnmatch.fnmatchcase(name, pattern)
-            for pattern in listed
-        )
-
-    return fits
-
-
-def _renamed(
-    there: dict[str, StoredTensor], names: Callable[[str], str | None], plan: Plan
-) -> dict[str, StoredTensor]:
-    """Applies a function of a user's, which may give None for a tensor to be passed over."""
-    found: dict[str, StoredTensor] = {}
-    for name, tensor in there.items():
-        ours = names(name)
-        if ours is None:
-            plan.ignored.append(name)
-        elif ours in found:
-            raise ModuliError(
-                f"names gives {ours!r} for the tensors {found[ours].name!r} and {name!r}; give "
-                "each tensor a name of its own, or None to pass it over"
-            )
-        else:
-            found[ours] = tensor
-    return found
-
-
-def _by_paths(there: dict[str, StoredTensor], asked: list[Target]) -> dict[str, StoredTensor]:
-    """Lets a function name the Variable itself: ``layer.kernel`` for ``layer.weight``."""
-    paths = {
-        ".".join(map(str, target.places[0].path)): target.names[0]
-        for target in asked
-        if len(target.places) == len(target.names) == 1
-    }
-    known = {name for target in asked for name in target.names}
-    return {
-        paths[name] if name not in known and paths.get(name, "") not in ("", *there) else name: t
-        for name, t in there.items()
-    }
-
-
-def _selected(listed: list[Target], selection: Selection, plan: Plan) -> list[Target]:
-    only = selection.only
-    if only is None:
-        return listed
-    if isinstance(only, str) or (
-        isinstance(only, (list, tuple, set)) and all(isinstance(one, str) for one in only)
-    ):
-        patterns = [only] if isinstance(only, str) else list(only)
-
-        def chosen(place: Place) -> bool:
-            texts = ".".join(map(str, place.path)), format_path(place.path)
-            return any(
-                text == p or text.startswith((f"{p}.", f"{p}[")) or fnmatch.fnmatchcase(text, p)
-                for text in texts
-                for p in patterns
-            )
-    else:
-        predicate = moduli.filterlib.to_predicate(only)
-
-        def chosen(place: Place) -> bool:
-            return bool(predicate(place.path, place.value))
-
-    kept = [target for target in listed if any(map(chosen, target.places))]
-    if not kept:
-        raise ModuliError(f"only={only!r} selects no Variable of the model")
-    names = {name for target in kept for name in target.names}
-    for target in listed:
-        plan.left += [name for name in target.names if name not in names]
-    return kept
 
 
 def _check_names(asked: list[Target], problems: _Problems) -> None:

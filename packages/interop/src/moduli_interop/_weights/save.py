@@ -19,6 +19,7 @@ from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._safetensors import Spec, write
 from moduli_interop._weights.errors import NameMapError, WeightsMismatchError
 from moduli_interop._weights.name_map import NameMap
+from moduli_interop._weights.selection import selected
 from moduli_interop._weights.targets import Target, targets
 from moduli_interop._weights.variables import shape_dtype
 
@@ -34,6 +35,7 @@ def save_weights(
     model: Any,
     *,
     names: NameMap | Mapping[str, Any] | None = None,
+    only: Any = None,
     max_shard_size: int | str = "5GB",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -48,6 +50,7 @@ def save_weights(
         removed.
       model: the model.
       names: what its modules are called in the file.
+      only: which Variables to write, as in :func:`load_weights`: ``LoRAParam`` for an adapter.
       max_shard_size: the most bytes of one file of a folder, as a number or ``"5GB"``.
       metadata: texts to keep in the file, besides ``{"format": "pt"}``.
 
@@ -73,7 +76,7 @@ def save_weights(
     file = os.fspath(path)
     limit = _bytes(max_shard_size)
     listed, _ = targets(model, NameMap(names or {}))
-    specs = _specs(listed)
+    specs = _specs(selected(listed, only)[0])
     texts = {"format": "pt", **(metadata or {})}
     if file.endswith(".safetensors"):
         write(file, specs, texts)

@@ -12,7 +12,7 @@ from typing import Any
 
 from moduli_interop._tensors.read import read_tensors
 from moduli_interop._weights.name_map import NameMap
-from moduli_interop._weights.plan import HARMLESS
+from moduli_interop._weights.selection import HARMLESS
 from moduli_interop._weights.targets import targets
 
 __all__ = ["suggest_names"]

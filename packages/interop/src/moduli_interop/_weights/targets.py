@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import moduli
 from moduli.errors import format_path
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._weights.name_map import NameMap
@@ -21,12 +22,12 @@ class Plain:
     """The tensor of a Variable that no layer declares: it is called and laid out as here."""
 
     of: str
+    optional: bool = False
 
     paths = property(lambda self: (self.of,))
     zero = ()
     part = None
     offset = 0.0
-    optional = False
 
     def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The same shape."""
@@ -156,7 +157,8 @@ class _Walker:
     ) -> tuple[list[Target], set[str]]:
         """Lists the tensors at and below a place, by the way of naming that fits best."""
         if place.is_variable:
-            tensor = Plain(format_path(place.path))
+            needed = isinstance(place.value, (moduli.Param, moduli.BatchStat))
+            tensor = Plain(format_path(place.path), optional=not needed)
             return [self._target(parts[:-1], parts[-1], tensor, (place,), blocks)], set()
         ways = [*_ways(place.value)]
         declares = any(way.tensors for way in ways)
@@ -191,7 +193,7 @@ class _Walker:
         if blocks:
             ignored = {name for text in ignored for name in _expanded(text, blocks)}
         for name, child in place.children.items():
-            if all(one.path in covered for _, one in child.variables()):
+            if name in way.derived or all(one.path in covered for _, one in child.variables()):
                 continue
             inner, deeper = way.children.get(name, name), blocks
             if name in way.stacked:
@@ -247,6 +249,7 @@ class _Way:
     children: Any = dataclasses.field(default_factory=dict)
     stacked: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
 
 
 _PARTS = _Way()

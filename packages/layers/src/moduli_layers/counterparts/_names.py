@@ -25,6 +25,7 @@ class TensorNames:
       children: other names for attributes: ``{"layers": ""}`` leaves out the name ``layers``.
       stacked: attributes whose Variables have one more axis, the first, for several blocks; the
         blocks' numbers stand in the names in the place of the attribute.
+      derived: attributes whose Variables are worked out from others and are no weights.
       ignored: names of tensors that the other framework has and the layer needs no Variable for.
 
     Example:
@@ -38,6 +39,7 @@ class TensorNames:
     children: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     stacked: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
 
 
 def names_of(layer: Any) -> tuple[TensorNames, ...]:
