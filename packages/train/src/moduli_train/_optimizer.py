@@ -11,6 +11,7 @@ import moduli
 from moduli.errors import StructureError, VariableError
 from moduli_train._forms import FORMS, Encoding, initialize
 from moduli_train._gradients import is_variable, match_gradients, raw_value
+from moduli_train._meshes import update_on_mesh
 from moduli_train._misuse import MISSING, check_transformation, check_update
 from moduli_train._opt_state import (
     box_replaced,
@@ -135,11 +136,12 @@ class Optimizer(moduli.Pytree, Generic[M]):
         encode, decode = (form.encode, form.decode) if form else (_same, _same)
         more = unwrap(kwargs) if kwargs else {}
         try:
-            updates, opt_state = self.tx.update(
+            updates, opt_state = update_on_mesh(
+                self.tx.update,
                 encode(treedef.unflatten(gradients)),
                 unwrap(self.opt_state),
                 encode(values),
-                **(form.arguments(more) if form else more),
+                form.arguments(more) if form else more,
             )
         except (TypeError, ValueError):
             check_same_parameters(self.opt_state, params)
