@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +112,55 @@ def test_it_changes_nothing_when_the_function_raises():
     with pytest.raises(RuntimeError):
         linearize(fails, model)
     assert int(model.calls.value) == 0 and not hasattr(model, "more")
+
+
+def call_of(labels: Any = None) -> tuple[lowlevel.Call, Any]:
+    shared = nnx.Param(jnp.array(1.0))
+    tree = {"one": nnx.Dict(v=shared), "two": nnx.List([shared, nnx.Variable(jnp.array(2.0))])}
+    args = (tree, jnp.array(3.0), (jnp.array(4.0), "five"))
+    if labels is not None:
+        labels = lowlevel.Labels("axes", labels, lambda label: True, "anything")
+    return lowlevel.Call("third", args, {}, function="f", labels=labels), tree
+
+
+@pytest.mark.parametrize("positions", [*itertools.permutations(range(4), 3), range(4), ()], ids=str)
+def test_a_call_traces_what_it_is_told_in_this_order(positions: Any):
+    call, _ = call_of()
+    assert list(call.traced) == [0, 1, 2, 3]  # by default all that JAX can trace
+    call.trace(positions)
+    every = [1.0, 2.0, 3.0, 4.0, "five"]
+    assert [float(value) for value in call.dynamic] == [every[n] for n in positions]
+    tree, x, (y, text) = call.make_frame([-every[n] for n in positions]).args
+    got = [tree["one"]["v"].value, tree["two"][1].value, x, y]
+    assert got == [-every[n] if n in positions else every[n] for n in range(4)]
+    assert tree["two"][0] is tree["one"]["v"] and text == "five"
+    names = call.pick(call.value_names(None))
+    assert names == [
+        ["args[0]['one'].v", "args[0]['two'][1]", "args[1]", "args[2][0]"][n] for n in positions
+    ]
+
+
+def test_a_value_has_one_label():
+    call, _ = call_of(({"one": "a", "two": "a"}, "b", ("c", "d")))
+    assert call.all_labels() == ["a", "a", "b", "c", "d"]
+    with pytest.raises(nnx.errors.StructureError) as caught:
+        call_of(({"one": "a", "two": "b"}, "b", ("c", "d")))
+    assert "`v` of argument 0['one'] and `[0]` of argument 0['two'] are the same" in str(
+        caught.value
+    )
+    assert "gives it 'a' there and 'b' here" in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [None, (0, 1, 2)], ids=["plain", "labelled"])
+def test_a_detached_call_keeps_no_model_and_no_value(labels: Any):
+    call, tree = call_of(labels)
+    gone = [weakref.ref(item) for item in (*tree.values(), *call.dynamic)]
+    kept = call.detached()
+    del call, tree
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * len(gone)
+    again, _, (_, text) = kept.make_frame([10.0, 20.0, 30.0, 40.0]).args
+    assert again["two"][1].value == 20.0 and text == "five"
 
 
 def test_every_name_is_documented_and_annotated():

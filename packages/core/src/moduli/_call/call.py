@@ -125,6 +125,18 @@ class Call:
       effects: what the function did, after ``run``.
       homes: for each output that is no result the leaf that it is the new value of, or None.
       written: the leaves among them that the function wrote.
+
+    Example:
+      >>> import moduli as nnx
+      >>> from moduli import lowlevel
+      >>> model = nnx.Dict({"w": nnx.Param(2.0), "n": nnx.Variable(1.0)})
+      >>> call = lowlevel.Call("double", (model, 3.0), {})
+      >>> call.trace([2, 0])  # the argument, then `w`; `n` is a constant
+      >>> call.dynamic
+      [3.0, 2.0]
+      >>> copy, number = call.make_frame([30.0, 20.0]).args
+      >>> copy["w"].value, copy["n"].value, number, model["w"].value
+      (20.0, 1.0, 30.0, 2.0)
     """
 
     def __init__(
