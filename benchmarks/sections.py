@@ -10,6 +10,7 @@ from benchmarks import (
     building,
     cache_stress,
     calls,
+    checkpoints,
     eager,
     first_use,
     graph_operations,
@@ -50,6 +51,7 @@ SECTIONS = {
         "imports, and process start to first train step", first_use.measure, first_use.report
     ),
     "layers": Section("each layer", layer_calls.measure, layer_calls.report),
+    "checkpoints": Section("save and load", checkpoints.measure, checkpoints.report),
     "stacking": Section("loop and scanned stack", stacking.measure, stacking.report),
 }
 """Name on the command line and in the JSON -> the section."""

@@ -22,6 +22,8 @@ class Settings:
       many_modules: how many modules the model of many modules has.
       many_variables: how many Variables the model of many Variables has.
       first_models: names of the models of first use (``first_models.MODELS``); all by default.
+      checkpoint_bytes: size of the large checkpoint.
+      checkpoint_arrays: how many arrays the checkpoint of many small ones has.
     """
 
     depths: tuple[int, ...] = (3, 20, 100)
@@ -36,6 +38,8 @@ class Settings:
     many_modules: int = 1000
     many_variables: int = 5000
     first_models: tuple[str, ...] = ()
+    checkpoint_bytes: int = 1 << 30
+    checkpoint_arrays: int = 5000
 
     @property
     def some_rounds(self) -> int:
@@ -59,5 +63,7 @@ QUICK = Settings(
     many_modules=4,
     many_variables=6,
     first_models=("tiny LSTM",),
+    checkpoint_bytes=1 << 16,
+    checkpoint_arrays=6,
 )
 """Tiny sizes, two layers and two rounds: to see that everything runs. Its numbers mean nothing."""
