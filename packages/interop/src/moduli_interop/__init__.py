@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moduli_interop._errors import CheckpointVersionError as CheckpointVersionError
     from moduli_interop._errors import CorruptCheckpointError as CorruptCheckpointError
     from moduli_interop._errors import DamagedCheckpointWarning as DamagedCheckpointWarning
+    from moduli_interop._errors import MissingExtraError as MissingExtraError
     from moduli_interop._errors import NotACheckpointError as NotACheckpointError
     from moduli_interop._errors import TruncatedCheckpointError as TruncatedCheckpointError
     from moduli_interop._errors import UnsupportedValueError as UnsupportedValueError
@@ -75,6 +76,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
                 "CheckpointVersionError",
                 "CorruptCheckpointError",
                 "DamagedCheckpointWarning",
+                "MissingExtraError",
                 "NotACheckpointError",
                 "TruncatedCheckpointError",
                 "UnsupportedValueError",

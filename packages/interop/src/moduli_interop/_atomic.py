@@ -23,7 +23,7 @@ try:
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_folder", "atomic_write", "locked", "remove_leftovers"]
+__all__ = ["atomic_folder", "atomic_write", "locked", "remove_leftovers", "sync_tree"]
 
 _TEMPORARY = re.compile(r"\.(?P<name>.*)\.[0-9a-f]{16}\.moduli-(?P<kind>tmp|old)", re.DOTALL)
 _ATTEMPTS = 100
@@ -116,7 +116,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
     temporary, lock = _new_folder(directory, name)
     try:
         yield temporary
-        _sync_tree(temporary)
+        sync_tree(temporary)
         if os.path.isdir(target):
             os.chmod(temporary, os.stat(target).st_mode & 0o7777)
             _replace_folder(temporary, target)
@@ -275,7 +275,8 @@ def _exchange(first: str, second: str) -> bool:
     return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
-def _sync_tree(folder: str) -> None:
+def sync_tree(folder: str) -> None:
+    """Brings everything below a folder to the disk."""
     for directory, _, files in os.walk(folder):
         for name in files:
             path = os.path.join(directory, name)

@@ -213,13 +213,9 @@ def load_state(
         names = cut([f"`{leaf.name}`" for leaf in checkpoint.leaves])
         raise CheckpointMismatchError(f"{file} has nothing in the part {only!r}; it has {names}")
     chosen = dataclasses.replace(checkpoint, leaves=tuple(leaves))
-    if only is not None and checkpoint.read_all is not None:
-        chosen = checkpoint
-    values = _restored(chosen, [leaf.value for leaf in chosen.leaves], None, file, progress)
+    values = _restored(chosen, [leaf.value for leaf in leaves], None, file, progress)
     return moduli.from_flat_state(
-        (leaf.path, _rebuilt(leaf, value))
-        for leaf, value in zip(chosen.leaves, values, strict=True)
-        if _is_wanted(leaf, only)
+        (leaf.path, _rebuilt(leaf, value)) for leaf, value in zip(leaves, values, strict=True)
     )
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointVersionError",
     "CorruptCheckpointError",
     "DamagedCheckpointWarning",
+    "MissingExtraError",
     "NotACheckpointError",
     "TruncatedCheckpointError",
     "UnsupportedValueError",
@@ -45,6 +46,10 @@ class CheckpointVersionError(CheckpointError, ValueError):
 
 class CheckpointFormatError(CheckpointError, ValueError):
     """No format, or more than one, has the name or suffix that was asked for."""
+
+
+class MissingExtraError(CheckpointError, ImportError):
+    """A format needs a package that is not installed; the text is the pip command."""
 
 
 class UnsupportedValueError(CheckpointError, TypeError):

@@ -31,6 +31,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
+import jax
+
 from moduli_interop._atomic import atomic_write, locked, remove_leftovers
 from moduli_interop._checkpoint import described, load, write
 from moduli_interop._choose import choose_format
@@ -48,7 +50,7 @@ from moduli_interop._leaves import copied_to_host
 from moduli_interop._manifest import check_metadata
 from moduli_interop._progress import Progress
 from moduli_interop._quick import no_collection
-from moduli_interop._stored import Checkpoint, arrays_in
+from moduli_interop._stored import Checkpoint
 
 __all__ = ["CheckpointManager", "StepInfo", "has_steps"]
 
@@ -188,7 +190,7 @@ class CheckpointManager:
         with no_collection():
             facts = check_metadata(metadata)
             checkpoint = described(model, {"step": step, **facts}, shards=chosen.writes_shards)
-            later = self._asynchronous and not wait and not _is_spread(checkpoint)
+            later = self._asynchronous and not wait and not _is_shared()
             if later:
                 leaves = tuple(copied_to_host(checkpoint.leaves))
                 checkpoint = dataclasses.replace(checkpoint, leaves=leaves)
@@ -334,27 +336,65 @@ class CheckpointManager:
         metrics: dict[str, float],
         metadata: dict[str, Any],
     ) -> None:
+        if _is_shared():
+            self._write_with_others(step, checkpoint, chosen, metrics, metadata)
+            return
         os.makedirs(self._folder, exist_ok=True)
         with locked(os.path.join(self._folder, _LOCK)) as held:
             if held:
                 self._clean()
             name = f"step_{step}.{secrets.token_hex(8)}{self._suffix}"
             write(os.path.join(self._folder, name), checkpoint, chosen.save, self._progress)
-            marker = {
-                "step": step,
-                "checkpoint": name,
-                "format": chosen.name,
-                "metrics": metrics,
-                "metadata": metadata,
-            }
-            replaced = self._data_files().get(step, set()) - {name}
-            with atomic_write(self._marker(step)) as file:
-                file.write(json.dumps({**marker, "sha256": _digest(marker)}).encode())
-            self._verified.pop(step, None)
-            for old_name in replaced if held else ():
-                _delete(os.path.join(self._folder, old_name))
-            for old in self._unwanted(step):
-                self._remove(old)
+            self._commit(step, name, chosen, metrics, metadata, held)
+
+    def _write_with_others(
+        self,
+        step: int,
+        checkpoint: Checkpoint,
+        chosen: Format,
+        metrics: dict[str, float],
+        metadata: dict[str, Any],
+    ) -> None:
+        """Writes a step that all processes save together; the first one does what is done once."""
+        from jax.experimental import multihost_utils
+
+        name = f"step_{step}.{step:016x}{self._suffix}"  # the same in all processes
+        first = jax.process_index() == 0
+        if first:
+            os.makedirs(self._folder, exist_ok=True)
+            self._clean()
+        multihost_utils.sync_global_devices(f"moduli: step {step} begins")
+        if first or chosen.writes_shards:
+            write(os.path.join(self._folder, name), checkpoint, chosen.save, self._progress)
+        if first:
+            self._commit(step, name, chosen, metrics, metadata, held=True)
+        multihost_utils.sync_global_devices(f"moduli: step {step} exists")
+
+    def _commit(
+        self,
+        step: int,
+        name: str,
+        chosen: Format,
+        metrics: dict[str, float],
+        metadata: dict[str, Any],
+        held: bool,
+    ) -> None:
+        """Writes the marker of a step that is on the disk, and removes what is not to be kept."""
+        marker = {
+            "step": step,
+            "checkpoint": name,
+            "format": chosen.name,
+            "metrics": metrics,
+            "metadata": metadata,
+        }
+        replaced = self._data_files().get(step, set()) - {name}
+        with atomic_write(self._marker(step)) as file:
+            file.write(json.dumps({**marker, "sha256": _digest(marker)}).encode())
+        self._verified.pop(step, None)
+        for old_name in replaced if held else ():
+            _delete(os.path.join(self._folder, old_name))
+        for old in self._unwanted(step):
+            self._remove(old)
 
     def _unwanted(self, newest: int) -> list[int]:
         """Returns the steps to remove after one was saved, which is never removed itself."""
@@ -558,13 +598,9 @@ def _metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     return found
 
 
-def _is_spread(checkpoint: Checkpoint) -> bool:
-    """Returns whether an array has parts in other processes, which all have to write now."""
-    return any(
-        array.live is not None and not array.live.is_fully_addressable
-        for leaf in checkpoint.leaves
-        for array in arrays_in(leaf.value)
-    )
+def _is_shared() -> bool:
+    """Returns whether there are other processes, which all have to write at the same moment."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _identity(path: str) -> tuple[int, ...]:

@@ -35,6 +35,16 @@ def moduli_checkpoint_formats() -> list[Format]:
             _open_npz,
             _verify_npz,
         ),
+        Format(
+            "orbax",
+            (".orbax",),
+            _save_orbax,
+            _load_orbax,
+            _is_orbax,
+            _load_orbax,
+            _verify_orbax,
+            writes_shards=True,
+        ),
     ]
 
 
@@ -98,6 +108,30 @@ def _open_npz(path: str) -> Checkpoint:
 
 def _verify_npz(path: str) -> None:
     from moduli_interop._npz.read import verify
+
+    verify(path)
+
+
+def _save_orbax(path: str, checkpoint: Checkpoint) -> None:
+    from moduli_interop._orbax.write import write
+
+    write(path, checkpoint)
+
+
+def _load_orbax(path: str) -> Checkpoint:
+    from moduli_interop._orbax.read import read
+
+    return read(path)
+
+
+def _is_orbax(path: str) -> bool:
+    from moduli_interop._orbax.layout import is_ours
+
+    return is_ours(path)
+
+
+def _verify_orbax(path: str) -> None:
+    from moduli_interop._orbax.read import verify
 
     verify(path)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moduli_interop._dtypes import from_bits
+from moduli_interop._dtypes import dtype_from_name, from_bits
 from moduli_interop._errors import CorruptCheckpointError, UnsupportedValueError
 from moduli_interop._reading import read_in_order
 from moduli_interop._stored import StoredArray, StoredNamedTuple
@@ -23,7 +23,7 @@ def restore(
     values: Sequence[Any],
     likes: Sequence[Any] | None = None,
     *,
-    read_all: Callable[[list[Any]], list[Any]] | None = None,
+    read_all: Callable[[list[tuple[StoredArray, Any]]], list[Any]] | None = None,
     done: Callable[[int], None] = lambda nbytes: None,
 ) -> list[Any]:
     """Turns stored values into live ones; arrays are read ahead and put on devices one by one.
@@ -52,8 +52,8 @@ def restore(
             wanted.extend(_wanted(value, old))
     arrays = [array for array, _ in wanted]
     if read_all is not None:
-        placed = iter(read_all([_sharding(array, like) for array, like in wanted]))
-        live = [_typed(array, next(placed), like) for array, like in wanted]
+        placed = iter(read_all([(array, _sharding(array, like)) for array, like in wanted]))
+        live = [_finished(array, next(placed), like) for array, like in wanted]
     else:
         live = []
         for (array, like), bits in zip(wanted, read_in_order(arrays), strict=True):
@@ -118,6 +118,13 @@ def _array(stored: StoredArray, bits: np.ndarray, like: Any) -> Any:
         ) from error
 
 
+def _finished(stored: StoredArray, array: Any, like: Any) -> Any:
+    """Finishes what a format has read itself: an array on its devices, or the bits of one."""
+    if isinstance(array, jax.Array):
+        return _placed(_made_weak(array), array) if stored.weak_type else array
+    return _array(stored, array, like)
+
+
 def _typed(stored: StoredArray, array: Any, like: Any) -> Any:
     """Turns key data into keys."""
     if stored.key_impl is None:
@@ -138,6 +145,8 @@ def _is_narrowed(dtype: np.dtype) -> bool:
 def _sharding(array: StoredArray, like: Any) -> Any:
     """Returns where an array shall be; None for a numpy array."""
     if array.container != "jax" or array.key_impl is not None:
+        return None
+    if _is_narrowed(dtype_from_name(array.dtype)):
         return None
     return _chosen(like) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

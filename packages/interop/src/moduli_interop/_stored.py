@@ -135,15 +135,15 @@ class Checkpoint:
       leaves: one for each Variable or bare array, in the order of the model's state.
       metadata: what the user gave to ``save``.
       moduli_version: the moduli that wrote it.
-      read_all: reads every array at once, onto devices; given by formats that read shards. It takes
-        for each array, in the order of the leaves, the sharding where it shall be (None for a numpy
-        array) and returns the arrays.
+      read_all: reads arrays at once, onto devices; given by formats that read shards. It takes
+        pairs of an array of ``leaves`` and the sharding where it shall be, and returns a JAX array
+        for each, or its bits where the sharding is None.
     """
 
     leaves: tuple[Leaf, ...]
     metadata: Mapping[str, Any]
     moduli_version: str
-    read_all: Callable[[list[Any]], list[Any]] | None = dataclasses.field(
+    read_all: Callable[[list[tuple[StoredArray, Any]]], list[Any]] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
 

@@ -1,0 +1,1 @@
+"""The format that several processes write together: a folder that orbax fills. See ``layout``."""
