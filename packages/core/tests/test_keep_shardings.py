@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from layout_models import MESH, MLP, TENSOR_PARALLEL, Momentum, Trace, pair, step
+from layout_models import MESH, MESHES, MLP, TENSOR_PARALLEL, Momentum, Trace, pair, step
 
 import moduli as nnx
 
@@ -113,3 +114,28 @@ def test_lowered_programs_and_methods_keep_shardings_too():
     assert model.w.sharding == NamedSharding(MESH, P())
     model.scale.lower(x).compile()(x)
     assert model.w.sharding == NamedSharding(MESH, P()) and float(model.w[0, 0]) == 4
+
+
+@pytest.mark.parametrize("in_force", [True, False])
+def test_on_an_explicit_mesh_a_value_is_put_there_only_if_the_mesh_is_in_force(in_force):
+    seen = []
+
+    def count(model: Any, x: jax.Array) -> jax.Array:
+        seen.append(jax.typeof(model["calls"].value).sharding.mesh)
+        model["calls"].value += 1
+        model["w"].value = model["w"] * 2
+        return x * model["calls"]
+
+    mesh = MESHES["explicit"]
+    on_mesh = NamedSharding(mesh, P("data"))
+    model = nnx.Dict(
+        w=nnx.Param(jax.device_put(jnp.ones((4, 4)), on_mesh)),
+        calls=nnx.Variable(jnp.zeros(())),
+    )
+    fit = nnx.jit(count, keep_shardings=True)
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
+        counts = [compilations(lambda: fit(model, model["w"].value)) for _ in range(3)]
+    assert counts[0] == 1 and counts[2] == 0
+    assert seen[0].empty != in_force
+    assert model["w"].sharding == on_mesh
+    assert float(model["calls"]) == 3

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moduli._base.compat import Tracer
 from moduli._call.bind import Binding
@@ -73,9 +73,13 @@ def _sharding(value: Any) -> Any:
 
 
 def _mesh(shardings: Iterable[Any]) -> Any:
-    """The mesh of the first value that is on one, or the one in force."""
+    """The mesh of the first value that is on one, or the one in force.
+
+    A mesh with explicit axes only if it is in force: to put a value there changes its type.
+    """
+    now = current_mesh()
     for sharding in shardings:
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            return sharding.mesh
-    mesh = current_mesh()
-    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+            mesh = sharding.mesh
+            return mesh if mesh == now or AxisType.Explicit not in mesh.axis_types else None
+    return now if isinstance(now, Mesh) and now.size > 1 else None
