@@ -190,3 +190,27 @@ def test_eval_mode_of_a_whole_model() -> None:
     with model.eval_mode():
         np.testing.assert_array_equal(model(X), model.linear(X))
     assert (np.asarray(model(X)) == 0).any()
+
+
+@pytest.mark.parametrize("run", ["eager", "jit", "keep_shardings"])
+@pytest.mark.parametrize("broadcast", [(), (0,), (1,)])
+def test_keys_on_an_explicit_mesh_that_is_not_in_force(broadcast, run):
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    x = jnp.ones((4, 6))
+    spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P("a")))
+
+    def make():
+        return moduli.Dropout(0.5, broadcast_dims=broadcast, rngs=moduli.Rngs(0))
+
+    def call(layer, x):
+        return layer(x)
+
+    keeps = run == "keep_shardings"
+    step = call if run == "eager" else moduli.jit(call, keep_shardings=keeps)
+    plain = make()
+    for layer in (make(), moduli.create(make, mesh)):
+        for _ in range(3):  # after the first call in jit the stream's count is on the mesh
+            got = step(layer, spread)
+            assert jax.typeof(got).sharding.spec == jax.P("a", None)
+            np.testing.assert_array_equal(got, plain(x))
+        plain = make()

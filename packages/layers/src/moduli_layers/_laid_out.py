@@ -53,14 +53,21 @@ def bernoulli_for(data: jax.Array, key: jax.Array, keep: Any, shape: Sequence[in
     """
     shape = tuple(shape)
     layout = layout_of(data)
-    if layout is None or _no_mesh():
+    if layout is None:
         return jax.random.bernoulli(key, keep, shape)
+    entries = jax.typeof(data).sharding.spec  # one for each axis
     spec = [
         entry if size == whole else None
-        for entry, size, whole in zip(layout.spec, shape, data.shape, strict=True)
+        for entry, size, whole in zip(entries, shape, data.shape, strict=True)
     ]
     own = layout.update(spec=PartitionSpec(*spec))
-    mask = jax.random.bernoulli(key, keep, shape, out_sharding=own)
+    if _no_mesh():
+        mask = jax.random.bernoulli(key, keep, shape)
+        if jax.typeof(mask).sharding.mesh.empty:  # else the key is on the mesh, and so the mask
+            return mask
+        mask = jax.sharding.reshard(mask, own)
+    else:
+        mask = jax.random.bernoulli(key, keep, shape, out_sharding=own)
     if shape == data.shape:
         return mask
     return lax.broadcast_in_dim(mask, data.shape, range(mask.ndim), out_sharding=layout)
