@@ -50,6 +50,7 @@ from moduli._module.field_markers import dataclass as dataclass
 from moduli._module.field_markers import static as static
 from moduli._module.module import Module as Module
 from moduli._module.module import iter_children as iter_children
+from moduli._module.module import iter_module_children as iter_module_children
 from moduli._module.module import iter_modules as iter_modules
 from moduli._module.module import view as view
 from moduli._module.module import with_attributes as with_attributes
@@ -89,7 +90,6 @@ __version__ = "0.1.0"
 Object = Pytree
 map = _map_graph
 variables = state
-iter_module_children = iter_children
 
 _claim_public_names(globals())
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from moduli import _plugins, errors
 from moduli._base.foreign_trace import check_mutable
 from moduli._base.type_variables import Path
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.split import clone
 from moduli._graph.walk import iter_nodes, node_children
 from moduli._module.class_definition import wrap_call, wrap_methods
@@ -22,7 +23,14 @@ from moduli._variable.names import variable_type_from_name
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Module", "iter_children", "iter_modules", "view", "with_attributes"]
+__all__ = [
+    "Module",
+    "iter_children",
+    "iter_module_children",
+    "iter_modules",
+    "view",
+    "with_attributes",
+]
 
 T = TypeVar("T")
 
@@ -219,7 +227,7 @@ class Module(Pytree):
         """Like the function :func:`iter_modules` on this module."""
         return iter_modules(self)
 
-    def iter_children(self) -> Iterator[tuple[Any, Module]]:
+    def iter_children(self) -> Iterator[tuple[Any, Any]]:
         """Like the function :func:`iter_children` on this module."""
         return iter_children(self)
 
@@ -394,20 +402,34 @@ def iter_modules(module: Any, /) -> Iterator[tuple[Path, Module]]:
     return iter_nodes(module, Module)
 
 
-def iter_children(module: Any, /) -> Iterator[tuple[Any, Module]]:
-    """Walks the modules that stand directly in a module, each once.
+def iter_children(module: Any, /) -> Iterator[tuple[Any, Any]]:
+    """Walks the modules, other nodes and Variables that stand directly in a module, each once.
 
     Args:
       module: a Module or another node.
 
     Yields:
-      Pairs (key, module), sorted by attribute name; the key of a module inside a tuple is a path.
+      Pairs (key, child), sorted by attribute name; the key of a child inside a tuple is a path.
+
+    Example:
+      >>> import moduli as nnx
+      >>> [(key, type(child).__name__) for key, child in nnx.iter_children(nnx.Rngs(0).default)]
+      [('count', 'RngCount'), ('key', 'RngKey')]
     """
     seen: set[int] = set()
     for relative, child in node_children(module):
-        if isinstance(child, Module) and id(child) not in seen:
+        if is_graph_leaf(child) and id(child) not in seen:
             seen.add(id(child))
             yield relative[0] if len(relative) == 1 else relative, child
+
+
+def iter_module_children(module: Any, /) -> Iterator[tuple[Any, Module]]:
+    """Like :func:`iter_children`, of modules alone.
+
+    Args:
+      module: a Module or another node.
+    """
+    return (pair for pair in iter_children(module) if isinstance(pair[1], Module))
 
 
 def with_attributes(
