@@ -59,6 +59,23 @@ def test_names_lay_out_a_model_without_rules_and_rules_come_before_them():
 
 
 @pytest.mark.parametrize(
+    "spec",
+    [
+        P("data"),
+        ("data", None),
+        ["data"],
+        "data",
+        (("data",), None),
+        NamedSharding(MESH, P("data")),
+    ],
+)
+def test_a_spec_has_several_spellings(spec):
+    found = specs_of(nnx.shardings(SHAPES[0], MESH, [("kernel", spec), ("bias", None)]))
+    assert found["layers[0].kernel"] in (P("data"), P("data", None), P(("data",), None))
+    assert found["layers[0].bias"] == P()
+
+
+@pytest.mark.parametrize(
     ("selector", "paths"),
     [
         ("kernel", ["layers[0].kernel", "layers[1].kernel"]),
@@ -134,6 +151,10 @@ def test_without_a_mesh_a_model_is_made_on_one_device_and_rules_are_refused():
     assert {row.devices for row in nnx.show_layout(model).rows} == {1}
     with pytest.raises(errors.StructureError, match="pass `mesh=`"):
         nnx.create(lambda: MLP(nnx.Rngs(0)), rules=TENSOR_PARALLEL)
+    with pytest.raises(errors.StructureError, match="got a tuple as the mesh"):
+        nnx.create(lambda: MLP(nnx.Rngs(0)), (2, 2))
+    with pytest.raises(errors.TraceError, match=r"inside of that of moduli\.jit"):
+        nnx.jit(lambda: nnx.create(lambda: MLP(nnx.Rngs(0)), MESH))()
     with pytest.raises(errors.StructureError, match="needs a callable"):
         nnx.create(MLP(nnx.Rngs(0)).layers, MESH)  # pyright: ignore[reportArgumentType]
 

@@ -10,6 +10,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from moduli import errors
+from moduli._base.compat import is_eager
+from moduli._base.current_transform import describe_running
 from moduli._call.function import check_callable
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
@@ -46,6 +48,7 @@ def create(make: Callable[[], R], mesh: Any = None, rules: Any = None) -> R:
       StructureError: if a rule selects nothing, an axis is not one of the mesh, or there are rules
         and no mesh.
       ShapeError: if a value cannot be divided so, with its path.
+      TraceError: if it is called inside of a transform.
 
     Example:
       >>> import moduli as nnx, jax, jax.numpy as jnp
@@ -60,6 +63,12 @@ def create(make: Callable[[], R], mesh: Any = None, rules: Any = None) -> R:
       True
     """
     check_callable(make, "create", "lambda: Model(...)")
+    if not is_eager():
+        raise errors.TraceError(
+            "create runs a program of its own, and was called inside of that of "
+            f"{describe_running()}; call it outside, or make the model there and pass "
+            "`out_shardings=moduli.shardings(moduli.eval_shape(make), mesh, rules)`"
+        )
     mesh = current_mesh() if mesh is None else mesh
     if mesh is None:
         if rules is not None:
@@ -68,10 +77,10 @@ def create(make: Callable[[], R], mesh: Any = None, rules: Any = None) -> R:
                 "under `with jax.set_mesh(mesh):`"
             )
         return _compiled(make, None)
-    if isinstance(mesh, jax.sharding.AbstractMesh):
+    if not isinstance(mesh, Mesh):
         raise errors.StructureError(
-            "create got a mesh without devices, an AbstractMesh; pass a jax.sharding.Mesh, and "
-            "call it outside of other transforms (`moduli.eval_shape` gives shapes alone)"
+            f"create got a {type(mesh).__name__} as the mesh; pass a jax.sharding.Mesh, which has "
+            "devices, as that of `jax.make_mesh((8,), ('data',))`"
         )
     automatic = _automatic(mesh)
     if automatic != mesh:

@@ -19,6 +19,7 @@ from moduli._variable.axis_names import (
     declared,
     declared_spec,
     named_sharding,
+    spec_in,
 )
 from moduli._variable.box import Variable
 from moduli._variable.kinds import BatchStat, Cache, Intermediate, Param, RngState
@@ -210,7 +211,7 @@ class Plan:
             axes = PartitionSpec(rule.spec.axis)
             named_sharding(self._mesh, axes, f"the rule {rule.spec!r}")
             return rule.spec.spec(shape, names, self._mesh)
-        return rule.spec
+        return spec_in(rule.spec)
 
     def _as_it_is(self, value: Any) -> PartitionSpec | None:
         """The spec of an array that is divided over this mesh, or is said to be."""
