@@ -8,7 +8,7 @@ from moduli import hookimpl
 from moduli_interop._format import Format
 
 if TYPE_CHECKING:
-    from moduli_interop._bridges.bridge import Bridge
+    from moduli_interop._bridges.bridge import Bridge, LayerRule
     from moduli_interop._stored import Checkpoint
     from moduli_interop._tensors.source import TensorSource
 
@@ -55,7 +55,14 @@ def moduli_bridges() -> list[Bridge]:
 
     return [
         Bridge("flax.nnx", "flax", "flax", lambda: ()),  # by its names, see _bridges.flax_nnx
+        Bridge("torch", "torch", "torch", _torch_rules),
     ]
+
+
+def _torch_rules() -> list[LayerRule]:
+    from moduli_interop._bridges.torch import rules
+
+    return rules()
 
 
 def _save_safetensors(path: str, checkpoint: Checkpoint) -> None:

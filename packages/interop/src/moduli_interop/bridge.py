@@ -11,3 +11,5 @@ from moduli_interop._bridges.bridge import LayerRule as LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst as ChannelsFirst
 from moduli_interop._bridges.frameworks import from_framework as from_framework
 from moduli_interop._bridges.frameworks import to_framework as to_framework
+from moduli_interop._bridges.torch_calls import JaxModule as JaxModule
+from moduli_interop._bridges.torch_calls import TorchModule as TorchModule

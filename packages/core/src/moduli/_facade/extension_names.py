@@ -140,6 +140,7 @@ if TYPE_CHECKING:
     from moduli_interop import export as export
     from moduli_interop._flax.modules import extract as extract
     from moduli_interop import from_flax as from_flax
+    from moduli_interop import from_torch as from_torch
     from moduli_interop._flax.modules import graph as graph
     from moduli_interop._flax.modules import graphlib as graphlib
     from moduli_interop._flax.checks import has_data as has_data
@@ -167,6 +168,7 @@ if TYPE_CHECKING:
     from moduli_interop import suggest_names as suggest_names
     from moduli_interop._flax.modules import summary as summary
     from moduli_interop import to_flax as to_flax
+    from moduli_interop import to_torch as to_torch
     from moduli_interop._flax.modules import tracers as tracers
     from moduli_interop._flax.modules import training as training
     from moduli_interop._flax.metadata import transform_metadata as transform_metadata
@@ -324,6 +326,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "export",
         "extract",
         "from_flax",
+        "from_torch",
         "graph",
         "graphlib",
         "has_data",
@@ -351,6 +354,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "suggest_names",
         "summary",
         "to_flax",
+        "to_torch",
         "tracers",
         "training",
         "transform_metadata",

@@ -23,6 +23,7 @@ class ChannelsFirst(moduli.Module):
     Args:
       layer: the layer.
       axis: the axis of the features in inputs and outputs: 1 after one batch axis, 0 without.
+      rank: the number of axes behind it, where only a class of PyTorch says it.
 
     Example:
       >>> import jax.numpy as jnp, moduli as nnx
@@ -33,9 +34,10 @@ class ChannelsFirst(moduli.Module):
 
     __module__ = "moduli_interop.bridge"
 
-    def __init__(self, layer: Any, axis: int = 1) -> None:
+    def __init__(self, layer: Any, axis: int = 1, rank: int | None = None) -> None:
         self.layer = layer
         self.axis = axis
+        self.rank = rank
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer.

@@ -38,7 +38,8 @@ MODULES: dict[str, str] = {
     "bridge": "Functional Module ToLinen ToNNX compact functional lazy_init linen_in_bridge_mdl "
     "nnx_attrs_to_linen_vars nnx_in_bridge_mdl to_linen to_linen_class to_nnx_var to_linen_var "
     "with_partitioning AttrPriority current_context current_module "
-    "Bridge ChannelsFirst Conversion LayerRule from_framework to_framework",  # and moduli's own
+    "Bridge ChannelsFirst Conversion JaxModule LayerRule TorchModule from_framework "  # our own
+    "to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
     "bridge.module": "AttrPriority Module compact current_context current_module",
     "bridge.variables": "nnx_attrs_to_linen_vars to_linen_var to_nnx_var with_partitioning",
@@ -120,7 +121,9 @@ _AUTHORS = (
     "default_b_initializer default_bias_init default_embed_init default_kernel_init first_from "
     "modified_orthogonal"
 )
-_BRIDGE = "Bridge ChannelsFirst Conversion LayerRule from_framework to_framework"
+_BRIDGE = (
+    "Bridge ChannelsFirst Conversion JaxModule LayerRule TorchModule from_framework to_framework"
+)
 _HERE = {
     "axes": "add_axis get_var_pspec remove_axis",
     "checks": "check_pytree has_data",
