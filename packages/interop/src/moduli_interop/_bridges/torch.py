@@ -9,6 +9,7 @@ last.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -260,7 +261,9 @@ def _filled(module: Any, layer: Any, convert: Conversion) -> Any:
         if isinstance(node, moduli.Variable) and path:
             value = node.get_raw_value()
             if isinstance(value, jax.ShapeDtypeStruct) and value.dtype != jnp.uint32:
-                node.set_raw_value(np.zeros(value.shape, value.dtype))
+                kept = isinstance(node, moduli.BatchStat)  # in float32 or wider
+                dtype = jnp.promote_types(value.dtype, _dtype(module)) if kept else value.dtype
+                node.set_raw_value(np.zeros(value.shape, dtype))
     held = {name: as_numpy(value) for name, value in module.state_dict().items()}
     counterpart.to_ours(layer, held)
     tied = convert.kept.setdefault("tied", {})
@@ -268,10 +271,10 @@ def _filled(module: Any, layer: Any, convert: Conversion) -> Any:
         tensor = counterpart.tensors.get(name)
         if tensor is None or len(tensor.paths) != 1:
             continue
-        first = tied.setdefault(id(value), (value, tensor.layout, layer, tensor.paths[0]))
+        first = tied.setdefault(id(value), (value, _layout(tensor), layer, tensor.paths[0]))
         if first[2] is layer:
             continue
-        if first[1] != tensor.layout:
+        if first[1] != _layout(tensor):
             convert.refuse(
                 module,
                 f"whose parameter `{name}` another layer holds in another layout than ours, so "
@@ -279,6 +282,11 @@ def _filled(module: Any, layer: Any, convert: Conversion) -> Any:
             )
         _assign(layer, tensor.paths[0], operator.attrgetter(first[3])(first[2]))
     return layer
+
+
+def _layout(tensor: Any) -> Any:
+    """Returns how a tensor is laid out, but for the name of its Variable."""
+    return dataclasses.replace(tensor, of="")
 
 
 def _assign(layer: Any, path: str, variable: Any) -> None:
@@ -715,10 +723,10 @@ def _tie(part: Any, module: Any, counterpart: Any, convert: Conversion) -> None:
         if len(tensor.paths) != 1 or name not in dict(module.named_parameters()):
             continue
         variable = operator.attrgetter(tensor.paths[0])(part)
-        first = tied.setdefault(id(variable), (variable, tensor.layout, module, name))
+        first = tied.setdefault(id(variable), (variable, _layout(tensor), module, name))
         if first[2] is module:
             continue
-        if first[1] != tensor.layout:
+        if first[1] != _layout(tensor):
             convert.refuse(
                 part,
                 f"whose `{tensor.paths[0]}` another layer holds too, in another layout of torch's, "
