@@ -65,7 +65,7 @@ def clashes() -> dict[str, list[str]]:
     """
     import moduli
 
-    core = {*vars(moduli), *moduli._OWN_NAMES, *SUBMODULES} - _resolved
+    core = {*vars(moduli), *vars(moduli)["_OWN_NAMES"], *SUBMODULES} - _resolved
     found = {}
     for name, points in _declared().items():
         owners = [_describe(point) for point in points]
@@ -125,7 +125,7 @@ def _hint(name: str) -> str:
     import moduli
 
     known = {
-        *(key for key in (*vars(moduli), *moduli._OWN_NAMES) if not key.startswith("_")),
+        *(key for key in (*vars(moduli), *vars(moduli)["_OWN_NAMES"]) if not key.startswith("_")),
         *_declared(),
         *(item for provided in PROVIDED.values() for item in provided),
     }
