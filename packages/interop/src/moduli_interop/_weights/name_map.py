@@ -44,13 +44,16 @@ class Renamed:
 
     Attributes:
       parts: the parts of their name.
-      stacked: the field of the map's rule that numbers blocks which are one module here, or None.
+      stacked: whether it is the name of one block of several that are one module here, without a
+        number in our path.
       specificity: of the rule that was used; () without one.
+      module: whether the rule names a module that holds the path, not all of it.
     """
 
     parts: tuple[str, ...]
     stacked: bool = False
     specificity: tuple[int, ...] = ()
+    module: bool = False
 
 
 class NameMap:
@@ -153,7 +156,7 @@ class NameMap:
                     bound[rule.stacked] = number
                 rest = given[len(rule.ours.parts) :]
                 best = rule.ours.specificity
-                found = Renamed(rule.theirs.fill(bound) + rest, stacked, best)
+                found = Renamed(rule.theirs.fill(bound) + rest, stacked, best, bool(rest))
                 break
         return found
 

@@ -102,7 +102,7 @@ def make_plan(
         (plan.ignored if known else plan.unexpected).append(name)
     asked_names = {name for target in asked for name in target.names}
     if selection.strict or not plan.loaded:
-        _report_names(asked, plan, problems, asked_names)
+        _report_names(asked, plan, problems, selection.prefix)
     if asked and (plan.missing or not plan.loaded):
         plan.hint = prefix_hint(list(there), asked_names, selection.prefix)
     plan.problems = problems.lines()
@@ -264,9 +264,7 @@ def _check_group(
             plan.fills[place.path] = plan.fills.get(place.path, 0) + 1
 
 
-def _report_names(
-    asked: list[Target], plan: Plan, problems: _Problems, asked_names: set[str]
-) -> None:
+def _report_names(asked: list[Target], plan: Plan, problems: _Problems, prefix: str) -> None:
     """Notes names that are missing and unexpected, with near ones for the first of them."""
     missing = set(plan.missing)
     lacking = [
@@ -280,7 +278,9 @@ def _report_names(
             if name in plan.tensors:
                 continue
             hint = near(name, plan.unexpected) if search else ""
-            problems.add("missing", (name, target.ours, hint), "the source has no {} for {}{}")
+            text = "the source has no {} for {}{}"
+            problems.add("missing", (prefix + name, target.ours, hint), text)
+    wanted = {name for target in asked for name in target.names} - plan.tensors.keys()
     for name in plan.unexpected:
-        hint = near(name, asked_names - plan.tensors.keys()) if search else ""
+        hint = near(name, wanted) if search else ""
         problems.add("unexpected", (name, hint), "the model has no place for {}{}")

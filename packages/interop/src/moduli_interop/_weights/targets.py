@@ -52,6 +52,7 @@ class Target:
       places: the Variables' places, one for each path of the tensor.
       blocks: the sizes of the Variables' first axes that number blocks.
       renamed: how specific the rule of the map was.
+      module: whether that rule names a module, not the tensor.
     """
 
     names: tuple[str, ...]
@@ -59,6 +60,7 @@ class Target:
     places: tuple[Place, ...]
     blocks: tuple[int, ...]
     renamed: tuple[int, ...] = ()
+    module: bool = False
 
     @property
     def ours(self) -> str:
@@ -165,12 +167,12 @@ class _Walker:
         if not ways or (declares and any(c.children for c in place.children.values())):
             ways.append(_PARTS)
         best: tuple[list[Target], set[str]] | None = None
-        best_score: tuple[int, ...] = ()
+        best_score: tuple[Any, ...] = ()
         ignored: set[str] = set()
         for way in ways:
             found, names = self._by(way, place, parts, blocks)
             ignored |= names
-            score = self._score(found)
+            score = self._score(found, len(parts))
             if best is None or score > best_score:
                 best, best_score = (found, names), score
         assert best is not None
@@ -204,12 +206,14 @@ class _Walker:
             ignored |= names
         return found, ignored
 
-    def _score(self, found: list[Target]) -> tuple[int, ...]:
+    def _score(self, found: list[Target], depth: int) -> tuple[Any, ...]:
         """Ranks a way of naming: by what a source has of it, then by what the map says of it."""
         there = 0
         if self._present is not None:
             there = sum(self._present(name) for target in found for name in target.names)
-        return there, max((target.renamed[0] for target in found if target.renamed), default=0)
+        deeper = [target for target in found if target.renamed[:1] > (depth,)]
+        modules = bool(deeper) and all(target.module for target in deeper)
+        return there, modules, max((target.renamed for target in deeper), default=())
 
     def _target(
         self,
@@ -238,7 +242,9 @@ class _Walker:
         if renamed.stacked:
             blocks = (*blocks, shape_dtype(variables[0].value)[0][len(blocks)])
         text = ".".join(renamed.parts)
-        return Target(_expanded(text, blocks), tensor, variables, blocks, renamed.specificity)
+        return Target(
+            _expanded(text, blocks), tensor, variables, blocks, renamed.specificity, renamed.module
+        )
 
 
 @dataclasses.dataclass(frozen=True)
