@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 import moduli
+from moduli_layers._laid_out import in_mesh_of
 from moduli_layers.errors import DtypeError
 
 __all__ = ["PromoteDtype", "Summing", "promote_dtype", "promote_for", "wider"]
@@ -84,9 +85,13 @@ def promote_for(layer: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
       DtypeError: as :func:`promote_dtype`, with the layer's class in front.
     """
     try:
-        return layer.promote_dtype(arrays, dtype=layer.dtype)
+        promoted = layer.promote_dtype(arrays, dtype=layer.dtype)
     except DtypeError as error:
         raise DtypeError(f"{type(layer).__name__}: {error}") from None
+    if jax.sharding.get_abstract_mesh().empty:
+        return promoted
+    inputs, *values = promoted  # jax 0.9 cannot differentiate for values outside of the mesh
+    return (inputs, *[None if value is None else in_mesh_of(value, inputs) for value in values])
 
 
 class Summing(moduli.Module):
