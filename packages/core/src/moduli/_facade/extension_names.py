@@ -127,9 +127,9 @@ if TYPE_CHECKING:
     from moduli_interop._flax.graph_state import PureState as PureState
     from moduli_interop._flax.contexts import SplitContext as SplitContext
     from moduli_interop._flax.contexts import UpdateContext as UpdateContext
-    from moduli import Variable as VariableState
+    from moduli_interop._flax.deprecations import VariableState as VariableState
     from moduli_interop import WeightsMismatchError as WeightsMismatchError
-    from moduli import abstract_with_sharding as as_abstract
+    from moduli_interop._flax.deprecations import as_abstract as as_abstract
     from moduli_interop import as_flax as as_flax
     from moduli_interop._flax.modules import bridge as bridge
     from moduli_interop._flax.proxies import call as call
@@ -155,7 +155,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import object as object
     from moduli_interop._flax.modules import optimizer as optimizer
     from moduli_interop._flax.modules import proxy_caller as proxy_caller
-    from moduli import as_pure as pure
+    from moduli_interop._flax.deprecations import pure as pure
     from moduli_interop._flax.modules import pytreelib as pytreelib
     from moduli_interop import read_tensors as read_tensors
     from moduli_interop._flax.modules import reprlib as reprlib
@@ -178,7 +178,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.contexts import update_context as update_context
     from moduli_interop._flax.refs import var_defaults as var_defaults
     from moduli_interop._flax.modules import variablelib as variablelib
-    from moduli_interop._flax.refs import with_vars as vars_as
+    from moduli_interop._flax.refs import vars_as as vars_as
     from moduli_interop import verify_checkpoint as verify_checkpoint
     from moduli_interop._flax.views import view_info as view_info
     from moduli_interop._flax.modules import visualization as visualization

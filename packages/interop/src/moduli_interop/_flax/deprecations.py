@@ -7,10 +7,14 @@ from typing import Any, TypeVar
 
 import moduli
 
-__all__ = ["M", "backup_keys", "deprecated"]
+__all__ = ["M", "VariableState", "as_abstract", "backup_keys", "deprecated", "pure"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=moduli.Module)
+
+VariableState = moduli.Variable
+as_abstract = moduli.abstract_with_sharding
+pure = moduli.as_pure
 
 
 def deprecated(new_fn: F) -> F:

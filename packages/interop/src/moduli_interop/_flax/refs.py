@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import moduli
 
-__all__ = ["VarDefaults", "var_defaults", "with_vars"]
+__all__ = ["VarDefaults", "var_defaults", "vars_as", "with_vars"]
 
 T = TypeVar("T")
 
@@ -139,3 +139,6 @@ def with_vars(
         return value
 
     return moduli.recursive_map(copy, node)
+
+
+vars_as = with_vars

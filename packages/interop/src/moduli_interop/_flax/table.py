@@ -129,13 +129,13 @@ _HERE = {
     "checks": "check_pytree has_data",
     "contexts": "MergeContext SplitContext UpdateContext current_update_context merge_context "
     "split_context update_context",
-    "deprecations": "M backup_keys deprecated",
+    "deprecations": "M VariableState as_abstract backup_keys deprecated pure",
     "graph_state": "GraphState PureState unpack",
     "metadata": "transform_metadata",
     "proxies": "ApplyCaller CallableProxy DelayedAccessor GetAttr GetItem call",
     "representable": "Attr MappingReprMixin PrettyMapping PrettySequence Representable "
     "SequenceReprMixin get_repr",
-    "refs": "VarDefaults var_defaults with_vars",
+    "refs": "VarDefaults var_defaults vars_as with_vars",
     "traces": "TraceState current_jax_trace",
     "traversals": "empty_node flatten_mapping flatten_to_sequence unflatten_mapping",
     "views": "view_info",
@@ -149,12 +149,8 @@ HOMES: dict[str, str] = {
         for file, names in _HERE.items()
         for name in names.split()
     },
-    "VariableState": "moduli:Variable",
     "reprlib.Object": "moduli_interop._flax.representable:Object",
     "to_opt_state": "moduli_train._opt_state:to_opt_state",
-    "as_abstract": "moduli:abstract_with_sharding",
-    "pure": "moduli:as_pure",
-    "vars_as": "moduli_interop._flax.refs:with_vars",
 }
 
 # The names of flax.nnx itself that moduli's packages have not: entry points of moduli-interop.

@@ -110,8 +110,8 @@ def unflatten_mapping(
             f"unflatten_mapping needs a mapping or pairs; got a {type(xs).__name__}"
         )
     nested: dict[Any, Any] = {}
-    pairs: Iterable[Any] = xs.items() if isinstance(xs, Mapping) else xs
-    for path, value in pairs:
+    given: Any = xs.items() if isinstance(xs, Mapping) else xs
+    for path, value in given:
         *parents, last = path if sep is None else path.split(sep)
         place: Any = nested
         for key in parents:
