@@ -11,5 +11,25 @@ from moduli_interop._bridges.bridge import LayerRule as LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst as ChannelsFirst
 from moduli_interop._bridges.frameworks import from_framework as from_framework
 from moduli_interop._bridges.frameworks import to_framework as to_framework
+from moduli_interop._bridges.linen_wrappers import Functional as Functional
+from moduli_interop._bridges.linen_wrappers import ToNNX as ToNNX
+from moduli_interop._bridges.linen_wrappers import functional as functional
+from moduli_interop._bridges.linen_wrappers import lazy_init as lazy_init
+from moduli_interop._bridges.linen_wrappers import (
+    nnx_attrs_to_linen_vars as nnx_attrs_to_linen_vars,
+)
+from moduli_interop._bridges.linen_wrappers import to_linen as to_linen
+from moduli_interop._bridges.linen_wrappers import to_linen_class as to_linen_class
+from moduli_interop._bridges.linen_wrappers import to_linen_var as to_linen_var
+from moduli_interop._bridges.linen_wrappers import to_nnx_var as to_nnx_var
 from moduli_interop._bridges.torch_calls import JaxModule as JaxModule
 from moduli_interop._bridges.torch_calls import TorchModule as TorchModule
+
+
+def __getattr__(name: str) -> object:
+    """Makes ``ToLinen``, a class of flax's, when it is asked for."""
+    if name == "ToLinen":
+        from moduli_interop._bridges.linen_wrappers import linen_class
+
+        return linen_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)

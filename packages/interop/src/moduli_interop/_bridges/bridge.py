@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from moduli import errors
 from moduli_interop._bridges.errors import BridgeError
@@ -148,7 +148,7 @@ class Conversion:
             self.refuse(part)
         return made
 
-    def refuse(self, part: Any, reason: str | None = None) -> Any:
+    def refuse(self, part: Any, reason: str | None = None) -> NoReturn:
         """Raises a BridgeError about a part: where it stands, its class, and what to write.
 
         Args:

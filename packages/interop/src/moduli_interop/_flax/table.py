@@ -122,7 +122,9 @@ _AUTHORS = (
     "modified_orthogonal"
 )
 _BRIDGE = (
-    "Bridge ChannelsFirst Conversion JaxModule LayerRule TorchModule from_framework to_framework"
+    "Bridge ChannelsFirst Conversion JaxModule LayerRule TorchModule from_framework to_framework "
+    "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
+    "to_linen_var to_nnx_var"
 )
 _HERE = {
     "axes": "add_axis get_var_pspec remove_axis",
