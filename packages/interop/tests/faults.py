@@ -38,6 +38,7 @@ from moduli_interop import (
     verify_checkpoint,
 )
 from moduli_interop._npz.layout import DIGITS as NPZ_DIGITS
+from moduli_interop._orbax.layout import content_digest
 from moduli_interop._single_file.layout import DIGEST, DIGITS, header_digest, place_of
 
 FORMATS = ("safetensors", "npz")
@@ -323,6 +324,92 @@ def flips(format: str, count: int, seed: int = 0) -> tuple[int, int]:
     return count, named
 
 
+# -- folders that orbax writes ---------------------------------------------------------------------
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def _forged_manifest(data: bytes) -> bytes:
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        whole = json.loads(data)
+        whole["sha256"] = content_digest(whole["content"])
+        return json.dumps(whole).encode()
+    return data
+
+
+def folder_mutations(count: int, seed: int = 0) -> Counter[str]:
+    """Reads folders of which one file is mutated, as :func:`mutations` does with files."""
+    rng = random.Random(seed)
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name, "model.orbax")
+        save(folder, tree(), metadata={"epoch": 3})
+        files = _files(folder)
+        for number in range(count):
+            kind = number % 3
+            file = folder / "manifest.json" if kind else rng.choice(files)
+            original = file.read_bytes()
+            changed = bytearray(original)
+            mutate = rng.choice(MUTATIONS[:-3] if kind == 0 else MUTATIONS)
+            mutate(changed, rng)
+            data = _forged_manifest(bytes(changed)) if kind == 2 else bytes(changed)
+            if data == original:
+                continue
+            file.write_bytes(data)
+            tracemalloc.start()
+            try:
+                load_state(folder)
+            except CheckpointError as error:
+                found[type(error).__name__] += 1
+            except BaseException as error:
+                kept = pathlib.Path(tempfile.gettempdir(), "escaped.json")
+                kept.write_bytes(data)
+                raise AssertionError(
+                    f"mutation {number} ({mutate.__name__}): see {kept}"
+                ) from error
+            else:
+                found["read"] += 1
+                assert kind == 2, f"mutation {number} ({mutate.__name__}) passed silently"
+            finally:
+                _, peak = tracemalloc.get_traced_memory()
+                tracemalloc.stop()
+            found["peak"] = max(found["peak"], peak)
+            assert peak < len(data) + ABOVE_THE_FILE, (number, peak)
+            file.write_bytes(original)
+    return found
+
+
+def folder_flips(count: int, seed: int = 0) -> tuple[int, int]:
+    """Flips single bits in the files of a folder, as :func:`flips` does in a file."""
+    rng = random.Random(seed)
+    named = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name, "model.orbax")
+        rows = {f"layer{i}": np.random.default_rng(i).integers(0, 9, 997) for i in range(20)}
+        save(folder, nnx.State(rows))
+        files = _files(folder)
+        for _ in range(count):
+            (file,) = rng.choices(files, [file.stat().st_size for file in files])
+            original = file.read_bytes()
+            damaged = bytearray(original)
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+            file.write_bytes(damaged)
+            inside = re.fullmatch(r"array(\d+)", file.parent.name)
+            for use in (load_state, verify_checkpoint):
+                try:
+                    use(folder)
+                except CheckpointError as error:
+                    text = str(error)
+                    assert not inside or f"damaged: `layer{inside[1]}`" in text, text
+                else:
+                    raise AssertionError(f"a flip in {file} was not found")
+            named += inside is not None
+            file.write_bytes(original)
+    return count, named
+
+
 # -- kills -----------------------------------------------------------------------------------------
 
 
@@ -344,15 +431,17 @@ def kills(what: str, count: int, seed: int = 0) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         last, left = 0, 0
-        _saved(what, folder, 0)
+        if what == "orbax":
+            import orbax.checkpoint  # noqa: F401  # here, and not in each process
+        _apart(lambda: _saved(what, folder, 0) or 0)
         for number in range(count):
             told = _killed(what, folder, last, rng)
-            now = _resumed(what, folder)
+            now = _resumed_apart(what, folder)
             assert now >= max(told, last), (what, number, now, told, last)
             left += any("moduli-tmp" in entry for entry in os.listdir(folder))
             last = now
-        _saved(what, folder, last + 1)
-        assert _resumed(what, folder) == last + 1
+        _apart(lambda: _saved(what, folder, last + 1) or 0)
+        assert _resumed_apart(what, folder) == last + 1
         entries = {entry for entry in os.listdir(folder) if entry != ".moduli-lock"}
         whole = 2 * len(_manager(folder).steps()) if what == "manager" else 1
         assert len(entries) == whole, entries
@@ -385,6 +474,30 @@ def _resumed(what: str, folder: pathlib.Path) -> int:
     return int(long[0])
 
 
+def _apart(work: Callable[[], int]) -> int:
+    """Does something in a process of its own, which may start a backend of JAX."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.write(writer, b"%d" % work())
+            status = 0
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os._exit(status)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    told = os.read(reader, 100)
+    os.close(reader)
+    assert status == 0, "it failed"
+    return int(told)
+
+
+def _resumed_apart(what: str, folder: pathlib.Path) -> int:
+    return _apart(lambda: _resumed(what, folder))
+
+
 def _killed(what: str, folder: pathlib.Path, last: int, rng: random.Random) -> int:
     """Forks a process that saves one value after another; returns what it told before its end."""
     reader, writer = os.pipe()
@@ -399,7 +512,7 @@ def _killed(what: str, folder: pathlib.Path, last: int, rng: random.Random) -> i
                 os.write(writer, b"%d\n" % value)
         os._exit(1)
     os.close(writer)
-    time.sleep(rng.uniform(0, 0.1))
+    time.sleep(rng.uniform(0, 2.0 if what == "orbax" else 0.1))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the process ended by itself"
@@ -444,7 +557,14 @@ def main() -> None:
         all_found, named = flips(format, options.count or 500, options.seed)
         print(f"{format}: {all_found} flips, all found; {named} in an array, all named", flush=True)
     print(f"safetensors: {well_formed(600)} well-formed rewritings, all refused", flush=True)
-    for what in (*FORMATS, "manager"):
+    start = time.perf_counter()
+    found = folder_mutations(options.count or 10_000, options.seed)
+    peak = found.pop("peak") / 2**20
+    print(f"orbax: {sum(found.values())} mutations, {dict(found)}, at most {peak:.1f} MiB, "
+          f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    all_found, named = folder_flips(options.count or 500, options.seed)
+    print(f"orbax: {all_found} flips, all found; {named} in an array, all named", flush=True)
+    for what in (*FORMATS, "manager", "orbax"):
         survived, left = kills_apart(what, options.count or 100, options.seed)
         print(f"{what}: {survived} kills, all resumed; {left} left something, all of it removed",
               flush=True)  # fmt: skip

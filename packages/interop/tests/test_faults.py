@@ -24,6 +24,12 @@ def test_flips_are_found_and_their_array_is_named(format: str) -> None:
     assert found == 40 and named > 10
 
 
+def test_folders_that_orbax_wrote() -> None:
+    pytest.importorskip("orbax.checkpoint")
+    assert faults.folder_mutations(60, seed=1)["CorruptCheckpointError"] > 20
+    assert faults.folder_flips(20, seed=1)[0] == 20
+
+
 @pytest.mark.skipif(os.name != "posix", reason="fork and SIGKILL")
 @pytest.mark.parametrize("what", [*faults.FORMATS, "manager"])
 def test_killed_saves_leave_what_was_there(what: str) -> None:

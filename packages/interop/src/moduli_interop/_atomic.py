@@ -23,7 +23,14 @@ try:
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_folder", "atomic_write", "locked", "remove_leftovers", "sync_tree"]
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "locked",
+    "remove_leftovers",
+    "start_writing_back",
+    "sync_tree",
+]
 
 _TEMPORARY = re.compile(r"\.(?P<name>.*)\.[0-9a-f]{16}\.moduli-(?P<kind>tmp|old)", re.DOTALL)
 _ATTEMPTS = 100
@@ -287,6 +294,19 @@ def sync_tree(folder: str) -> None:
                 finally:
                     os.close(descriptor)
         _sync_directory(directory)
+
+
+def start_writing_back(file: BinaryIO, offset: int, length: int) -> None:
+    """Lets the system bring a part of a file to the disk already, so that the end waits for less.
+
+    Args:
+      file: the file, to which the part has been written.
+      offset: where it begins.
+      length: how long it is.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # it is advice
+            os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_directory(directory: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import moduli
 from moduli.errors import PathError, format_path
 from moduli_interop._choose import choose_format, recognize_format
+from moduli_interop._errors import CheckpointMismatchError
 from moduli_interop._leaves import capture, check_savable
 from moduli_interop._manifest import check_metadata
-from moduli_interop._match import check_match
+from moduli_interop._match import check_match, cut
 from moduli_interop._parts import Bare, Parts
 from moduli_interop._progress import Progress, reporter
 from moduli_interop._quick import no_collection
@@ -203,13 +204,19 @@ def load_state(
       >>> load_state(path).layers[0]
       Param(2.5)
     """
-    file = os.fspath(path)
+    with no_collection():
+        return _state_of(os.fspath(path), only, format, progress)
+
+
+def _state_of(
+    file: str,
+    only: str | Callable[[Path], bool] | None,
+    format: str | None,
+    progress: Progress,
+) -> moduli.State:
     checkpoint = recognize_format(file, format).load(file)
     leaves = [leaf for leaf in checkpoint.leaves if _is_wanted(leaf, only)]
     if only is not None and not leaves:
-        from moduli_interop._errors import CheckpointMismatchError
-        from moduli_interop._match import cut
-
         names = cut([f"`{leaf.name}`" for leaf in checkpoint.leaves])
         raise CheckpointMismatchError(f"{file} has nothing in the part {only!r}; it has {names}")
     chosen = dataclasses.replace(checkpoint, leaves=tuple(leaves))

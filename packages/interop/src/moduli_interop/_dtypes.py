@@ -64,6 +64,7 @@ def dtype_from_name(name: str) -> np.dtype:
     return _EXTENDED[name] if native is None else native
 
 
+@functools.lru_cache(maxsize=256)
 def storage_dtype(name: str) -> np.dtype:
     """Returns the little-endian dtype under which the bits of a dtype are written."""
     if name in _NATIVE:

@@ -9,6 +9,7 @@ from typing import Any
 
 from moduli.errors import format_path
 from moduli_interop._choose import recognize_format
+from moduli_interop._quick import no_collection
 from moduli_interop._stored import Leaf, Path, arrays_in, describe
 
 __all__ = ["CheckpointInfo", "LeafInfo", "inspect_checkpoint", "verify_checkpoint"]
@@ -120,14 +121,15 @@ def verify_checkpoint(path: str | os.PathLike[str], *, format: str | None = None
     """
     file = os.fspath(path)
     chosen = recognize_format(file, format)
-    if chosen.verify is not None:
-        chosen.verify(file)
-        return
-    checkpoint = chosen.load(file)
-    for leaf in checkpoint.leaves:
-        for array in arrays_in(leaf.value):
-            if array.read is not None:
-                array.read()
+    with no_collection():
+        if chosen.verify is not None:
+            chosen.verify(file)
+            return
+        checkpoint = chosen.load(file)
+        for leaf in checkpoint.leaves:
+            for array in arrays_in(leaf.value):
+                if array.read is not None:
+                    array.read()
 
 
 def _info(leaf: Leaf) -> LeafInfo:

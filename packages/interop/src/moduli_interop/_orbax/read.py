@@ -177,16 +177,19 @@ class _Folder:
             try:
                 with checkpointer(orbax) as reader:
                     found.update(reader.restore(os.path.join(self.path, ARRAYS), args=order))
-            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            except (CheckpointError, MemoryError):
+                raise
+            except Exception as error:  # orbax and tensorstore raise what they like
                 raise CorruptCheckpointError(
                     f"the checkpoint {self.path} cannot be read by orbax: {str(error)[:500]}"
                 ) from error
         for member, value in found.items():
             array = self._arrays[member]
-            if value.shape != array.shape or value.dtype != self._stored_dtype(member):
+            got = (getattr(value, "dtype", type(value)), getattr(value, "shape", ()))
+            if got != (self._stored_dtype(member), array.shape):
                 raise CorruptCheckpointError(
                     f"the checkpoint {self.path} is damaged; damaged: `{self._names[member]}`, "
-                    f"which is {value.dtype}{list(value.shape)} and should be "
+                    f"which is {got[0]}{list(got[1])} and should be "
                     f"{array.dtype}{list(array.shape)}"
                 )
         return found

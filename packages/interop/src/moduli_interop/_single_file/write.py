@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from moduli_interop._atomic import atomic_write
+from moduli_interop._atomic import atomic_write, start_writing_back
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._manifest import encode_manifest
 from moduli_interop._reading import BLOCK, block_digest
@@ -95,7 +95,9 @@ def _write_arrays(file: BinaryIO, arrays: dict[str, StoredArray]) -> dict[str, l
                 future = pool.submit(block_digest, piece, begin, block)
                 mine.append(future)
                 waiting.append(future)
+                place = file.tell()
                 file.write(piece)
+                start_writing_back(file, place, len(piece))
                 if len(waiting) > _WAITING:
                     waiting.popleft().result()
     return {
