@@ -93,6 +93,8 @@ if TYPE_CHECKING:
     from moduli_layers._stochastic_depth import StochasticDepth as StochasticDepth
     from moduli_layers._weight_norms import SpectralNorm as SpectralNorm
     from moduli_layers._weight_norms import WeightNorm as WeightNorm
+    from moduli_layers.counterparts import Tensor as Tensor
+    from moduli_layers.counterparts import TensorNames as TensorNames
     from moduli_layers.initializers import Initializer as Initializer
 else:  # the same names; tests/test_package_maps.py compares the two
     __getattr__, __dir__, __all__ = _lazy_names(
@@ -167,6 +169,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_stack": ["Stack"],
             "_stochastic_depth": ["StochasticDepth"],
             "_weight_norms": ["SpectralNorm", "WeightNorm"],
+            "counterparts": ["Tensor", "TensorNames"],
             "initializers": ["Initializer"],
         },
         submodules=["counterparts", "errors", "initializers"],

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from moduli_layers import SpectralNorm as SpectralNorm
     from moduli_layers import Stack as Stack
     from moduli_layers import StochasticDepth as StochasticDepth
-    from moduli_layers.counterparts import Tensor as Tensor
-    from moduli_layers.counterparts import TensorNames as TensorNames
+    from moduli_layers import Tensor as Tensor
+    from moduli_layers import TensorNames as TensorNames
     from moduli_layers import WeightNorm as WeightNorm
     from moduli_layers import adaptive_avg_pool as adaptive_avg_pool
     from moduli_layers import adaptive_max_pool as adaptive_max_pool
