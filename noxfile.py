@@ -79,10 +79,10 @@ def tests_matrix(session: nox.Session, jax: str) -> None:
 
 @nox.session(python=THIS_PYTHON)
 def long(session: nox.Session) -> None:
-    """The table of layers with every property on every row, which ``tests`` runs on structures."""
+    """What ``tests`` runs on a part: the table of layers on every row, and every layout."""
     install(session, "test")
     install_torch(session)
-    paths = session.posargs or [*LAYER_TABLE, *WORKERS]
+    paths = session.posargs or [*LAYER_TABLE, "tests/test_layouts.py", *WORKERS]
     session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu", "EVERY_ROW": "1"})
 
 
