@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from moduli_interop import bridge as bridge
     from moduli_interop._atomic import atomic_folder as atomic_folder
     from moduli_interop._atomic import atomic_write as atomic_write
+    from moduli_interop._bridges.equinox import from_equinox as from_equinox
+    from moduli_interop._bridges.equinox import to_equinox as to_equinox
     from moduli_interop._bridges.errors import BridgeError as BridgeError
     from moduli_interop._bridges.errors import MissingFrameworkError as MissingFrameworkError
     from moduli_interop._bridges.flax_nnx import from_flax as from_flax
@@ -66,6 +68,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
         __name__,
         {
             "_atomic": ["atomic_folder", "atomic_write"],
+            "_bridges.equinox": ["from_equinox", "to_equinox"],
             "_bridges.errors": ["BridgeError", "MissingFrameworkError"],
             "_bridges.flax_nnx": ["from_flax", "to_flax"],
             "_bridges.torch": ["from_torch", "to_torch"],

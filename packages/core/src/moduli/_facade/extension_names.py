@@ -139,6 +139,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import deprecations as deprecations
     from moduli_interop import export as export
     from moduli_interop._flax.modules import extract as extract
+    from moduli_interop import from_equinox as from_equinox
     from moduli_interop import from_flax as from_flax
     from moduli_interop import from_torch as from_torch
     from moduli_interop._flax.modules import graph as graph
@@ -167,6 +168,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import statelib as statelib
     from moduli_interop import suggest_names as suggest_names
     from moduli_interop._flax.modules import summary as summary
+    from moduli_interop import to_equinox as to_equinox
     from moduli_interop import to_flax as to_flax
     from moduli_interop import to_torch as to_torch
     from moduli_interop._flax.modules import tracers as tracers
@@ -325,6 +327,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "deprecations",
         "export",
         "extract",
+        "from_equinox",
         "from_flax",
         "from_torch",
         "graph",
@@ -353,6 +356,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "statelib",
         "suggest_names",
         "summary",
+        "to_equinox",
         "to_flax",
         "to_torch",
         "tracers",

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 import moduli
+from moduli_interop._bridges.bridge import Conversion
 
-__all__ = ["ChannelsFirst"]
+__all__ = ["ChannelsFirst", "check_dtype"]
 
 
 class ChannelsFirst(moduli.Module):
@@ -52,3 +53,20 @@ class ChannelsFirst(moduli.Module):
         """
         last = jnp.moveaxis(jnp.asarray(inputs), self.axis, -1)
         return jnp.moveaxis(self.layer(last, *args, **kwargs), -1, self.axis)
+
+
+def check_dtype(layer: Any, convert: Conversion) -> None:
+    """Raises if a layer of ours computes in another dtype than that of its parameters.
+
+    Args:
+      layer: the layer.
+      convert: the conversion to a framework whose layers compute in the dtype of their parameters.
+    """
+    dtype, of_params = getattr(layer, "dtype", None), getattr(layer, "param_dtype", None)
+    if dtype is not None and of_params is not None and jnp.dtype(dtype) != jnp.dtype(of_params):
+        convert.refuse(
+            layer,
+            f"which computes in {jnp.dtype(dtype).name} and keeps its parameters in "
+            f"{jnp.dtype(of_params).name}, while the other framework's has one dtype (set "
+            "`layer.dtype = None`)",
+        )

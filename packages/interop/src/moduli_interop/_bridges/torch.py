@@ -23,7 +23,7 @@ import numpy as np
 import moduli
 from moduli_interop._bridges.arguments import build
 from moduli_interop._bridges.bridge import Conversion, LayerRule
-from moduli_interop._bridges.conventions import ChannelsFirst
+from moduli_interop._bridges.conventions import ChannelsFirst, check_dtype
 from moduli_interop._bridges.frameworks import import_framework, makers
 from moduli_interop._bridges.torch_arrays import as_numpy, as_tensor
 from moduli_interop._bridges.torch_calls import (
@@ -665,6 +665,7 @@ def _mlp(part: Any, convert: Conversion) -> Any:
 def _layer_to_theirs(part: Any, counterpart: Any, convert: Conversion) -> Any:
     import torch
 
+    check_dtype(part, convert)
     name = counterpart.name
     kind = name.rpartition(".")[2]
     rank: Any = 0

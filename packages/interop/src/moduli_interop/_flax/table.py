@@ -38,8 +38,8 @@ MODULES: dict[str, str] = {
     "bridge": "Functional Module ToLinen ToNNX compact functional lazy_init linen_in_bridge_mdl "
     "nnx_attrs_to_linen_vars nnx_in_bridge_mdl to_linen to_linen_class to_nnx_var to_linen_var "
     "with_partitioning AttrPriority current_context current_module "
-    "Bridge ChannelsFirst Conversion JaxModule LayerRule TorchModule from_framework "  # our own
-    "to_framework",
+    "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule "  # our own
+    "from_framework to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
     "bridge.module": "AttrPriority Module compact current_context current_module",
     "bridge.variables": "nnx_attrs_to_linen_vars to_linen_var to_nnx_var with_partitioning",
@@ -122,7 +122,8 @@ _AUTHORS = (
     "modified_orthogonal"
 )
 _BRIDGE = (
-    "Bridge ChannelsFirst Conversion JaxModule LayerRule TorchModule from_framework to_framework "
+    "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule from_framework "
+    "to_framework "
     "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
     "to_linen_var to_nnx_var"
 )
