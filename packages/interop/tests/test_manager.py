@@ -70,7 +70,6 @@ def test_steps_come_back(asynchronous: bool, format: str, tmp_path: pathlib.Path
         ({"keep_last": 1, "keep_best": ("loss", "min")}, [1, 5]),
         ({"keep_last": 3, "keep_best": ("loss", "max")}, [0, 3, 4, 5]),
         ({"keep_best": ("loss", "min")}, [1, 5]),
-        ({"keep_last": 1, "keep_best": ("other", "min")}, [5]),
     ],
 )
 def test_what_is_kept(keep: Any, left: list[int], tmp_path: pathlib.Path) -> None:
@@ -80,7 +79,7 @@ def test_what_is_kept(keep: Any, left: list[int], tmp_path: pathlib.Path) -> Non
     assert manager.steps() == left
     files = [name for name in os.listdir(tmp_path) if name.startswith("step_")]
     assert len(files) == 2 * len(left)  # what is not kept leaves nothing behind
-    if "keep_best" in keep and keep["keep_best"][0] == "loss":
+    if "keep_best" in keep:
         assert manager.best() == (1 if keep["keep_best"][1] == "min" else 0)
 
 
@@ -265,6 +264,17 @@ def test_a_save_that_is_going_on_at_the_end_of_the_program_is_finished(
     program = PROGRAM + "manager.save(7, nnx.Dict(x=nnx.Param(jnp.ones(5_000_000))))"
     subprocess.run([sys.executable, "-c", program, str(tmp_path), "safetensors"], check=True)
     assert CheckpointManager(tmp_path).latest() == 7
+
+
+def test_a_step_without_metrics_is_never_best_and_a_wrong_metric_is_an_error(
+    tmp_path: pathlib.Path,
+) -> None:
+    manager = CheckpointManager(tmp_path, keep_best=("loss", "min"))
+    manager.save(0, model(0.0), metrics={"loss": 3})
+    manager.save(1, model(1.0))
+    with pytest.raises(UnsupportedValueError, match=r"metric .loss., and the metrics of step 2"):
+        manager.save(2, model(2.0), metrics={"los": 3})
+    assert manager.steps() == [0, 1] and manager.best() == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")

@@ -180,12 +180,18 @@ class CheckpointManager:
 
         Raises:
           UnsupportedValueError: if something in the model, the metrics or the metadata cannot be
-            stored.
+            stored, or the metrics lack the one that ``keep_best`` chooses by.
           Exception: what a save before this one failed with; that step does not exist.
         """
         self.wait()
         step = _step(step)
         values = _metrics(metrics)
+        if values and self._keep_best is not None and self._keep_best[0] not in values:
+            raise UnsupportedValueError(
+                f"keep_best chooses by the metric {self._keep_best[0]!r}, and the metrics of step "
+                f"{step} are {sorted(values)}; give it, or no metrics at all for a step that "
+                "was not evaluated"
+            )
         chosen = choose_format("", self._format)
         with no_collection():
             facts = check_metadata(metadata)

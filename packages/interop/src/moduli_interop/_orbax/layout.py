@@ -1,13 +1,13 @@
 """The layout of a checkpoint that orbax writes, version 1.
 
 A folder with ``arrays``, which is orbax's (zarr, one folder for each array, in which each process
-has written its shards), and ``manifest.json``::
+has written its shards), and ``manifest.json``, of two
+lines of JSON::
 
-    {"moduli.checkpoint": 1,
-     "sha256": of the JSON of what follows,
-     "content": {"manifest": text, see _manifest,
-                 "stored_as_bits": [member, ...],       dtypes that zarr does not know
-                 "files": {path below the folder: [size, CRC-32], ...}}}
+    {"moduli.checkpoint": 1, "sha256": of the bytes of the second line}
+    {"manifest": text, see _manifest,
+     "stored_as_bits": [member, ...],       dtypes that zarr does not know
+     "files": {path below the folder: [size, CRC-32], ...}}
 
 Orbax keeps no digests, so each file has one here; the files of an array are verified before it is
 read. They find damage; they are no protection from somebody who forges a folder.
@@ -16,7 +16,6 @@ read. They find damage; they are no protection from somebody who forges a folder
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -29,9 +28,9 @@ __all__ = [
     "MANIFEST",
     "VERSION",
     "checkpointer",
-    "content_digest",
     "file_digest",
     "files_of",
+    "first_line",
     "import_orbax",
     "is_ours",
 ]
@@ -51,9 +50,10 @@ def is_ours(path: str) -> bool:
         return file.read(22) == b'{"moduli.checkpoint": '
 
 
-def content_digest(content: Any) -> str:
-    """Returns the digest of the content of a manifest."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def first_line(version: int, content: bytes) -> bytes:
+    """Returns the first line of a manifest, for the second one."""
+    digest = hashlib.sha256(content).hexdigest()
+    return f'{{"moduli.checkpoint": {version}, "sha256": "{digest}"}}\n'.encode()
 
 
 def files_of(folder: str) -> Iterator[str]:

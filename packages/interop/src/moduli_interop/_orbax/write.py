@@ -21,9 +21,9 @@ from moduli_interop._orbax.layout import (
     MANIFEST,
     VERSION,
     checkpointer,
-    content_digest,
     file_digest,
     files_of,
+    first_line,
     import_orbax,
 )
 from moduli_interop._stored import Checkpoint, StoredArray
@@ -65,13 +65,9 @@ def write(path: str, checkpoint: Checkpoint) -> None:
                 "stored_as_bits": [n for n, array in arrays.items() if array.dtype not in _KNOWN],
                 "files": {file: file_digest(os.path.join(new, file)) for file in files_of(new)},
             }
-            whole = {
-                "moduli.checkpoint": VERSION,
-                "sha256": content_digest(content),
-                "content": content,
-            }
-            with open(os.path.join(new, MANIFEST), "w") as file:
-                file.write(json.dumps(whole))
+            text = json.dumps(content).encode()
+            with open(os.path.join(new, MANIFEST), "wb") as file:
+                file.write(first_line(VERSION, text) + text)
 
 
 def _live(array: StoredArray) -> Any:
