@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (nnx.Pytree, nnx.State)):
         state = value if isinstance(value, nnx.State) else nnx.state(value)
         return {path: bits(leaf) for path, leaf in nnx.to_flat_state(state).items()}
-    if isinstance(value, dict):
+    if isinstance(value, (dict, types.MappingProxyType)):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return (type(value).__name__, *map(plain, value))
@@ -80,6 +81,7 @@ def test_a_tree_comes_back_in_the_same_objects(suffix: str, tmp_path: pathlib.Pa
         (lambda x: Moments(x, 1), True),
         (lambda x: {"a": (x,)}, True),
         (lambda x: collections.OrderedDict(b=x, a=1), True),
+        (lambda x: types.MappingProxyType({"a": x}), True),
         (lambda x: (nnx.Param(x),), False),
     ],
 )
@@ -162,3 +164,16 @@ def test_donated_arrays_can_be_filled_but_not_saved(tmp_path: pathlib.Path) -> N
     model = {"a": jnp.zeros(3)}
     model["a"].delete()
     assert load(tmp_path / "x", model)["a"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_states_of_optax_hold_arrays_and_variables(tmp_path: pathlib.Path) -> None:
+    optax = pytest.importorskip("optax")
+    model = nnx.Dict(w=nnx.Param(jnp.ones((2, 3))), b=nnx.Param(jnp.zeros(3)))
+    for params in (nnx.state(model, nnx.Param), nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        transform = optax.chain(optax.clip(1.0), optax.adam(0.1))
+        start = transform.init(params)
+        _, used = transform.update(jax.tree.map(jnp.ones_like, params), start, params)
+        save(tmp_path / "x", {"params": params, "optimizer": used})
+        back = load(tmp_path / "x", {"params": params, "optimizer": start})
+        assert plain(back["optimizer"]) == plain(used)
+        assert jax.tree.structure(back["optimizer"]) == jax.tree.structure(used)

@@ -104,6 +104,16 @@ def test_what_does_not_verify_is_passed_over_and_named(tmp_path: pathlib.Path) -
     assert manager.latest() == 4
 
 
+def test_steps_of_an_earlier_attempt_do_not_push_out_new_ones(tmp_path: pathlib.Path) -> None:
+    manager = CheckpointManager(tmp_path, keep_last=2)
+    saved(manager, [8, 9])
+    damage(manager, 9)
+    saved(manager, [1, 2, 3])  # the run went back
+    assert manager.steps() == [2, 3, 8, 9]
+    saved(manager, [9, 10])
+    assert manager.steps() == [9, 10]
+
+
 def test_a_mismatch_is_not_passed_over(tmp_path: pathlib.Path) -> None:
     manager = CheckpointManager(tmp_path)
     saved(manager, range(2))

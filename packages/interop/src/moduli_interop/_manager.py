@@ -407,7 +407,8 @@ class CheckpointManager:
         if self._keep_last is None and self._keep_best is None:
             return []
         steps = sorted(self._markers())
-        kept = {newest, *steps[-(self._keep_last or 1) :]}
+        before = [step for step in steps if step <= newest]  # later ones are of an earlier attempt
+        kept = {*before[-(self._keep_last or 1) :], *(step for step in steps if step > newest)}
         if self._keep_best is not None:
             kept.update(self._from_worst_to_best()[-1:])
         return [step for step in steps if step not in kept]

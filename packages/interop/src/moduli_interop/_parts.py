@@ -169,7 +169,8 @@ def _rebuilt(value: Any, path: Path, bare: Mapping[Path, Any]) -> Any:
         for key, item in changed:
             value[key] = item
         return value
-    return dict(value) | dict(changed)  # a mapping that cannot be written
+    new_items = dict(value) | dict(changed)  # a mapping that cannot be written
+    return type(value)(new_items)
 
 
 def _set(holder: Any, path: Path, value: Any) -> None:
