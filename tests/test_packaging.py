@@ -18,7 +18,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXTENSIONS = ("layers", "debug", "train", "interop")
 PACKAGES = ("core", *EXTENSIONS)
-IMPORT_NAMES = {"orbax-checkpoint": "orbax"}  # where it is not the distribution's name
+IMPORT_NAMES = {
+    "orbax-checkpoint": "orbax",
+    "dm-haiku": "haiku",
+}  # where it is not the distribution's name
 BY_WAY_OF_CORE = {"jax", "jaxlib", "numpy"}
 TESTING_TOOLS = {"hypothesis"}  # moduli.testing takes it when a test asks for a strategy
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from moduli_interop._bridges.errors import MissingFrameworkError as MissingFrameworkError
     from moduli_interop._bridges.flax_nnx import from_flax as from_flax
     from moduli_interop._bridges.flax_nnx import to_flax as to_flax
+    from moduli_interop._bridges.haiku import from_haiku as from_haiku
+    from moduli_interop._bridges.haiku import to_haiku as to_haiku
     from moduli_interop._bridges.torch import from_torch as from_torch
     from moduli_interop._bridges.torch import to_torch as to_torch
     from moduli_interop._checkpoint import load as load
@@ -71,6 +73,7 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_bridges.equinox": ["from_equinox", "to_equinox"],
             "_bridges.errors": ["BridgeError", "MissingFrameworkError"],
             "_bridges.flax_nnx": ["from_flax", "to_flax"],
+            "_bridges.haiku": ["from_haiku", "to_haiku"],
             "_bridges.torch": ["from_torch", "to_torch"],
             "_checkpoint": ["load", "load_state", "save"],
             "_errors": [

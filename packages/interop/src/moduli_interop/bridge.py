@@ -12,6 +12,7 @@ from moduli_interop._bridges.conventions import ChannelsFirst as ChannelsFirst
 from moduli_interop._bridges.equinox import EquinoxModule as EquinoxModule
 from moduli_interop._bridges.frameworks import from_framework as from_framework
 from moduli_interop._bridges.frameworks import to_framework as to_framework
+from moduli_interop._bridges.haiku import HaikuModule as HaikuModule
 from moduli_interop._bridges.linen_wrappers import Functional as Functional
 from moduli_interop._bridges.linen_wrappers import ToNNX as ToNNX
 from moduli_interop._bridges.linen_wrappers import functional as functional

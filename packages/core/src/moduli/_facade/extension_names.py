@@ -141,6 +141,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import extract as extract
     from moduli_interop import from_equinox as from_equinox
     from moduli_interop import from_flax as from_flax
+    from moduli_interop import from_haiku as from_haiku
     from moduli_interop import from_torch as from_torch
     from moduli_interop._flax.modules import graph as graph
     from moduli_interop._flax.modules import graphlib as graphlib
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
     from moduli_interop._flax.modules import summary as summary
     from moduli_interop import to_equinox as to_equinox
     from moduli_interop import to_flax as to_flax
+    from moduli_interop import to_haiku as to_haiku
     from moduli_interop import to_torch as to_torch
     from moduli_interop._flax.modules import tracers as tracers
     from moduli_interop._flax.modules import training as training
@@ -329,6 +331,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "extract",
         "from_equinox",
         "from_flax",
+        "from_haiku",
         "from_torch",
         "graph",
         "graphlib",
@@ -358,6 +361,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "summary",
         "to_equinox",
         "to_flax",
+        "to_haiku",
         "to_torch",
         "tracers",
         "training",

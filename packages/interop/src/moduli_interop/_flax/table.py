@@ -39,7 +39,7 @@ MODULES: dict[str, str] = {
     "nnx_attrs_to_linen_vars nnx_in_bridge_mdl to_linen to_linen_class to_nnx_var to_linen_var "
     "with_partitioning AttrPriority current_context current_module "
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule "  # our own
-    "from_framework to_framework",
+    "HaikuModule from_framework to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
     "bridge.module": "AttrPriority Module compact current_context current_module",
     "bridge.variables": "nnx_attrs_to_linen_vars to_linen_var to_nnx_var with_partitioning",
@@ -123,7 +123,7 @@ _AUTHORS = (
 )
 _BRIDGE = (
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule from_framework "
-    "to_framework "
+    "to_framework HaikuModule "
     "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
     "to_linen_var to_nnx_var"
 )
