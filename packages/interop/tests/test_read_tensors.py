@@ -141,6 +141,16 @@ def test_objects_of_other_classes_are_passed_over(tmp_path, legacy):
     assert set(read_tensors(path)) == {"counts.a.0", "weight"}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_arrays_are_listed_and_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"s": torch.eye(2).to_sparse(), "d": torch.ones(1)}, tmp_path / "file")
+    found = read_tensors(tmp_path / "file")
+    assert set(found) == {"s", "d"}
+    with pytest.raises(TensorFileError, match="'s': is no plain array"):
+        found["s"].read()
+
+
 def test_the_other_order_of_bytes(tmp_path):
     torch = pytest.importorskip("torch")
     import zipfile

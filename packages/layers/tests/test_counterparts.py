@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import moduli
 from moduli.errors import ShapeError, StructureError
+from moduli_layers import Linear
 from moduli_layers.counterparts import Counterpart, Setting, Tensor
 
 
@@ -146,3 +149,44 @@ def test_a_part_without_a_parameter_has_to_be_zero():
 def test_the_rank_of_the_inputs_decides_on_the_class(shape, name):
     assert Counterpart("torch.nn.Norm{rank}d", {}).name_for(np.ones(shape)) == f"torch.nn.{name}"
     assert Counterpart("torch.nn.Linear", {}).name_for(np.ones(shape)) == "torch.nn.Linear"
+
+
+def test_shapes_are_worked_out_without_arrays():
+    huge = (2**20, 2**10, 2**10)
+    tensor = Tensor(("a", "b"), "i h d -> (h d) i")
+    assert tensor.shape([huge, huge]) == (2**21, 2**20)
+    assert Tensor("a", "i o -> o i", rows=7).shape([(3, 5)]) == (7, 3)
+    assert Tensor("a", "i o -> o i", part=(0, 2)).shape([(3, 4)]) == (2, 3)
+    with pytest.raises(StructureError, match="no 2 equal parts"):
+        Tensor("a", part=(0, 2)).shape([(3,)])
+    with pytest.raises(StructureError, match="cannot be put together along axis 0"):
+        Tensor(("a", "b")).shape([(3, 2), (3, 4)])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "ours", "theirs"),
+    [
+        (Tensor("a", offset=1.0), [1.5, 2.0], [0.5, 1.0]),
+        (Tensor("a", rows=3), [1.0, 2.0], [1.0, 2.0, 0.0]),
+        (Tensor("a", rows=1), [1.0, 0.0], [1.0]),
+    ],
+)
+def test_offsets_and_padded_rows(tensor, ours, theirs):
+    given = np.array(ours, np.float32)
+    np.testing.assert_array_equal(tensor.to_theirs([given]), theirs)
+    (back,) = tensor.to_ours(np.array(theirs, np.float32), [given.shape])
+    np.testing.assert_array_equal(back, ours)
+
+
+def test_arrays_go_where_the_layers_are_and_are_not_rounded_in_silence():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    layer = Linear(4, 3, use_bias=False, rngs=moduli.Rngs(0))
+    layer.kernel.value = jax.device_put(layer.kernel.value, spread)
+    half = np.ones((3, 4), np.float16)
+    layer.torch_counterpart.to_ours(layer, {"weight": half})
+    assert layer.kernel.value.sharding == spread
+    assert layer.kernel.dtype == jnp.float32
+    small = Linear(4, 3, use_bias=False, param_dtype=jnp.bfloat16, rngs=moduli.Rngs(0))
+    with pytest.raises(StructureError, match=r"float16 for Linear\.kernel, which is bfloat16"):
+        small.torch_counterpart.to_ours(small, {"weight": half})

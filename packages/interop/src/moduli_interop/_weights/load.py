@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -94,9 +95,9 @@ def load_weights(
         tuple(plan.unexpected),
         tuple(plan.ignored),
         tuple(plan.left),
-        plan.kept,
-        tuple(plan.problems),
-        dry_run,
+        kept=plan.kept,
+        problems=tuple(plan.problems),
+        dry_run=dry_run,
     )
     if dry_run:
         return report
@@ -105,7 +106,18 @@ def load_weights(
     values = _read(plan)
     new = [(path, place.value.replace(value)) for path, (place, value) in values.items()]
     moduli.update(model, moduli.from_flat_state(new))
-    return report
+    return dataclasses.replace(report, abstract=_abstract(model))
+
+
+def _abstract(model: Any) -> tuple[str, ...]:
+    """Returns the paths of Variables that are still shapes without numbers."""
+    state = moduli.to_flat_state(moduli.state(model))
+    return tuple(
+        format_path(path)
+        for path, leaf in state.items()
+        if isinstance(leaf, moduli.Variable)
+        and isinstance(leaf.get_raw_value(), jax.ShapeDtypeStruct)
+    )
 
 
 def _mismatch(tensors: Tensors, plan: Plan) -> WeightsMismatchError:

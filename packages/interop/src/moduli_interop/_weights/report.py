@@ -41,6 +41,8 @@ class LoadReport:
       unexpected: names of tensors for which there was no Variable.
       ignored: names of tensors that were passed over, as declared or as asked for.
       left: names of tensors that ``prefix`` or ``only`` left out.
+      abstract: paths of other Variables of an abstract model, which have no values yet: streams of
+        random numbers, caches.
       kept: how many numbers the Variables of ``missing`` have.
       problems: what is wrong, one line each; empty unless it was a dry run.
       dry_run: whether nothing was loaded.
@@ -52,6 +54,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    abstract: tuple[str, ...] = ()
     kept: int = 0
     problems: tuple[str, ...] = ()
     dry_run: bool = False
@@ -84,6 +87,12 @@ class LoadReport:
                 f"{len(self.missing)} Variables ({self.kept} numbers) kept their first values:"
             )
             lines += _listed(self.missing)
+        if self.abstract:
+            count = len(self.abstract)
+            lines.append(
+                f"{count} Variables have no values yet; streams get them by moduli.reseed:"
+            )
+            lines += _listed(self.abstract)
         for names, text in (
             (self.unexpected, "tensors have no Variable:"),
             (self.ignored, "tensors were ignored:"),

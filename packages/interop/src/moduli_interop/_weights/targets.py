@@ -9,7 +9,7 @@ from typing import Any
 
 import moduli
 from moduli.errors import format_path
-from moduli_interop._errors import UnsupportedValueError
+from moduli_interop._weights.errors import NameMapError
 from moduli_interop._weights.name_map import NameMap
 from moduli_interop._weights.templates import INDEX
 from moduli_interop._weights.variables import Place, places, shape_dtype
@@ -120,7 +120,7 @@ class _Walker:
             paths = [".".join(template.fill(bound)) for template in rule.ours]
             if any(path not in seen for path in paths):
                 missing = next(path for path in paths if path not in seen)
-                raise UnsupportedValueError(
+                raise NameMapError(
                     f"the rule for {rule.theirs.text!r} names {missing!r}, which is no Variable of "
                     "the model"
                 )
@@ -133,7 +133,7 @@ class _Walker:
             theirs = ".".join(rule.theirs.fill(bound))
             yield Target(_expanded(theirs, blocks), rule.tensor, tuple(places_of), blocks, (99, 99))
         if not count:
-            raise UnsupportedValueError(
+            raise NameMapError(
                 f"the rule for {rule.theirs.text!r} names {rule.ours[0].text!r}, and the model has "
                 "no such Variable"
             )

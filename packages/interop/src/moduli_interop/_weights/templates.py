@@ -29,11 +29,13 @@ class Template:
       text: as it was written.
       parts: the parts between dots; none for the empty name, which is the model itself.
       fields: what stands in braces, with its kind: ``"n"`` for an integer, ``"s"`` for a text.
+      patterns: a pattern for each part with fields, and None for one that is a text.
     """
 
     text: str
     parts: tuple[str, ...]
     fields: Mapping[str, str]
+    patterns: tuple[re.Pattern[str] | None, ...]
 
     def match(self, name: Sequence[str]) -> dict[str, str] | None:
         """Returns what stands at the fields if a name begins with this one; None if it does not.
@@ -44,13 +46,16 @@ class Template:
         if len(name) < len(self.parts):
             return None
         bound: dict[str, str] = {}
-        for part, given in zip(self.parts, name, strict=False):
-            found = _pattern(part, tuple(self.fields.items())).fullmatch(given)
+        for part, pattern, given in zip(self.parts, self.patterns, name, strict=False):
+            if pattern is None:
+                if part != given:
+                    return None
+                continue
+            found = pattern.fullmatch(given)
             if found is None:
                 return None
             for key, value in found.groupdict().items():
-                key = key[1:]
-                if bound.setdefault(key, value) != value:
+                if bound.setdefault(key[1:], value) != value:
                     return None
         return bound
 
@@ -91,7 +96,9 @@ def parse(text: str) -> Template:
                 )
             if fields.setdefault(name, kind) != kind:
                 raise NameMapError(f"the field {name!r} of {text!r} is of two kinds")
-    return Template(text, parts, fields)
+    kinds = tuple(fields.items())
+    patterns = tuple(_pattern(part, kinds) if "{" in part else None for part in parts)
+    return Template(text, parts, fields, patterns)
 
 
 def unify(one: Template, other: Template) -> tuple[dict[str, str], dict[str, str]] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from moduli_interop._tensors.errors import TensorFileError
 from moduli_interop._tensors.flat import flatten
 from moduli_interop._tensors.stored import StoredTensor, Tensors
-from moduli_interop._tensors.torch.objects import TensorView, children
+from moduli_interop._tensors.torch.objects import OtherTensor, TensorView, children
 
 __all__ = ["Span", "tensors_of"]
 
@@ -33,13 +33,27 @@ def tensors_of(described: Any, path: str, kind: str, read: Span, big_endian: boo
     Raises:
       TensorFileError: if two tensors have one name.
     """
-    found = flatten(described, lambda value: isinstance(value, TensorView), path, children)
+    kinds = (TensorView, OtherTensor)
+    found = flatten(described, lambda value: isinstance(value, kinds), path, children)
     tensors = {}
     for name, view in found.items():
+        if isinstance(view, OtherTensor):
+            refuse = functools.partial(_refuse, view, name, path)
+            tensors[name] = StoredTensor(name, (), np.dtype(np.void), path, refuse)
+            continue
         dtype = np.dtype(np.void) if view.dtype is None else view.dtype
         get = functools.partial(_read, view, name, path, read, big_endian)
         tensors[name] = StoredTensor(name, view.shape, dtype, path, get)
     return Tensors(path, kind, tensors)
+
+
+def _refuse(view: OtherTensor, name: str, path: str) -> np.ndarray:
+    raise TensorFileError(
+        path,
+        f"is no plain array (torch makes it with {view.name}); save it dense, as tensor.to_dense() "
+        "or tensor.dequantize()",
+        name,
+    )
 
 
 def _read(view: TensorView, name: str, path: str, read: Span, big_endian: bool) -> np.ndarray:

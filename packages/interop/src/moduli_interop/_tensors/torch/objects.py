@@ -12,7 +12,7 @@ import numpy as np
 
 from moduli_interop._tensors.torch.unpickle import PickleError, Record
 
-__all__ = ["TABLE", "Storage", "TensorView", "children", "storage_dtype"]
+__all__ = ["TABLE", "OtherTensor", "Storage", "TensorView", "children", "storage_dtype"]
 
 SPARE = 64 * 2**20
 """Bytes that a tensor may take beyond those of its storage, as an expanded one does."""
@@ -66,6 +66,17 @@ class TensorView:
             return 0, 0
         reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         return self.storage.base + self.offset, self.storage.base + self.offset + reach + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherTensor:
+    """A tensor that is not a plain array: sparse, quantised, nested, or without numbers.
+
+    Attributes:
+      name: what torch makes it with.
+    """
+
+    name: str
 
 
 _TYPED = {
@@ -235,7 +246,22 @@ def _size(shape: Any = ()) -> tuple[Any, ...]:
     return tuple(shape) if isinstance(shape, (list, tuple)) else ()
 
 
+_OTHERS = (
+    *("_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_meta_tensor_no_storage"),
+    *("_rebuild_nested_tensor", "_rebuild_device_tensor_from_numpy", "_rebuild_xla_tensor"),
+    *("_rebuild_sparse_csr_tensor", "_rebuild_wrapper_subclass"),
+)
+
+
+def _other(name: str) -> Any:
+    def make(*_: Any) -> OtherTensor:
+        return OtherTensor(name)
+
+    return make
+
+
 TABLE: Mapping[str, Any] = {
+    **{f"torch._utils {name}": _other(name) for name in _OTHERS},
     "torch._utils _rebuild_tensor": _rebuild_tensor,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils _rebuild_tensor_v3": _rebuild_tensor_v3,
