@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
+    "BrokenNameError",
     "ClassDefinitionError",
     "ClosedOverWarning",
     "DroppedWriteWarning",
@@ -88,8 +89,12 @@ class PluginError(ModuliError, RuntimeError):
     """A plugin could not be loaded, or failed in a hook."""
 
 
-class NameClashError(PluginError):
+class NameClashError(AttributeError, PluginError):
     """Two plugins claim the same public name."""
+
+
+class BrokenNameError(AttributeError, PluginError):
+    """A package declares a name of ``moduli`` and fails to load it."""
 
 
 class MissingStreamError(RngError, AttributeError):

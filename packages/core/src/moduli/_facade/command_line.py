@@ -17,6 +17,7 @@ from typing import Any
 
 from moduli import _plugins, errors
 from moduli._facade import doctor, run_program
+from moduli._facade.install_hint import install_hint
 from moduli._facade.resolve import resolve
 
 __all__ = ["main"]
@@ -114,6 +115,5 @@ def _extension(name: str, package: str) -> Any:
         if error.name not in (module, module.partition(".")[0]):
             raise
         raise errors.MissingPluginError(
-            f"`python -m moduli {name}` is in the package moduli-{package}: "
-            f'pip install "moduli[{package}]"'
+            f"`python -m moduli {name}` is in the package moduli-{package}: {install_hint(package)}"
         ) from None

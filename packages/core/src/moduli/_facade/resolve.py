@@ -9,46 +9,29 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import threading
 from typing import Any
 
 from moduli import errors
+from moduli._facade import claims
+from moduli._facade.claims import SUBMODULES, describe, resolved
 from moduli._facade.extension_names import PROVIDED
+from moduli._facade.install_hint import install_hint
 
-__all__ = ["names", "resolve"]
-
-GROUP = "moduli.names"
-SUBMODULES = ("hookspecs", "testing")  # of core's own; imported when they are asked for
-
-_lock = threading.Lock()
-_resolved: set[str] = set()
-_points: dict[str, list[Any]] | None = None
+__all__ = ["clashes", "forget", "names", "resolve"]
 
 
 def _declared() -> dict[str, list[Any]]:
-    """Returns the entry points of each name; reads the metadata of installed packages once."""
-    global _points
-    with _lock:
-        if _points is None:
-            from moduli._plugins import installed, report
-
-            found: dict[str, list[Any]] = {}
-            scan = installed(GROUP)
-            report(scan.damaged)  # the unreadable ones are reported with the plugins
-            for point in scan.points:
-                found.setdefault(point.name, []).append(point)
-            _points = found
-        return _points
+    """Returns the entry points of each name that count."""
+    return claims.claims().points
 
 
 def forget() -> None:
     """Forgets what was read, so that the next name looks again; for tests and notebooks."""
     import moduli
 
-    global _points
-    _points = None
-    while _resolved:
-        name = _resolved.pop()
+    claims.forget()
+    while resolved:
+        name = resolved.pop()
         if name in vars(moduli):
             delattr(moduli, name)
 
@@ -61,19 +44,14 @@ def names() -> list[str]:
 def clashes() -> dict[str, list[str]]:
     """Returns the names that several packages claim, with who claims them.
 
-    A package cannot take a name of core's: core's own is found first, so that is a clash too.
+    A package cannot take a name of core's, or of another package of ours: that is a clash too.
     """
-    import moduli
-
-    core = {*vars(moduli), *vars(moduli)["_OWN_NAMES"], *SUBMODULES} - _resolved
-    found = {}
-    for name, points in _declared().items():
-        owners = [_describe(point) for point in points]
-        if name in core:
-            owners.insert(0, "core itself")
-        if len(owners) > 1:
-            found[name] = owners
-    return found
+    made = claims.claims()
+    found = {name: list(map(describe, points)) for name, points in made.points.items()}
+    for name, points in made.refused.items():
+        owners = found.get(name) or [claims.owner(name)]
+        found[name] = [*owners, *map(describe, points)]
+    return {name: owners for name, owners in found.items() if len(owners) > 1}
 
 
 def resolve(name: str) -> Any:
@@ -89,16 +67,19 @@ def resolve(name: str) -> Any:
       NameClashError: if two packages claim the name.
       MissingPluginError: (an AttributeError) if a package of moduli's own provides the name and is
         not installed; the text is the command that installs it.
-      PluginError: if the package that declares the name fails to import, or lacks it.
-      AttributeError: if nobody knows the name.
+      BrokenNameError: if the package that declares the name fails to import, or lacks it.
+      AttributeError: if nobody knows the name. The others are AttributeErrors too, so that
+        ``hasattr`` and ``inspect.getmembers`` go on.
     """
     if name in SUBMODULES:
         return importlib.import_module(f"moduli.{name}")
     points = _declared().get(name, [])
     if len(points) > 1:
         raise errors.NameClashError(
-            f"moduli.{name} is claimed by {' and by '.join(map(_describe, points))}; uninstall one "
-            "of them, or import the object from its own package"
+            f"moduli.{name} is claimed by {' and by '.join(map(describe, points))}; import the "
+            "object from its own package, uninstall one of them, or leave one's names out: "
+            f"MODULI_PLUGINS=-{points[-1].distribution}",
+            name=name,
         )
     if points:
         try:
@@ -106,17 +87,17 @@ def resolve(name: str) -> Any:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise errors.PluginError(
-                f"moduli.{name} is declared by {_describe(points[0])}, which failed to load it: "
-                f"{type(error).__name__}: {error}"
+            raise errors.BrokenNameError(
+                f"moduli.{name} is declared by {describe(points[0])}, which failed to load it: "
+                f"{type(error).__name__}: {error}",
+                name=name,
             ) from error
-        _resolved.add(name)
+        resolved.add(name)
         return value
     for extra, provided in PROVIDED.items():
         if name in provided:
             raise errors.MissingPluginError(
-                f'moduli.{name} is in the package moduli-{extra}: pip install "moduli[{extra}]"',
-                name=name,
+                f"moduli.{name} is in the package moduli-{extra}: {install_hint(extra)}", name=name
             )
     raise AttributeError(f"module 'moduli' has no attribute {name!r}{_hint(name)}", name=name)
 
@@ -124,6 +105,9 @@ def resolve(name: str) -> Any:
 def _hint(name: str) -> str:
     import moduli
 
+    blocked = claims.claims().blocked.get(name)
+    if blocked:
+        return f"; {describe(blocked[0])} declares it, but MODULI_PLUGINS leaves its names out"
     known = {
         *(key for key in (*vars(moduli), *vars(moduli)["_OWN_NAMES"]) if not key.startswith("_")),
         *_declared(),
@@ -131,7 +115,3 @@ def _hint(name: str) -> str:
     }
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean moduli.{near[0]}?" if near else ""
-
-
-def _describe(point: Any) -> str:
-    return f"{point.distribution} {point.version} ({point.value})"

@@ -10,6 +10,8 @@ force), ``discovery`` (the installed ones), ``dispatch`` (calling hooks).
 
 from moduli._base.hook_markers import hookimpl as hookimpl
 from moduli._base.hook_markers import hookspec as hookspec
+from moduli._plugins.discovery import NAMES as NAMES
+from moduli._plugins.discovery import allowed as allowed
 from moduli._plugins.discovery import discover as discover
 from moduli._plugins.discovery import records as records
 from moduli._plugins.discovery import rediscover as rediscover
@@ -26,11 +28,14 @@ from moduli._plugins.dispatch import value_written as value_written
 from moduli._plugins.dispatch import watches_creation as watches_creation
 from moduli._plugins.dispatch import watches_methods as watches_methods
 from moduli._plugins.dispatch import watches_writes as watches_writes
+from moduli._plugins.entry_points import Point as Point
+from moduli._plugins.entry_points import canonical as canonical
 from moduli._plugins.entry_points import installed as installed
 from moduli._plugins.plugin_set import PluginSet as PluginSet
 from moduli._plugins.plugin_set import add_hookspecs as add_hookspecs
 from moduli._plugins.records import PluginRecord as PluginRecord
 from moduli._plugins.records import PluginWarning as PluginWarning
+from moduli._plugins.records import notice as notice
 from moduli._plugins.records import report as report
 from moduli._plugins.records import reporting_only as reporting_only
 from moduli._plugins.replace import Replace as Replace

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from moduli._base.epoch import EPOCH
 from moduli._plugins import specs
-from moduli._plugins.entry_points import installed, load, record_of
+from moduli._plugins.entry_points import Point, installed, load, record_of
 from moduli._plugins.inspection import Plugin
 from moduli._plugins.plugin_set import PluginSet
-from moduli._plugins.records import PluginRecord, report
+from moduli._plugins.records import PluginRecord, noticed, report
 from moduli._plugins.selection import Selection
 
-__all__ = ["discover", "found", "records", "rediscover", "select", "selection"]
+__all__ = ["allowed", "discover", "found", "records", "rediscover", "select", "selection"]
 
 GROUP = "moduli"
+NAMES = "moduli.names"
 
 _lock = threading.Lock()  # guards the variables below; nothing is imported while it is held
 found: PluginSet | None = None  # what discover() returns, for the guards to read directly
@@ -41,6 +43,26 @@ def selection() -> Selection:
     return Selection(_chosen)
 
 
+def allowed(points: Iterable[Point]) -> list[Point]:
+    """Returns those of these entry points whose distributions the choice of plugins leaves in.
+
+    A distribution is left out with the last of its plugins; one that has none goes by its own name.
+    """
+    chosen = selection()
+    plugins: dict[str, list[str]] = {}
+    if chosen.included or chosen.excluded or chosen.none:
+        for point in installed(GROUP).points:
+            plugins.setdefault(point.distribution, []).append(point.name)
+    return [
+        point
+        for point in points
+        if any(
+            chosen.allows(name, point.distribution)
+            for name in plugins.get(point.distribution, [""])
+        )
+    ]
+
+
 def discover() -> PluginSet:
     """Returns the set of installed plugins; imports them at the first call.
 
@@ -58,6 +80,7 @@ def rediscover() -> None:
         found = None
         EPOCH[0] += 1
         specs.forget_installed()
+        noticed.clear()
 
 
 def records() -> list[PluginRecord]:
@@ -87,13 +110,13 @@ def _discover() -> PluginSet:
 def _load_installed() -> tuple[PluginSet, list[PluginRecord]]:
     scan = installed(GROUP)
     chosen = selection()
-    chosen.check(point.name for point in scan.points)
+    chosen.check((point.name for point in scan.points), _distributions)
     known: list[PluginRecord] = [*scan.unreadable, *scan.damaged]
     plugins: list[Plugin] = []
     for point in scan.points:
         record = record_of(point)
         known.append(record)
-        if not chosen.allows(point.name):
+        if not chosen.allows(point.name, point.distribution):
             record.state = "blocked"
             continue
         source = load(point, record)
@@ -101,3 +124,7 @@ def _load_installed() -> tuple[PluginSet, list[PluginRecord]]:
             plugins.append(Plugin(source, record))
     known += specs.declare_for(hook for plugin in plugins for hook in plugin.record.hooks)
     return PluginSet(plugins), known
+
+
+def _distributions() -> Iterable[str]:
+    return {point.distribution for group in (GROUP, NAMES) for point in installed(group).points}

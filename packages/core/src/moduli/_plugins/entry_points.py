@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from moduli._plugins.records import PluginRecord, quarantine
 
-__all__ = ["Point", "Scan", "installed", "load", "record_of"]
+__all__ = ["Point", "Scan", "canonical", "installed", "load", "record_of"]
 
 
 class Point(NamedTuple):
@@ -53,6 +53,11 @@ class Scan(NamedTuple):
     unreadable: list[PluginRecord]
 
 
+def canonical(distribution: str) -> str:
+    """Returns a distribution's name as pip compares it: ``my-plugin`` for ``My_Plugin``."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def installed(group: str) -> Scan:
     """Reads the entry points of a group, distribution by distribution.
 
@@ -76,7 +81,7 @@ def installed(group: str) -> Scan:
             continue
         name, version = _name_and_version(distribution)
         if name:
-            key = re.sub(r"[-_.]+", "-", name).lower()
+            key = canonical(name)
             if key in seen:
                 continue
             seen.add(key)

@@ -11,11 +11,22 @@ from collections.abc import Iterable, Iterator
 
 from moduli import errors
 
-__all__ = ["PluginRecord", "PluginWarning", "quarantine", "report", "reporting_only"]
+__all__ = [
+    "PluginRecord",
+    "PluginWarning",
+    "notice",
+    "noticed",
+    "quarantine",
+    "report",
+    "reporting_only",
+]
 
 _reporting_only: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "moduli_reporting_only", default=False
 )
+
+
+noticed: set[str] = set()  # what notice() has warned of
 
 
 class PluginWarning(UserWarning):
@@ -94,6 +105,14 @@ def report(records: Iterable[PluginRecord]) -> None:
         if record.distribution and record.name:
             message += f", MODULI_PLUGINS=-{record.name} leaves the plugin out"
         warnings.warn(message, PluginWarning, stacklevel=3)
+
+
+def notice(text: str) -> None:
+    """Warns of what a plugin does that harms nobody yet; each text once in a program."""
+    if _reporting_only.get() or text in noticed:
+        return
+    noticed.add(text)
+    warnings.warn(text, PluginWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,17 @@
 """Which plugins may run: ``MODULI_PLUGINS`` and ``python -m moduli -p``, before any is imported.
 
-``a,b`` takes just these, ``none`` takes none, ``-c`` takes all but ``c``.
+``a,b`` takes just these, ``none`` takes none, ``-c`` takes all but ``c``. A plugin goes by
+the name of its entry point, and by that of its distribution, which stands for all it declares.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from moduli import errors
+from moduli._plugins.entry_points import canonical
 
 __all__ = ["Selection"]
 
@@ -38,22 +40,43 @@ class Selection:
         self.none = "none" in self.included
         self.included.discard("none")
 
-    def allows(self, name: str) -> bool:
-        """Returns whether the plugin of this name may run."""
-        if name in self.excluded or (self.none and name not in self.included):
-            return False
-        return not self.included or name in self.included
+    def allows(self, name: str, distribution: str = "") -> bool:
+        """Returns whether a plugin may run.
 
-    def check(self, known: Iterable[str]) -> None:
+        Args:
+          name: the name of its entry point; empty for a distribution that has no plugins.
+          distribution: the distribution that declares it.
+        """
+        if self._has(self.excluded, name, distribution):
+            return False
+        if self.none or self.included:
+            return self._has(self.included, name, distribution)
+        return True
+
+    @staticmethod
+    def _has(chosen: set[str], name: str, distribution: str) -> bool:
+        if not chosen:
+            return False
+        return name in chosen or (
+            bool(distribution) and canonical(distribution) in map(canonical, chosen)
+        )
+
+    def check(self, known: Iterable[str], distributions: Callable[[], Iterable[str]]) -> None:
         """Raises if the choice names a plugin that is not installed.
+
+        Args:
+          known: the names of plugins.
+          distributions: finds the names of the distributions that declare something.
 
         Raises:
           PluginError: with near misses.
         """
         known = sorted(set(known))
-        for name in sorted(self.included | self.excluded):
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+        unknown = sorted((self.included | self.excluded).difference(known))
+        others = list(distributions()) if unknown else []
+        for name in unknown:
+            if canonical(name) not in map(canonical, others):
+                near = difflib.get_close_matches(name, [*known, *others], n=1)
                 hint = (
                     f"did you mean {near[0]!r}?"
                     if near
