@@ -20,6 +20,13 @@ from moduli._graph.graphdef import NODE
 if TYPE_CHECKING:
     from typing import Self
 
+    # what wraps a stage of JAX's reads like one, and jax.export takes it
+    from jax.stages import Compiled as _JaxCompiled
+    from jax.stages import Lowered as _JaxLowered
+    from jax.stages import Traced as _JaxTraced
+else:
+    _JaxCompiled = _JaxLowered = _JaxTraced = object
+
 __all__ = ["Compiled", "Lowered", "Traced"]
 
 
@@ -46,7 +53,7 @@ class _Stage:
         return f"<moduli {type(self).__name__} of {self._function.name}>"
 
 
-class Traced(_Stage):
+class Traced(_Stage, _JaxTraced):
     """A traced function: a ``jax.stages.Traced`` of its pure function.
 
     Attributes:
@@ -65,7 +72,7 @@ class Traced(_Stage):
         return Lowered(lowered, self._program, self._signature, self._function)
 
 
-class Lowered(_Stage):
+class Lowered(_Stage, _JaxLowered):
     """A lowered function: a ``jax.stages.Lowered`` of its pure function."""
 
     def compile(self, *args: Any, **options: Any) -> Compiled:
@@ -74,7 +81,7 @@ class Lowered(_Stage):
         return Compiled(compiled, self._program, self._signature, self._function)
 
 
-class Compiled(_Stage):
+class Compiled(_Stage, _JaxCompiled):
     """A compiled function of modules: call it with arguments of the structure it was made for."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
