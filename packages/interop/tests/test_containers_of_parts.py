@@ -177,3 +177,19 @@ def test_states_of_optax_hold_arrays_and_variables(tmp_path: pathlib.Path) -> No
         back = load(tmp_path / "x", {"params": params, "optimizer": start})
         assert plain(back["optimizer"]) == plain(used)
         assert jax.tree.structure(back["optimizer"]) == jax.tree.structure(used)
+
+
+def test_a_model_of_eval_shape_takes_numpy_arrays_as_they_are(tmp_path: pathlib.Path) -> None:
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.table = np.arange(3)  # int64, and eval_shape says int32
+            self.weight = nnx.Param(jnp.arange(3.0))
+            self.count = nnx.Variable(0)
+
+    save(tmp_path / "x", Model())
+    abstract = load(tmp_path / "x", nnx.eval_shape(Model))
+    assert plain(abstract) == plain(Model())
+    save(tmp_path / "x", nnx.Dict(x=nnx.Param(jnp.arange(3))))
+    other = nnx.Dict(x=nnx.Param(jax.ShapeDtypeStruct((3,), jnp.int16)))
+    with pytest.raises(CheckpointMismatchError, match="`x` is int16 in the model and int32"):
+        load(tmp_path / "x", other)

@@ -86,6 +86,11 @@ def test_suffixes_of_other_programs_need_a_format(suffix: str, tmp_path: pathlib
     assert load_state(path, format="npz").first.value.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
+def test_a_folder_of_steps_is_named_as_such(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(NotACheckpointError, match=r"is a folder.*`manager\.load\(model\)`"):
+        load_state(tmp_path)
+
+
 def test_safetensors_reads_every_array_under_its_path(tmp_path: pathlib.Path) -> None:
     numpy_reader = pytest.importorskip("safetensors.numpy")
     model = nnx.Dict({"blocks": nnx.List([nnx.Param(jnp.arange(6.0).reshape(2, 3))])})

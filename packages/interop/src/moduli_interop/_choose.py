@@ -6,7 +6,7 @@ import difflib
 import os
 
 from moduli import plugins
-from moduli_interop._errors import CheckpointFormatError
+from moduli_interop._errors import CheckpointFormatError, NotACheckpointError
 from moduli_interop._format import Format
 
 __all__ = ["choose_format", "formats", "recognize_format"]
@@ -83,6 +83,7 @@ def recognize_format(path: str, name: str | None) -> Format:
 
     Raises:
       CheckpointFormatError: as :func:`choose_format` does.
+      NotACheckpointError: if it is a folder that no format recognizes.
     """
     if name is not None:
         return choose_format(path, name)
@@ -92,6 +93,11 @@ def recognize_format(path: str, name: str | None) -> Format:
         for format in sorted(known.values(), key=lambda format: format is not claim):
             if format.recognizes is not None and format.recognizes(path):
                 return format
+    if os.path.isdir(path) and claim is None:
+        raise NotACheckpointError(
+            f"{path} is a folder, and no format recognizes it. The steps of a CheckpointManager "
+            "are loaded with `manager.load(model)`; `manager.info(step).path` is the file of one"
+        )
     return choose_format(path, claim.name if claim else BUILT_IN)
 
 

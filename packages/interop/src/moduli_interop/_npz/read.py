@@ -251,7 +251,10 @@ def _not_a_checkpoint(file: BinaryIO, path: str, size: int) -> Exception:
     if not size:
         what = "it is empty"
     elif head == b"PK\x03\x04":
-        what = "it is another zip archive, such as an .npz file of numpy.savez"
+        what = (
+            "it is another zip archive, such as an .npz file of numpy.savez; moduli.load_weights "
+            "reads such files"
+        )
     elif head[:1] == b"\x80":
         what = "it may be a pickle, which moduli never reads, because a pickle can run any code"
     else:
