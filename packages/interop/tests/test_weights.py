@@ -470,6 +470,15 @@ def test_a_dry_run_reads_and_writes_nothing(tmp_path):
     assert_same(values(model), before)
 
 
+def test_rules_for_nothing_in_the_model_are_named():
+    names = {**NAMES, "model.layers.{n}.self_attn.q_proj": "layers.{n}.attn.query"}
+    error = refused(theirs(), Model(), "nothing was loaded", names=names)
+    assert (
+        "the model has nothing that these rules name: "
+        "'model.layers.{n}.self_attn.q_proj': 'layers.{n}.attn.query'\n"
+    ) in str(error)
+
+
 def test_a_function_names_tensors_for_loading():
     tensors = {"a": np.ones((3, 2), np.float32), "b": np.ones(3, np.float32), "c": np.ones(1)}
     model = nnx.Dict(fc=Linear(2, 3, rngs=nnx.Rngs(0)))

@@ -122,6 +122,9 @@ def _abstract(model: Any) -> tuple[str, ...]:
 
 def _mismatch(tensors: Tensors, plan: Plan) -> WeightsMismatchError:
     lines = [f"  {line}" for line in cut(plan.problems, "problems")]
+    if plan.idle:
+        rules = "; ".join(plan.idle[:5]) + ("; ..." if len(plan.idle) > 5 else "")
+        lines.append(f"the model has nothing that these rules name: {rules}")
     if plan.hint is not None:
         lines.append(plan.hint)
     elif not plan.loaded:

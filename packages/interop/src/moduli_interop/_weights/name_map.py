@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moduli_interop._weights.errors import NameMapError
@@ -101,6 +101,7 @@ class NameMap:
         for name, target in self.rules.items():
             self._add(name, target)
         self._check()
+        self._renames.sort(key=lambda rule: rule.ours.specificity, reverse=True)
 
     def __repr__(self) -> str:
         return f"NameMap({self.rules!r})"
@@ -143,11 +144,7 @@ class NameMap:
         Returns:
           Their name. Without a rule it is the same.
         """
-        best: tuple[int, ...] = ()
-        found = Renamed(tuple(parts))
-        for rule in self._renames:
-            if rule.ours.specificity <= best:
-                continue
+        for rule in self._renames:  # the most specific first
             for given, number, stacked in _without_number(rule, tuple(parts)):
                 bound = rule.ours.match(given)
                 if bound is None or (whole and len(rule.ours.parts) != len(given)):
@@ -155,10 +152,20 @@ class NameMap:
                 if rule.stacked is not None:
                     bound[rule.stacked] = number
                 rest = given[len(rule.ours.parts) :]
-                best = rule.ours.specificity
-                found = Renamed(rule.theirs.fill(bound) + rest, stacked, best, bool(rest))
-                break
-        return found
+                name = rule.theirs.fill(bound) + rest
+                return Renamed(name, stacked, rule.ours.specificity, bool(rest))
+        return Renamed(tuple(parts))
+
+    def idle(self, paths: Iterable[Sequence[str]]) -> list[str]:
+        """Returns the rules whose paths of ours begin none of some paths.
+
+        Args:
+          paths: the paths of a model's Variables, as their layers call them and as they stand.
+        """
+        left = list(self._renames)
+        for parts in paths:
+            left = [rule for rule in left if not _names(rule, tuple(parts))]
+        return [f"{rule.theirs.text!r}: {rule.ours.text!r}" for rule in left]
 
     def _add(self, name: str, target: Any) -> None:
         if not isinstance(name, str):
@@ -240,6 +247,10 @@ def _without_number(
             yield (*parts[:at], *parts[at + 1 :]), part, False
     level = sum(bool(INDEX.search(part)) for part in parts)
     yield parts, f"\0{level}\0", True
+
+
+def _names(rule: _Rule, parts: tuple[str, ...]) -> bool:
+    return any(rule.ours.match(given) is not None for given, _, _ in _without_number(rule, parts))
 
 
 def _stacked(theirs: Template, ours: Template) -> str | None:

@@ -45,6 +45,8 @@ class Plan:
       ignored: names that are passed over.
       left: names that were not considered.
       problems: what is wrong, grouped.
+      hint: what to write instead, if the names differ by what they begin with.
+      idle: rules of the map that name nothing in the model.
     """
 
     groups: list[list[Target]] = dataclasses.field(default_factory=list)
@@ -58,6 +60,7 @@ class Plan:
     left: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
     hint: str | None = None
+    idle: list[str] = dataclasses.field(default_factory=list)
 
 
 def make_plan(
@@ -105,6 +108,9 @@ def make_plan(
         _report_names(asked, plan, problems, selection.prefix)
     if asked and (plan.missing or not plan.loaded):
         plan.hint = prefix_hint(list(there), asked_names, selection.prefix)
+        paths = {target.called for target in listed if target.called}
+        paths |= {tuple(map(str, place.path)) for target in listed for place in target.places}
+        plan.idle = mapping.idle(paths)
     plan.problems = problems.lines()
     return plan
 

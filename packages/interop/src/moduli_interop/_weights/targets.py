@@ -53,6 +53,7 @@ class Target:
       blocks: the sizes of the Variables' first axes that number blocks.
       renamed: how specific the rule of the map was.
       module: whether that rule names a module, not the tensor.
+      called: what it is called here, in the words of its layer.
     """
 
     names: tuple[str, ...]
@@ -61,6 +62,7 @@ class Target:
     blocks: tuple[int, ...]
     renamed: tuple[int, ...] = ()
     module: bool = False
+    called: tuple[str, ...] = ()
 
     @property
     def ours(self) -> str:
@@ -243,7 +245,13 @@ class _Walker:
             blocks = (*blocks, shape_dtype(variables[0].value)[0][len(blocks)])
         text = ".".join(renamed.parts)
         return Target(
-            _expanded(text, blocks), tensor, variables, blocks, renamed.specificity, renamed.module
+            _expanded(text, blocks),
+            tensor,
+            variables,
+            blocks,
+            renamed.specificity,
+            renamed.module,
+            (*parts, *name.split(".")),
         )
 
 

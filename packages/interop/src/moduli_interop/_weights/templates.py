@@ -63,7 +63,7 @@ class Template:
         """Returns the parts with the fields filled in."""
         return tuple(_FIELD.sub(lambda m: bound[_name(m[1])[0]], part) for part in self.parts)
 
-    @property
+    @functools.cached_property
     def specificity(self) -> tuple[int, int]:
         """How much a template says: by the number of its parts, then of those without fields."""
         return len(self.parts), sum("{" not in part for part in self.parts)
