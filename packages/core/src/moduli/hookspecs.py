@@ -95,8 +95,9 @@ def moduli_variable_names() -> Mapping[str, type[Variable[Any]]]:  # type: ignor
     hook.
 
     Returns:
-      Names and classes, such as ``{"lora_params": LoRAParam}``. A name that already belongs to
-      another class is a NameClashError. A name stays known after its plugin is switched off.
+      Names and classes, such as ``{"lora_params": LoRAParam}``. Moduli's own names are reserved: an
+      installed plugin's claim to one is refused, with a warning. A name that two others claim is
+      a NameClashError where it is used.
 
     Example:
       >>> import moduli
@@ -141,7 +142,9 @@ def moduli_module_created(module: Pytree) -> None:
 def moduli_mode_attributes(mode: Literal["train", "eval"]) -> Mapping[str, Any]:  # type: ignore[empty-body]
     """Says which attributes ``model.train()`` and ``model.eval()`` set, where a module has them.
 
-    An observing hook. Of two plugins that name one attribute, the later in order wins.
+    An observing hook. The attributes of moduli's own layers are reserved: an installed plugin that
+    gives one of them another value is not heard, with a warning. Two other plugins that give one
+    attribute different values are a NameClashError, where a module has that attribute.
 
     Args:
       mode: ``"train"`` or ``"eval"``.

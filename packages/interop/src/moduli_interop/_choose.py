@@ -28,23 +28,32 @@ _FOREIGN = {
 
 
 def formats() -> dict[str, Format]:
-    """Returns every format by its name.
+    """Returns every format by its name; the names of ours are reserved.
 
     Raises:
-      CheckpointFormatError: if two plugins contribute formats of one name.
+      CheckpointFormatError: if plugins that the program turned on contribute formats of one name.
     """
-    found: dict[str, Format] = {}
-    owners: dict[str, str] = {}
-    for plugin, contributed in plugins.collect("moduli_checkpoint_formats"):
-        for format in contributed:
-            if format.name in found:
-                raise CheckpointFormatError(
-                    f"the plugins {owners[format.name]!r} and {plugin!r} both have a checkpoint "
-                    f"format named {format.name!r}; switch one of them off with MODULI_PLUGINS=-"
-                    f"{plugin}"
-                )
-            found[format.name], owners[format.name] = format, plugin
-    return found
+    made = _contributions()
+    for name in made.clashes:
+        if not made.is_installed(name):
+            raise _clash(made, name)
+    return {name: format for name, format in made.values.items() if name not in made.clashes}
+
+
+def _contributions() -> plugins.Contributions:
+    return plugins.contributions(
+        "checkpoint format", "moduli_checkpoint_formats", plugins.by_attribute
+    )
+
+
+def _clash(made: plugins.Contributions, name: str) -> CheckpointFormatError:
+    owners = " and ".join(
+        f"the {record.title}" for record in (made.owners[name], *made.clashes[name])
+    )
+    return CheckpointFormatError(
+        f"{owners} both have a checkpoint format named {name!r}; switch one of them off with "
+        f"MODULI_PLUGINS=-{made.clashes[name][0].name}"
+    )
 
 
 def choose_format(path: str, name: str | None) -> Format:
@@ -64,6 +73,9 @@ def choose_format(path: str, name: str | None) -> Format:
         name = claim.name if claim else BUILT_IN
     if name in known:
         return known[name]
+    made = _contributions()
+    if name in made.clashes:
+        raise _clash(made, name)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
     if name in OURS:
@@ -105,6 +117,10 @@ def _claim(path: str, known: dict[str, Format]) -> Format | None:
     lower = path.lower().rstrip("/")
     claims = [format for format in known.values() if lower.endswith(tuple(format.suffixes))]
     if len(claims) > 1:
+        made = _contributions()
+        ours = [format for format in claims if made.is_ours(format.name)]
+        if len(ours) == 1 and all(made.is_installed(format.name) for format in claims):
+            return ours[0]  # an installed plugin does not take files of ours
         names = sorted(format.name for format in claims)
         raise CheckpointFormatError(
             f"the formats {names} all claim files like {path}; say which one you mean: "

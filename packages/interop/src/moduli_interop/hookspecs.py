@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from moduli_interop._format import Format
     from moduli_interop._tensors.source import TensorSource
 
+BY_NAME = {
+    "moduli_checkpoint_formats": "checkpoint format",
+    "moduli_tensor_sources": "source of tensors",
+}
+"""The hooks whose results go by a name, which one plugin may have."""
+
 
 @hookspec
 def moduli_checkpoint_formats() -> Iterable[Format]:  # type: ignore[empty-body]
@@ -22,8 +28,8 @@ def moduli_checkpoint_formats() -> Iterable[Format]:  # type: ignore[empty-body]
 
     Called when a checkpoint is saved or loaded. A format is chosen by its name, by the content of
     the file or by its suffix; the formats of ours come through this hook too, of which
-    ``"safetensors"`` takes every new file that no other format claims. Two formats of one name are
-    an error that names both plugins.
+    ``"safetensors"`` takes every new file that no other format claims. The names and
+    suffixes of ours are reserved; other formats of one name are an error that names both plugins.
 
     Returns:
       The formats; keep it cheap, and import what they need only in their ``save`` and ``load``.

@@ -8,6 +8,7 @@ from typing import Any
 
 from moduli import _plugins
 from moduli._facade import resolve
+from moduli._variable.names import contributed
 
 __all__ = ["doctor", "plugins", "text_of_doctor", "text_of_plugins"]
 
@@ -66,6 +67,9 @@ def doctor() -> dict[str, Any]:
     ]
     problems += _same_names(report["plugins"])
     problems += [
+        made.problem(name) for made in _contributions() for name in (*made.refused, *made.clashes)
+    ]
+    problems += [
         f"moduli.{name} is claimed by {' and by '.join(owners)}"
         for name, owners in resolve.clashes().items()
     ]
@@ -77,6 +81,19 @@ def doctor() -> dict[str, Any]:
         **report,
         "problems": problems,
     }
+
+
+def _contributions() -> list[_plugins.Contributions]:
+    """What plugins contribute by name, of every hook whose file says so (``BY_NAME``)."""
+    modes = [
+        _plugins.contributions(f"attribute of {mode}()", "moduli_mode_attributes", mode=mode)
+        for mode in ("train", "eval")
+    ]
+    others = [
+        _plugins.contributions(what, hook, _plugins.by_attribute)
+        for hook, what in _plugins.named_hooks().items()
+    ]
+    return [*modes, contributed(), *others]
 
 
 def _title(plugin: dict[str, Any]) -> str:

@@ -105,7 +105,7 @@ class Module(Pytree):
 
     def _set_mode(self, mode: str, attributes: dict[str, Any]) -> list[tuple[Module, str, Any]]:
         modules = [module for module in _modules_below(self) if not module._mode_is_frozen()]
-        return _set_on(modules, {**_mode_attributes(mode), **attributes})
+        return _set_on(modules, _mode_attributes(mode, modules, attributes))
 
     @contextlib.contextmanager
     def train_mode(self, **attributes: Any) -> Iterator[Self]:
@@ -317,11 +317,19 @@ def _variable_type(variable_type: type[Variable[Any]] | str, caller: str) -> typ
     )
 
 
-def _mode_attributes(mode: str) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for _, attributes in _plugins.collect("moduli_mode_attributes", mode=mode):
-        merged.update(attributes)
-    return merged
+def _mode_attributes(
+    mode: str, modules: list[Module], attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns what the plugins say of a mode; the given attributes go before it.
+
+    Raises:
+      NameClashError: two plugins give an attribute that some module has different values.
+    """
+    said = _plugins.contributions(f"attribute of {mode}()", "moduli_mode_attributes", mode=mode)
+    for name in said.clashes:
+        if name not in attributes and any(_has_attribute(module, name) for module in modules):
+            said.check(name)
+    return {**said.values, **attributes}
 
 
 def _selected(root: Module, filters: tuple[Any, ...]) -> list[tuple[Path, Module]]:

@@ -10,6 +10,9 @@ force), ``discovery`` (the installed ones), ``dispatch`` (calling hooks).
 
 from moduli._base.hook_markers import hookimpl as hookimpl
 from moduli._base.hook_markers import hookspec as hookspec
+from moduli._plugins.contributions import Contributions as Contributions
+from moduli._plugins.contributions import by_attribute as by_attribute
+from moduli._plugins.contributions import contributions as contributions
 from moduli._plugins.discovery import NAMES as NAMES
 from moduli._plugins.discovery import allowed as allowed
 from moduli._plugins.discovery import discover as discover
@@ -41,3 +44,4 @@ from moduli._plugins.records import reporting_only as reporting_only
 from moduli._plugins.replace import Replace as Replace
 from moduli._plugins.specs import declare_all as declare_all
 from moduli._plugins.specs import hook_names as hook_names
+from moduli._plugins.specs import named_hooks as named_hooks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moduli import errors
@@ -23,6 +23,7 @@ __all__ = [
     "call_first",
     "call_implementation",
     "collect",
+    "collected",
     "instrumented",
     "module_created",
     "plugin_block",
@@ -139,16 +140,31 @@ def collect(hook_name: str, /, **kwargs: Any) -> list[tuple[str, Any]]:
       ModuliError: that a plugin raises on purpose.
       PluginError: under ``MODULI_STRICT=1``, if a plugin fails.
     """
+    return [(record.name, result) for record, result in collected(hook_name, _as_it_is, kwargs)]
+
+
+def collected(
+    hook_name: str, read: Callable[[Any], Any], kwargs: Mapping[str, Any]
+) -> list[tuple[PluginRecord, Any]]:
+    """Calls an observing hook as ``collect`` does, and reads each result.
+
+    Args:
+      hook_name: the hook.
+      read: what to make of a result; if it raises, the plugin fails.
+      kwargs: all of its arguments.
+
+    Returns:
+      Pairs of the plugin's record and what was read.
+    """
     results = []
     for impl, record in active().implementations(hook_name):
         try:
             result = call_implementation(impl, record, hook_name, kwargs)
             if result is None:
                 continue
-            if hook_name in _MAPPINGS and not isinstance(result, Mapping):
-                raise TypeError(
-                    f"it returned a {type(result).__name__}; return a dict, or None for nothing"
-                )
+            if hook_name in _MAPPINGS:
+                result = _as_mapping(result)
+            result = read(result)
         except _EndedProgram as error:
             switch_off(record, f"in the hook {hook_name}", error.__cause__ or error)
             continue
@@ -157,8 +173,18 @@ def collect(hook_name: str, /, **kwargs: Any) -> list[tuple[str, Any]]:
         except Exception as error:
             switch_off(record, f"in the hook {hook_name}", error)
             continue
-        results.append((record.name, result))
+        results.append((record, result))
     return results
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _as_mapping(result: Any) -> Any:
+    if isinstance(result, Mapping):
+        return result
+    raise TypeError(f"it returned a {type(result).__name__}; return a dict, or None for nothing")
 
 
 def call_first(hook_name: str, /, **kwargs: Any) -> Any:

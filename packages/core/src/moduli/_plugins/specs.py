@@ -24,6 +24,7 @@ __all__ = [
     "forget_installed",
     "hook_names",
     "in_programs",
+    "named_hooks",
     "specs",
 ]
 
@@ -113,6 +114,14 @@ def forget_installed() -> None:
 def hook_names() -> list[str]:
     """Returns the declared hooks, file by file, in the order of their lines."""
     return [name for spec in specs() for name in spec.options]
+
+
+def named_hooks() -> dict[str, str]:
+    """Returns the hooks whose results have a ``name`` each, and what they are (``BY_NAME``)."""
+    found: dict[str, str] = {}
+    for spec in specs():
+        found.update(getattr(spec.module, "BY_NAME", {}))
+    return found
 
 
 def in_programs() -> set[str]:

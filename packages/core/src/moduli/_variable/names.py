@@ -11,7 +11,7 @@ import difflib
 import re
 from typing import Any
 
-from moduli import errors
+from moduli import _plugins, errors
 from moduli._variable.box import Variable
 from moduli._variable.kinds import (
     BatchStat,
@@ -36,27 +36,27 @@ _types: dict[str, type[Variable[Any]]] = {
     "rng_keys": RngKey,
     "rng_counts": RngCount,
 }
-_of_plugins: tuple[Any, dict[str, type[Variable[Any]]]] = (None, {})  # the plugin set, its names
+_of_plugins: tuple[Any, int, Any] = (None, 0, None)  # the plugin set, our names, what they say
 
 
-def _known_types() -> dict[str, type[Variable[Any]]]:
-    """Returns the registered names, and those of the plugins in force here."""
+def contributed() -> _plugins.Contributions:
+    """Returns the registered names and those of the plugins in force here, and whose they are."""
     global _of_plugins
-    from moduli import _plugins
-
     active = _plugins.active()
-    if _of_plugins[0] is not active:
-        found: dict[str, type[Variable[Any]]] = {}
-        for plugin, names in _plugins.collect("moduli_variable_names"):
-            for name, cls in names.items():
-                known = _types.get(name, found.setdefault(name, cls))
-                if known is not cls:
-                    raise errors.NameClashError(
-                        f"plugin {plugin!r} names {cls.__module__}.{cls.__qualname__} {name!r}, "
-                        f"which is already the name of {known.__module__}.{known.__qualname__}"
-                    )
-        _of_plugins = (active, found)
-    return {**_types, **_of_plugins[1]}
+    if _of_plugins[:2] != (active, len(_types)):
+        made = _plugins.contributions(
+            "kind of Variable", "moduli_variable_names", reserved=dict(_types)
+        )
+        _of_plugins = (active, len(_types), made)
+    return _of_plugins[2]
+
+
+def _known_types(name: str = "") -> dict[str, type[Variable[Any]]]:
+    """Returns all names; raises if several plugins claim the one that is looked up."""
+    known = contributed()
+    if name:
+        known.check(name)
+    return {**known.values, **_types}
 
 
 def register_variable_name(
@@ -85,7 +85,7 @@ def register_variable_name(
     """
     if typ is None:
         return lambda cls: register_variable_name(name, cls, overwrite=overwrite)
-    known = _known_types().get(name)
+    known = _known_types("" if overwrite else name).get(name)
     if known is not None and known is not typ and not overwrite:
         raise errors.NameClashError(
             f"the variable name {name!r} already belongs to {known.__module__}."
@@ -108,7 +108,7 @@ def variable_type_from_name(
     Raises:
       PathError: if the name is unknown and ``allow_register`` is false.
     """
-    known = _known_types()
+    known = _known_types(name)
     cls = known.get(name)
     if cls is not None:
         return cls

@@ -76,7 +76,10 @@ def read_file(path: str, format: str | None = None) -> Tensors:
         start = file.read(4096)
     members = member_names(path) if start.startswith(b"PK") else frozenset()
     opened = Opened(path, start, members)
-    known = _sources()
+    made = _sources()
+    known = {name: source for name, source in made.values.items() if name not in made.clashes}
+    if format in made.clashes:
+        raise _clash(made, format)
     if format is not None:
         if format not in known:
             raise TensorFileError(
@@ -86,6 +89,9 @@ def read_file(path: str, format: str | None = None) -> Tensors:
     fitting = [source for source in known.values() if source.recognises(opened)]
     if len(fitting) == 1:
         return fitting[0].read(path)
+    ours = [source for source in fitting if made.is_ours(source.name)]
+    if len(ours) == 1 and all(made.is_installed(source.name) for source in fitting):
+        return ours[0].read(path)  # an installed plugin does not take files of ours
     if fitting:
         names = [source.name for source in fitting]
         raise TensorFileError(
@@ -94,19 +100,23 @@ def read_file(path: str, format: str | None = None) -> Tensors:
     raise TensorFileError(path, _unknown(start, members, known))
 
 
-def _sources() -> dict[str, TensorSource]:
-    found: dict[str, TensorSource] = {}
-    owners: dict[str, str] = {}
-    for plugin, contributed in plugins.collect("moduli_tensor_sources"):
-        for source in contributed:
-            if source.name in found:
-                raise TensorFileError(
-                    "moduli_tensor_sources",
-                    f"the plugins {owners[source.name]!r} and {plugin!r} both have a source named "
-                    f"{source.name!r}; switch one of them off with MODULI_PLUGINS=-{plugin}",
-                )
-            found[source.name], owners[source.name] = source, plugin
-    return found
+def _sources() -> plugins.Contributions:
+    made = plugins.contributions("source of tensors", "moduli_tensor_sources", plugins.by_attribute)
+    for name in made.clashes:
+        if not made.is_installed(name):
+            raise _clash(made, name)
+    return made
+
+
+def _clash(made: plugins.Contributions, name: str) -> TensorFileError:
+    owners = " and ".join(
+        f"the {record.title}" for record in (made.owners[name], *made.clashes[name])
+    )
+    return TensorFileError(
+        "moduli_tensor_sources",
+        f"{owners} both have a source named {name!r}; switch one of them off with "
+        f"MODULI_PLUGINS=-{made.clashes[name][0].name}",
+    )
 
 
 def _unknown(start: bytes, members: frozenset[str], known: Mapping[str, TensorSource]) -> str:
