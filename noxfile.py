@@ -3,6 +3,7 @@
 Each session makes its own environment, so the only things needed beforehand are Python and nox.
 """
 
+import os
 import pathlib
 import sys
 
@@ -167,6 +168,15 @@ def imports(session: nox.Session) -> None:
     """Import direction: who may know whom."""
     install(session, "imports")
     session.run("lint-imports")
+
+
+@nox.session(python=THIS_PYTHON)
+def onnx(session: nox.Session) -> None:
+    """Layers against what jax2onnx makes of them, which needs an older orbax than the tests."""
+    install(session, "onnx")
+    paths = session.posargs or ["tests/onnx/with_jax2onnx.py"]
+    alone = ["--noconftest", "-c", os.devnull, "-W", "ignore"]  # without what the tests need
+    session.run("python", "-m", "pytest", "-q", *alone, *paths, env={"JAX_PLATFORMS": "cpu"})
 
 
 @nox.session(python=THIS_PYTHON)
