@@ -327,6 +327,53 @@ def splitting_what_is_no_module(nnx: Any) -> Any:
     return found
 
 
+def make_sower(nnx: Any) -> Any:
+    class Inner(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            y = self.linear(x)
+            self.sow(nnx.Intermediate, "hidden", y)
+            return y
+
+    class Outer(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.inner = Inner(rngs)
+
+        def run(self, x: Any) -> Any:
+            return nnx.merge(*nnx.split(self.inner))(x)
+
+        def compiled(self, x: Any) -> Any:
+            return nnx.jit(lambda model, x: model.run(x))(self, x)
+
+    return Outer(nnx.Rngs(0)), Inner(nnx.Rngs(1))
+
+
+@behaviour
+def what_a_merged_part_sows_is_captured(nnx: Any) -> Any:
+    model, _ = make_sower(nnx)
+    found = []
+    for method in (model.run, model.compiled):
+        output, sown = nnx.capture(method, nnx.Intermediate)(X)
+        found += [output, sown["inner"]["hidden"].get_value()[0]]
+    return found
+
+
+@behaviour
+def a_method_brings_a_module_that_the_call_does_not_hold(nnx: Any) -> Any:
+    _, other = make_sower(nnx)
+    graphdef, state = nnx.split(other)
+
+    class Runner:
+        def run(self, x: Any) -> Any:
+            return nnx.merge(graphdef, state)(x)
+
+    output, sown = nnx.capture(Runner().run, nnx.Intermediate)(X)
+    assert not jax.tree.leaves(sown)
+    return output
+
+
 def test_the_class_survives_copies_and_pickles() -> None:
     model = make_pair(moduli)
     model.first.__class__ = Doubled

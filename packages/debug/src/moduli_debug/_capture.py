@@ -141,8 +141,12 @@ def _capture(
     used = {name: filter for name, filter in filters.items() if filter is not None}
 
     def captured(*args: Any, **kwargs: Any) -> Any:
-        module = first_module(fn, args, "capture")
-        start = _checked_init(module, init)
+        if not used and init is None and _holds_no_module(fn, args):
+            module = None  # a method that brings its own: paths begin there
+            start = {}
+        else:
+            module = first_module(fn, args, "capture")
+            start = _checked_init(module, init)
         for filter in used.values():
             select_modules(module, filter, "capture")
         with contextlib.ExitStack() as stack:
@@ -152,7 +156,8 @@ def _capture(
             recording = stack.enter_context(plugins.recording(wanted, module, given))
             result = fn(*args, **kwargs)
             entries = recording.entries()
-        _check_called(module, entries, used)
+        if used:
+            _check_called(first_module(fn, args, "capture"), entries, used)
         if max_bytes is not None:
             check_size(wanted, [(e.place.path, e.value, e.crossings) for e in entries])
         states = assemble(wanted, entries, start)
@@ -190,6 +195,14 @@ def _capture(
     wrapped: Any = wrap(captured, fn)
     wrapped.estimate = estimate
     return wrapped
+
+
+def _holds_no_module(fn: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Returns whether a function is a method of an object that is no Module, and gets none."""
+    owner = getattr(fn, "__self__", None)
+    if owner is None or isinstance(owner, (moduli.Module, types.ModuleType)):
+        return False
+    return not (args and isinstance(args[0], moduli.Module))
 
 
 def _predicate(filter: Any, name: str) -> Any:

@@ -173,7 +173,42 @@ class Recording:
         if path is None:
             self._look_again()
             path = self._paths.get(id(module))
+        if path is None:
+            path = self._path_of_merged(module)
+            if path is not None:
+                self._learn(module, path)
         return path
+
+    def _path_of_merged(self, module: Any) -> Path | None:
+        """Returns the path of the module whose Variables this one holds, as one that was split off
+        and merged again does; None if they are not all those of one module of its class.
+        """
+        held = _variables(module, ())
+        if not held:
+            return None
+        places: dict[int, list[Path]] = {}
+        modules: dict[Path, Any] = {}
+        for known, path in self._known:
+            if not isinstance(known, Node):
+                continue
+            modules.setdefault(path, known)
+            for relative, child in node_children(known):
+                if not isinstance(child, Node):
+                    places.setdefault(id(child), []).append(path + relative)
+        bases: set[Path] | None = None
+        for variable, relative in held:
+            found = {
+                path[: -len(relative)]
+                for path in places.get(id(variable), ())
+                if path[-len(relative) :] == relative
+            }
+            bases = found if bases is None else bases & found
+            if not bases:
+                return None
+        fitting = sorted(
+            (base for base in bases or () if type(modules.get(base)) is type(module)), key=len
+        )
+        return fitting[0] if fitting else None
 
     def path_of_variable(self, variable: Any) -> Path | None:
         """Returns the path of a Variable from the root of the recording; it looks everywhere."""
@@ -443,6 +478,16 @@ def recording(
         started._learn(root, ())
     with inside((*_here.get(), started)):
         yield started
+
+
+def _variables(module: Any, base: Path) -> list[tuple[Any, Path]]:
+    """Lists the Variables below a module with their paths in it."""
+    return [
+        (child, base + path + relative)
+        for path, node in iter_nodes(module, Node)
+        for relative, child in node_children(node)
+        if not isinstance(child, Node)
+    ]
 
 
 def around(module: Any) -> Recording:
