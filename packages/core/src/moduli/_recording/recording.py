@@ -180,8 +180,9 @@ class Recording:
         return path
 
     def _path_of_merged(self, module: Any) -> Path | None:
-        """Returns the path of the module whose Variables this one holds, as one that was split off
-        and merged again does; None if they are not all those of one module of its class.
+        """Returns the path of the module whose Variables this one holds; None if there is none.
+
+        One that was split off and merged again holds them. It has the same class.
         """
         held = _variables(module, ())
         if not held:
