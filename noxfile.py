@@ -191,3 +191,12 @@ def bench(session: nox.Session) -> None:
     """The benchmarks: ratios against raw JAX, flax.nnx and equinox, in one process."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(python=THIS_PYTHON)
+def downstream(session: nox.Session) -> None:
+    """The tests of libraries built on flax.nnx, with flax and with moduli; ``-- gpjax`` for one."""
+    install(session, "test")
+    session.install("pip", "uv")
+    into = str(pathlib.Path(session.create_tmp()) / "downstream")
+    session.run("python", "tools/downstream.py", "--into", into, *session.posargs)
