@@ -41,7 +41,7 @@ from moduli_layers import (
     Stack,
     WeightNorm,
 )
-from moduli_layers.counterparts import Tensor
+from moduli_layers.counterparts import Tensor, TensorNames
 
 RNG = np.random.default_rng(0)
 
@@ -499,6 +499,29 @@ def test_two_variables_of_one_name_are_refused(tmp_path):
     with pytest.raises(NameMapError, match="a and b would both be written as 'b'"):
         save_weights(tmp_path / "m.safetensors", model, names=names)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keys", [(0, "0"), (("a", 1), "a"), ("a", ("a", 1)), (("0",), "0")])
+def test_keys_that_are_one_text_are_refused(tmp_path, keys):
+    one, other = (
+        nnx.Dict({"1": nnx.Param(jnp.ones(1))}) if key == "a" else nnx.Param(jnp.ones(1))
+        for key in keys
+    )
+    model = nnx.Dict({keys[0]: one, keys[1]: other})
+    with pytest.raises(UnsupportedValueError, match="would have one name, as names are texts"):
+        save_weights(tmp_path / "m.safetensors", model)
+
+
+def test_a_layer_of_ones_own_says_its_names_once():
+    class Scale(nnx.Module):
+        torch_names = TensorNames({"gamma": Tensor("scale")})
+
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(2))
+
+    model = nnx.Dict(inner=Scale())
+    load_weights({"x.gamma": np.zeros(2, np.float32)}, model, names={"x": "inner"})
+    assert model["inner"].scale[0] == 0
 
 
 def test_a_damaged_tensor_leaves_the_model_as_it_was(tmp_path):

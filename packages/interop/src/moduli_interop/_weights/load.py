@@ -132,7 +132,7 @@ def _mismatch(tensors: Tensors, plan: Plan) -> WeightsMismatchError:
             "no tensor matched; names={their name: our path} says what modules are called there, "
             "and suggest_names(source, model) prints a map to begin with"
         )
-    else:
+    elif any(line.startswith(("missing", "unexpected")) for line in plan.problems):
         lines.append(
             "write names={their name: our path} for what is called otherwise, ignore=... for "
             "tensors without a place, only=... or strict=False to fill a part of the model"

@@ -273,7 +273,7 @@ def _ways(module: Any) -> Sequence[Any]:
     """Returns the ways to name a module's tensors that it declares."""
     declared = getattr(module, "torch_names", None)
     if declared is not None:
-        return tuple(declared)
+        return declared if isinstance(declared, (tuple, list)) else (declared,)
     counterpart = getattr(module, "torch_counterpart", None)
     return () if counterpart is None else (_Way(counterpart.tensors),)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import moduli
+from moduli.errors import format_path
 from moduli_interop._errors import UnsupportedValueError
 
 __all__ = ["Place", "places", "shape_dtype"]
@@ -90,10 +91,21 @@ def _insert(root: Place, path: tuple[Any, ...]) -> None:
     place = root
     for number, part in enumerate(path, 1):
         names = [str(name) for name in part] if isinstance(part, tuple) else [str(part)]
-        value = _step(place.value, part)
+        value, here = _step(place.value, part), path[:number]
         for name in names[:-1]:  # a key that is a tuple of names
-            place = place.children.setdefault(name, Place(path[:number], None))
-        place = place.children.setdefault(names[-1], Place(path[:number], value))
+            place = place.children.setdefault(name, Place(here, None))
+            if place.value is not None:
+                raise _clash(place.path, here)
+        place = place.children.setdefault(names[-1], Place(here, value))
+        if place.path != here:
+            raise _clash(place.path, here)
+
+
+def _clash(one: tuple[Any, ...], other: tuple[Any, ...]) -> UnsupportedValueError:
+    return UnsupportedValueError(
+        f"{format_path(one)} and {format_path(other)} would have one name, as names are texts; "
+        "give one of them another key"
+    )
 
 
 def _step(value: Any, part: Any) -> Any:

@@ -16,8 +16,8 @@ __all__ = ["TensorNames", "names_of"]
 class TensorNames:
     """One way to name and lay out the Variables of a layer.
 
-    A layer with ``torch_names``, a tuple of these, can be loaded from a file with any of them: the
-    one of which the file has most names. The first is written. A layer that only has a
+    A layer with ``torch_names``, one of these or a tuple, can be loaded from a file with any of
+    them: the one of which the file has most names. The first is written. A layer that only has a
     ``torch_counterpart`` is named as that says; one without either by its attributes.
 
     Attributes:
@@ -50,6 +50,6 @@ def names_of(layer: Any) -> tuple[TensorNames, ...]:
     """
     declared = getattr(layer, "torch_names", None)
     if declared is not None:
-        return tuple(declared)
+        return (declared,) if isinstance(declared, TensorNames) else tuple(declared)
     counterpart = getattr(layer, "torch_counterpart", None)
     return () if counterpart is None else (TensorNames(counterpart.tensors),)
