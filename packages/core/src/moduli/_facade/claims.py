@@ -7,13 +7,25 @@ stranger's claim to one gets a warning, and nothing else.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moduli._facade.extension_names import PROVIDED
-from moduli._plugins import NAMES, Point, allowed, canonical, installed, notice, report
+from moduli._plugins import NAMES, OURS, Point, allowed, canonical, installed, notice, report, unmet
+from moduli.errors import BrokenNameError, PluginError
 
-__all__ = ["SUBMODULES", "Claims", "claims", "describe", "forget", "owner", "resolved"]
+__all__ = [
+    "SUBMODULES",
+    "Claims",
+    "claims",
+    "describe",
+    "forget",
+    "load",
+    "load_ms",
+    "owner",
+    "resolved",
+]
 
 SUBMODULES = ("hookspecs", "testing")  # of core's own; imported when they are asked for
 
@@ -21,6 +33,8 @@ _OWNERS = {name: f"moduli-{extra}" for extra, names in PROVIDED.items() for name
 _lock = threading.Lock()
 _claims: Claims | None = None
 resolved: set[str] = set()  # what became an attribute of moduli by a claim
+
+load_ms: dict[Point, float] = {}  # what loading a name took, the first time
 
 
 class Claims(NamedTuple):
@@ -66,6 +80,31 @@ def forget() -> None:
     """Reads the metadata again at the next need."""
     global _claims
     _claims = None
+
+
+def load(point: Point) -> Any:
+    """Loads what a claim names, and notes what it cost.
+
+    Raises:
+      BrokenNameError: its package fails to import, lacks it, or requires what is not installed.
+    """
+    start = time.perf_counter()
+    try:
+        missing = "" if canonical(point.distribution) in OURS else unmet(point.distribution)
+        if missing:
+            raise PluginError(missing)
+        return point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "
+        raise BrokenNameError(
+            f"moduli.{point.name} is declared by {describe(point)}, which failed to load it: "
+            f"{kind}{error}",
+            name=point.name,
+        ) from error
+    finally:
+        load_ms.setdefault(point, (time.perf_counter() - start) * 1000)
 
 
 def owner(name: str) -> str:

@@ -1,9 +1,10 @@
 """The command line: ``python -m moduli plugins``, ``doctor``, ``as-flax``, and extensions'.
 
-The first two print plain text, or with ``--json`` one JSON object with stable keys. Their exit
-status is 0, 1 if ``doctor`` finds problems, 2 for a wrong command line or choice of plugins. The
-third runs a program, whose exit status it has. The commands of a package of ours are listed here,
-so that one that is not installed can say so; the package's ``command_line`` holds them.
+``plugins order HOOK`` says who runs in a hook, ``plugins trace -- SCRIPT`` who did what in one run
+of a program. The reports are plain text, or with ``--json`` one JSON object with stable keys. Their
+exit status is 0, 1 if ``doctor`` finds problems, 2 for a wrong command line or choice of plugins.
+What runs a program has its exit status. The commands of a package of ours are listed here, so that
+one that is not installed can say so; the package's ``command_line`` holds them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import moduli
 from moduli import _plugins, errors
-from moduli._facade import doctor, run_program
+from moduli._facade import doctor, plugin_commands, run_program
 from moduli._facade.install_hint import install_hint
 from moduli._facade.resolve import resolve
 
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments[:3] == ["plugins", "trace", "--"]:  # what argparse does with -- varies
+            del arguments[2]
         options = _parser(arguments).parse_args(arguments)
     except errors.MissingPluginError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _as_flax(options)
     if options.command in _EXTENSIONS:
         return options.run(options)
+    action = getattr(options, "action", None)
+    if action == "trace":
+        plugin_commands.trace(options.target, options.arguments, as_module=options.as_module)
+        return 0
     make, render = {
+        "order": (lambda: plugin_commands.order(options.hook), plugin_commands.text_of_order),
         "plugins": (doctor.plugins, doctor.text_of_plugins),
         "doctor": (doctor.doctor, doctor.text_of_doctor),
-    }[options.command]
+    }[action or options.command]
     try:
         with _plugins.reporting_only():  # the report says what failed
             report = make()
@@ -86,6 +95,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         dest="chosen",
         help="choose plugins as MODULI_PLUGINS does: 'a,b', 'none' or '-c' (write -p=-c)",
     )
+    parser.add_argument("--version", action="version", version=f"moduli {moduli.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("plugins", "list the installed plugins: state, hooks, order, load time"),
@@ -93,6 +103,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print one JSON object")
+        if name == "plugins":
+            _add_actions(command)
     text = "run a program written for flax.nnx on moduli"
     command = commands.add_parser("as-flax", help=text, description=text)
     command.add_argument("-m", action="store_true", dest="as_module", help="target is a module")
@@ -105,6 +117,19 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             extension.add_arguments(command)
             command.set_defaults(run=extension.run)
     return parser
+
+
+def _add_actions(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action")
+    text = "show who implements a hook, in the order in which they run"
+    action = actions.add_parser("order", help=text, description=text)
+    action.add_argument("hook", help="such as moduli_after_call, or after_call")
+    action.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    text = "run a program, then show what each plugin did and changed in it"
+    action = actions.add_parser("trace", help=text, description=text)
+    action.add_argument("-m", action="store_true", dest="as_module", help="target is a module")
+    action.add_argument("target", metavar="SCRIPT_OR_MODULE", help="train.py, or a module's name")
+    action.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
 
 
 def _extension(name: str, package: str) -> Any:

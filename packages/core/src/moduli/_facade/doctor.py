@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import collections
 import platform
+import textwrap
 from typing import Any
 
-from moduli import _plugins
-from moduli._facade import resolve
-from moduli._variable.names import contributed
+from moduli import _plugins, errors
+from moduli._facade import claims, resolve
+from moduli._facade.owners import contributed, owners_of_names
 
 __all__ = ["doctor", "plugins", "text_of_doctor", "text_of_plugins"]
 
 _LOCKSTEP = ("moduli", "moduli-layers", "moduli-debug", "moduli-train", "moduli-interop")
+_SLOW_MS = 100
 _NEEDED = ("jax", "jaxlib", "numpy", "pluggy")
 _OPTIONAL = (
     "optax",
@@ -51,6 +53,7 @@ def plugins() -> dict[str, Any]:
             name: [record.name for _, record in found.implementations(name)]
             for name in _plugins.hook_names()
         },
+        **owners_of_names(),
     }
 
 
@@ -58,6 +61,7 @@ def doctor() -> dict[str, Any]:
     """Returns what ``python -m moduli doctor`` shows: versions, devices, plugins, problems."""
     versions = {name: _version(name) for name in (*_LOCKSTEP, *_NEEDED, *_OPTIONAL)}
     devices, problems = _devices()
+    dead = _names_that_fail()
     report = plugins()
     problems += _mixed_versions({name: versions[name] for name in _LOCKSTEP if versions[name]})
     problems += [
@@ -66,9 +70,11 @@ def doctor() -> dict[str, Any]:
         if plugin["state"] == "quarantined"
     ]
     problems += _same_names(report["plugins"])
+    problems += _burdens(report["plugins"])
     problems += [
-        made.problem(name) for made in _contributions() for name in (*made.refused, *made.clashes)
+        made.problem(name) for made in contributed() for name in (*made.refused, *made.clashes)
     ]
+    problems += dead
     problems += [
         f"moduli.{name} is claimed by {' and by '.join(owners)}"
         for name, owners in resolve.clashes().items()
@@ -83,17 +89,36 @@ def doctor() -> dict[str, Any]:
     }
 
 
-def _contributions() -> list[_plugins.Contributions]:
-    """What plugins contribute by name, of every hook whose file says so (``BY_NAME``)."""
-    modes = [
-        _plugins.contributions(f"attribute of {mode}()", "moduli_mode_attributes", mode=mode)
-        for mode in ("train", "eval")
-    ]
-    others = [
-        _plugins.contributions(what, hook, _plugins.by_attribute)
-        for hook, what in _plugins.named_hooks().items()
-    ]
-    return [*modes, contributed(), *others]
+def _burdens(found: list[dict[str, Any]]) -> list[str]:
+    """Plugins of others that are slow to import, or that nothing calls."""
+    problems = []
+    for plugin in found:
+        if plugin["state"] != "active" or _plugins.canonical(plugin["distribution"]) in _LOCKSTEP:
+            continue
+        if plugin["load_ms"] > _SLOW_MS:
+            problems.append(
+                f"the {_title(plugin)} took {plugin['load_ms']:.0f} ms to import "
+                f"({plugin['target']}), in every program that makes a module; it should import "
+                f"what is heavy in its hooks, and take less than {_SLOW_MS} ms"
+            )
+        if not plugin["hooks"]:
+            problems.append(
+                f"the {_title(plugin)} implements no hook ({plugin['target']}); its functions "
+                "need the mark @moduli.hookimpl, or its entry point another target"
+            )
+    return problems
+
+
+def _names_that_fail() -> list[str]:
+    """Names that others declare and that do not load."""
+    problems = []
+    for points in claims.claims().points.values():
+        if len(points) == 1 and _plugins.canonical(points[0].distribution) not in _LOCKSTEP:
+            try:
+                claims.load(points[0])
+            except errors.BrokenNameError as error:
+                problems.append(str(error))
+    return problems
 
 
 def _title(plugin: dict[str, Any]) -> str:
@@ -157,11 +182,25 @@ def text_of_plugins(report: dict[str, Any]) -> str:
             lines.append(f"{'':<13}phase: {plugin['phase']}")
         if plugin["cause"]:
             lines.append(f"{'':<13}failed {plugin['cause']}")
+    for package in report["packages"]:
+        where = f"{package['distribution']} {package['version']}"
+        cost = f"{package['load_ms']:.1f} ms" if package["load_ms"] else ""
+        lines.append(f"{'-':<12} {'names only':<12} {cost:>10}  {where}")
+        lines.append(f"{'':<13}names: {', '.join(package['names'])}")
     if not lines:
         lines.append('no plugins are installed; pip install "moduli[all]" brings moduli\'s own')
     lines += ["", "each hook runs these plugins, in this order:"]
     for name, order in report["hooks"].items():
         lines.append(f"  {name:<26} {', '.join(order) or '-'}")
+    for what, owners in report["owners"].items():
+        lines += ["", f"whose each {what} is:"]
+        by_owner: dict[str, list[str]] = {}
+        for name, owner in owners.items():
+            by_owner.setdefault(owner, []).append(name)
+        for owner, names in by_owner.items():
+            lines += textwrap.wrap(
+                f"{owner}: {', '.join(names)}", 96, initial_indent="  ", subsequent_indent="    "
+            )
     return "\n".join(lines)
 
 

@@ -82,16 +82,7 @@ def resolve(name: str) -> Any:
             name=name,
         )
     if points:
-        try:
-            value = points[0].load()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise errors.BrokenNameError(
-                f"moduli.{name} is declared by {describe(points[0])}, which failed to load it: "
-                f"{type(error).__name__}: {error}",
-                name=name,
-            ) from error
+        value = claims.load(points[0])
         resolved.add(name)
         return value
     for extra, provided in PROVIDED.items():

@@ -31,6 +31,7 @@ from moduli._plugins.dispatch import value_written as value_written
 from moduli._plugins.dispatch import watches_creation as watches_creation
 from moduli._plugins.dispatch import watches_methods as watches_methods
 from moduli._plugins.dispatch import watches_writes as watches_writes
+from moduli._plugins.entry_points import OURS as OURS
 from moduli._plugins.entry_points import Point as Point
 from moduli._plugins.entry_points import canonical as canonical
 from moduli._plugins.entry_points import installed as installed
@@ -42,6 +43,9 @@ from moduli._plugins.records import notice as notice
 from moduli._plugins.records import report as report
 from moduli._plugins.records import reporting_only as reporting_only
 from moduli._plugins.replace import Replace as Replace
+from moduli._plugins.requirements import unmet as unmet
 from moduli._plugins.specs import declare_all as declare_all
 from moduli._plugins.specs import hook_names as hook_names
 from moduli._plugins.specs import named_hooks as named_hooks
+from moduli._plugins.trace import TraceLine as TraceLine
+from moduli._plugins.trace import tracing as tracing

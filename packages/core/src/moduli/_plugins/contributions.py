@@ -13,12 +13,11 @@ from typing import Any
 
 from moduli import errors
 from moduli._plugins.dispatch import collected
-from moduli._plugins.entry_points import canonical
+from moduli._plugins.entry_points import OURS, canonical
 from moduli._plugins.records import PluginRecord, notice
 
 __all__ = ["Contributions", "by_attribute", "contributions"]
 
-_OURS = frozenset(f"moduli-{package}" for package in ("layers", "debug", "train", "interop"))
 _CORE = PluginRecord("core", "moduli")
 
 
@@ -120,7 +119,7 @@ def _settle(made: Contributions, name: str, claims: Iterable[tuple[PluginRecord,
 
 
 def _is_ours(record: PluginRecord) -> bool:
-    return record is _CORE or canonical(record.distribution) in _OURS
+    return record is _CORE or canonical(record.distribution) in OURS
 
 
 def _same(one: Any, other: Any) -> bool:

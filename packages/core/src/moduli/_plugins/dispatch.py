@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moduli import errors
-from moduli._plugins import discovery, specs
+from moduli._plugins import discovery, specs, trace
 from moduli._plugins.inspection import Plugin
 from moduli._plugins.plugin_set import PluginSet, switch_off
 from moduli._plugins.records import PluginRecord, report, reporting_only
@@ -234,7 +234,14 @@ def call_implementation(
         return None
     running.add(key)
     try:
-        return impl.function(*[kwargs[name] for name in impl.argnames])
+        if trace.lines is None:
+            return impl.function(*[kwargs[name] for name in impl.argnames])
+        return trace.traced(
+            record,
+            hook_name,
+            kwargs,
+            lambda: impl.function(*[kwargs[name] for name in impl.argnames]),
+        )
     except Exception as error:
         note = f"raised in the hook {hook_name} of {record.title}"
         if note not in getattr(error, "__notes__", ()):

@@ -11,8 +11,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from moduli._plugins.records import PluginRecord, quarantine
+from moduli._plugins.requirements import unmet
+from moduli.errors import PluginError
 
-__all__ = ["Point", "Scan", "canonical", "installed", "load", "record_of"]
+__all__ = ["OURS", "Point", "Scan", "canonical", "installed", "load", "record_of"]
+
+
+OURS = frozenset(f"moduli-{package}" for package in ("layers", "debug", "train", "interop"))
+"""The distributions of moduli's own packages."""
 
 
 class Point(NamedTuple):
@@ -103,9 +109,17 @@ def record_of(point: Point) -> PluginRecord:
 
 
 def load(point: Point, record: PluginRecord) -> Any:
-    """Loads what an entry point names; a failure quarantines its record."""
+    """Loads what an entry point names; a failure quarantines its record.
+
+    What requires other versions than are installed is not imported.
+    """
     start = time.perf_counter()
     try:
+        missing = "" if canonical(point.distribution) in OURS else unmet(point.distribution)
+        if missing:
+            quarantine(record, "to be activated", PluginError(missing))
+            return None
+        start = time.perf_counter()
         return point.load()
     except KeyboardInterrupt:
         raise
