@@ -96,6 +96,14 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(python=THIS_PYTHON)
+def kills(session: nox.Session) -> None:
+    """Training runs under 40 SIGKILLs, 20 SIGTERMs and kills in the calls of one save."""
+    install(session, "test")
+    script = "packages/train/tests/kills.py"
+    session.run("python", script, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session(python=THIS_PYTHON)
 def coverage(session: nox.Session) -> None:
     """Which lines the table of layers runs; ``-- packages/core/tests`` measures other tests."""
     install(session, "test")

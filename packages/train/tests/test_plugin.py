@@ -14,6 +14,7 @@ import moduli_train
 @pytest.mark.parametrize(
     "name",
     [
+        "Batches",
         "EMA",
         "Metric",
         "MetricState",
@@ -23,7 +24,9 @@ import moduli_train
         "OptState",
         "OptVariable",
         "Optimizer",
+        "Run",
         "TrainState",
+        "fit",
         "metrics",
     ],
 )

@@ -1,4 +1,4 @@
-"""moduli_train: what training needs besides the model: optimizer over optax, averages, metrics."""
+"""moduli_train: what training needs besides the model: optimizer, averages, metrics, the run."""
 
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from moduli_train._metrics.multi_metric import MultiMetric as MultiMetric
     from moduli_train._optimizer import ModelAndOptimizer as ModelAndOptimizer
     from moduli_train._optimizer import Optimizer as Optimizer
+    from moduli_train._run.batches import Batches as Batches
+    from moduli_train._run.errors import BatchShapeWarning as BatchShapeWarning
+    from moduli_train._run.errors import DataEndedError as DataEndedError
+    from moduli_train._run.errors import DataPositionWarning as DataPositionWarning
+    from moduli_train._run.errors import NonFiniteLossError as NonFiniteLossError
+    from moduli_train._run.errors import NonFiniteLossWarning as NonFiniteLossWarning
+    from moduli_train._run.errors import NotSavedError as NotSavedError
+    from moduli_train._run.errors import RunError as RunError
+    from moduli_train._run.fit import fit as fit
+    from moduli_train._run.run import Run as Run
     from moduli_train._train_state import TrainState as TrainState
     from moduli_train._variables import MetricState as MetricState
     from moduli_train._variables import OptArray as OptArray
@@ -26,6 +36,18 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_metrics.metric": ["Metric"],
             "_metrics.multi_metric": ["MultiMetric"],
             "_optimizer": ["ModelAndOptimizer", "Optimizer"],
+            "_run.batches": ["Batches"],
+            "_run.errors": [
+                "BatchShapeWarning",
+                "DataEndedError",
+                "DataPositionWarning",
+                "NonFiniteLossError",
+                "NonFiniteLossWarning",
+                "NotSavedError",
+                "RunError",
+            ],
+            "_run.fit": ["fit"],
+            "_run.run": ["Run"],
             "_train_state": ["TrainState"],
             "_variables": ["MetricState", "OptArray", "OptState", "OptVariable"],
         },

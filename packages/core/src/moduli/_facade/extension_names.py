@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from moduli_debug import profile as profile
     from moduli_debug import reducers as reducers
     from moduli_debug import tabulate as tabulate
+    from moduli_train import Batches as Batches
     from moduli_train import EMA as EMA
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
@@ -113,7 +114,9 @@ if TYPE_CHECKING:
     from moduli_train import OptState as OptState
     from moduli_train import OptVariable as OptVariable
     from moduli_train import Optimizer as Optimizer
+    from moduli_train import Run as Run
     from moduli_train import TrainState as TrainState
+    from moduli_train import fit as fit
     from moduli_train import metrics as metrics
     from moduli_interop import BridgeError as BridgeError
     from moduli_interop import CheckpointError as CheckpointError
@@ -292,6 +295,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "tabulate",
     ),
     "train": (
+        "Batches",
         "EMA",
         "Metric",
         "MetricState",
@@ -301,7 +305,9 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "OptState",
         "OptVariable",
         "Optimizer",
+        "Run",
         "TrainState",
+        "fit",
         "metrics",
     ),
     "interop": (

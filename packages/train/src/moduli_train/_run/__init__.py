@@ -1,0 +1,1 @@
+"""Run: what stands around a training loop; the loop itself stays the user's."""

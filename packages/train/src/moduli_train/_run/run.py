@@ -1,0 +1,186 @@
+"""Run: the user keeps the loop, the iterator remembers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import moduli
+from moduli.errors import VariableError
+from moduli_train._run.best import Best
+from moduli_train._run.errors import RunError
+from moduli_train._run.feed import Feed
+from moduli_train._run.losses import Losses
+from moduli_train._run.record import write_report
+from moduli_train._run.session import Session, Steps
+from moduli_train._run.signals import Signals
+
+__all__ = ["Run"]
+
+
+class Run(Session):
+    """What stands around a training loop: resuming, logging, progress, signals.
+
+    As a context manager it fills the nodes with the newest checkpoint of the folder, and
+    :meth:`steps` goes on from there. A run that was killed and started again ends with the same
+    values, bit by bit, as one that was not. See the guide, docs/training.md.
+
+    Args:
+      folder: for checkpoints, ``log.csv`` and ``run.json``; without one nothing is written.
+      data: an iterable, :class:`Batches`, a callable ``epoch -> iterable``, or what can say where
+        it stands (``get_state``/``set_state``, ``state_dict``/``load_state_dict``).
+      save_every: steps from one checkpoint to the next; by default only the end is saved.
+      keep: how many checkpoints to keep, besides the best; None keeps all.
+      best: a logged metric, ``"loss"`` or ``("accuracy", "max")``; its best checkpoint is kept.
+      patience: ends the run after so many values of ``best`` that are no better.
+      log_every: steps after which logged values are read, written and shown.
+      on_nonfinite: whether a loss that is NaN or infinite raises or warns.
+      prefetch: how many batches a thread reads ahead.
+      progress: False shows nothing.
+      tensorboard: whether to write files for TensorBoard, too.
+      format: of the checkpoints.
+      asynchronous: whether the step after a save begins before the file is written.
+      unsaved: names of nodes that the step changes and that need not be saved.
+      **nodes: all that the step changes: ``model=``, ``optimizer=``, ``metrics=``, ``rngs=``.
+
+    Attributes:
+      step: the step that is under way, or done; the first is 1.
+      epoch: the epoch of its batch, from 0.
+      last: the values that were read last, by name.
+      nodes: the nodes, by name.
+
+    Raises:
+      RunError: (when it is entered) the folder has a run of another model or other data.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx, tempfile
+      >>> def train(folder, steps):
+      ...     total = nnx.Dict({"value": nnx.Param(jnp.zeros(()))})
+      ...     with nnx.Run(folder, model=total, data=[1.0, 2.0], progress=False) as run:
+      ...         first = run.step
+      ...         for batch in run.steps(steps):
+      ...             total["value"].value += batch
+      ...             run.log(total=total["value"])
+      ...     return first, float(total["value"].value)
+      >>> folder = tempfile.mkdtemp()
+      >>> train(folder, 3), train(folder, 4)
+      ((0, 4.0), (3, 6.0))
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        data: Any = None,
+        save_every: int | None = None,
+        keep: int | None = 2,
+        best: str | tuple[str, Literal["min", "max"]] | None = None,
+        patience: int | None = None,
+        log_every: int = 20,
+        on_nonfinite: Literal["stop", "warn"] = "stop",
+        prefetch: int = 0,
+        progress: bool | None = None,
+        tensorboard: bool = False,
+        format: str | None = None,
+        asynchronous: bool = True,
+        unsaved: Iterable[str] = (),
+        **nodes: Any,
+    ) -> None:
+        for name, value in {"save_every": save_every, "log_every": log_every}.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise VariableError(f"{name}= is a number of steps, at least 1; got {value!r}")
+        self.nodes = {name: node for name, node in nodes.items() if node is not None}
+        if folder is not None and not self.nodes:
+            raise VariableError(
+                "a run with a folder needs what to save: `nnx.Run(folder, model=…)`"
+            )
+        self.step, self.epoch, self.last, self.stopped = 0, 0, {}, False
+        self._best = Best.of(best, patience)
+        self._folder = folder
+        self._keeping = keep, format, asynchronous
+        self._save_every, self._log_every = save_every, log_every
+        self._losses, self._unsaved = Losses(on_nonfinite, self._best.name), tuple(unsaved)
+        self._show, self._tensorboard = progress, tensorboard
+        self._feed = Feed(data, prefetch)
+        self._signals = Signals()
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the best value of the metric ``best``, and the value."""
+        return None if self._best.value is None else (self._best.step, self._best.value)
+
+    # -- the loop
+
+    def steps(self, total: int, *, batch_sharding: Any = None) -> Iterator[Any]:
+        """Yields batches until ``total`` steps are done, those before a resume included.
+
+        Without data it yields the numbers of the steps, from 0.
+
+        Args:
+          total: the number of the last step.
+          batch_sharding: lays each batch out over devices, of all processes; each process gives
+            its own rows.
+
+        Raises:
+          DataEndedError: there are no more batches.
+          NonFiniteLossError: a loss that was logged is not finite.
+        """
+        if not self._entered:
+            raise RunError("write `with nnx.Run(...) as run:` around `for batch in run.steps(...)`")
+        self._finish_step()
+        self._asked = True
+        return Steps(self, total, batch_sharding)
+
+    def every(self, steps: int) -> bool:
+        """Returns whether this step is a multiple of ``steps``."""
+        return self.step > 0 and self.step % steps == 0
+
+    def stop(self) -> None:
+        """Ends the run after this step, for good: a run that resumes ends there, too."""
+        self.stopped = True
+
+    # -- logging
+
+    def log(self, **values: Any) -> None:
+        """Logs numbers of this step. Arrays are not read before the next log point.
+
+        Args:
+          **values: a number, or an array or Variable that holds one, by name.
+
+        Raises:
+          VariableError: a value is not one number.
+        """
+        if self._resumed and not self._asked:
+            return  # before the loop of a run that resumes: it stands in the log already
+        seconds = round(time.monotonic() - self._start, 3)
+        self._log.put(self.step, self.epoch, seconds, values)
+        self._best.put(values)
+
+    def evaluate(
+        self, function: Callable[..., Mapping[str, Any]], *nodes: Any
+    ) -> Mapping[str, Any]:
+        """Logs what a function of nodes returns; it gets copies, so training does not notice.
+
+        Args:
+          function: returns numbers by name.
+          *nodes: its arguments, by default the first node of the run.
+        """
+        given = nodes or tuple(self.nodes.values())[:1]
+        values = function(*[moduli.clone(node) for node in given])
+        self.log(**values)
+        return values
+
+    def report(self, report: Any = None) -> Path:
+        """Writes ``report.html`` into the folder: pictures of what was logged.
+
+        Args:
+          report: a ``TrainingReport`` that was recorded; by default one is made of ``log.csv``.
+
+        Returns:
+          The path of the page.
+        """
+        self._log.flush()
+        return write_report(self.folder, self._log.rows(), report)

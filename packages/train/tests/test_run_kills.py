@@ -1,0 +1,74 @@
+"""Runs that are killed, or told to stop, end as one that was not; ``nox -s kills`` does more."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
+
+PROGRAM = """
+import os, sys, time
+import jax.numpy as jnp, moduli as nnx
+model = nnx.Dict({"w": nnx.Param(jnp.zeros(()))})
+with nnx.Run(sys.argv[1], model=model, data=[1.0], progress=False) as run:
+    for batch in run.steps(int(sys.argv[2])):
+        model["w"].value += batch
+        run.log(w=model["w"].value)
+        if run.step == 3:
+            print("here", flush=True)
+        deadline = time.monotonic() + float(sys.argv[3])
+        while run.step >= 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+print("end", float(model["w"].value))
+"""
+
+
+def test_killed_runs_end_as_one_that_was_never_killed() -> None:
+    options = ["--kills", "3", "--terms", "0", "--calls", "1", "--cases", "1", "--seed", "3"]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "kills.py"), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all equal" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "saved"),
+    [
+        ([signal.SIGTERM], 143, 3),
+        ([signal.SIGINT], -signal.SIGINT, 3),
+        ([signal.SIGINT, signal.SIGINT], -signal.SIGINT, 0),
+        ([signal.SIGTERM, signal.SIGTERM], -signal.SIGTERM, 0),
+    ],
+)
+def test_the_first_signal_ends_after_the_step_and_the_second_at_once(
+    tmp_path: pathlib.Path, signals: list[int], code: int, saved: int
+) -> None:
+    last = "0.5" if len(signals) == 1 else "60"
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "5", last]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.2)
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, out) == (code, ""), err
+    assert "the step is finished and saved" in err
+    steps = [int(path.stem[5:]) for path in tmp_path.glob("step_*.json")]
+    assert max(steps, default=0) == saved
+    if saved:
+        again = subprocess.run([*command[:-1], "0"], capture_output=True, text=True, check=True)
+        assert again.stdout == "end 5.0\n"
