@@ -19,6 +19,7 @@ _PREFERRED = (
     *("model.safetensors.index.json", "model.safetensors"),
     *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
     *("adapter_model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"),
+    "adapter_model.bin",
 )
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack", ".eqx")
 
@@ -65,8 +66,8 @@ def read_index(path: str, read: Read) -> Tensors:
       read: reads one file.
 
     Raises:
-      TensorFileError: if it names a file outside of its folder or one that is missing, a tensor
-        that its file lacks, or if a file has a tensor that the index gives to another.
+      TensorFileError: if it names a file outside of its folder or one that is missing, or a tensor
+        that its file lacks, or if two files have one tensor.
     """
     places, metadata = _decode(path)
     folder = os.path.dirname(path) or "."
@@ -87,14 +88,11 @@ def read_index(path: str, read: Read) -> Tensors:
         tensors[name] = shards[shard][name]
     for shard, held in shards.items():
         for name in held:
-            if name not in places:
-                raise TensorFileError(
-                    path, f"the file {shard!r} holds it and the index does not", name
-                )
-            if places[name] != shard:
-                raise TensorFileError(
-                    path, f"is in two files, {places[name]!r} and {shard!r}", name
-                )
+            place = places.get(name, shard)  # what an index forgets is there all the same
+            other = tensors.setdefault(name, held[name])
+            if place != shard or other is not held[name]:
+                first = place if place != shard else os.path.basename(other.file)
+                raise TensorFileError(path, f"is in two files, {first!r} and {shard!r}", name)
     kind = next((held.kind for held in shards.values()), "empty")
     return Tensors(path, f"{kind}, {len(shards)} files", tensors, metadata)
 
