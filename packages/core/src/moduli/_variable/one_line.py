@@ -14,8 +14,12 @@ __all__ = ["summarize", "variable_repr"]
 _SMALL = 8  # arrays with at most so many elements are shown whole
 
 
-def summarize(value: Any) -> str:
+def summarize(value: Any, *, elements: bool = True) -> str:
     """Formats an array as ``float32[2, 3]``, a small one with its elements, the rest as is.
+
+    Args:
+      value: the value.
+      elements: whether to show the elements of small arrays.
 
     Example:
       >>> import jax.numpy as jnp
@@ -25,7 +29,7 @@ def summarize(value: Any) -> str:
     """
     if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         short = f"{value.dtype}{list(value.shape)}"
-        if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size > _SMALL:
+        if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size > _SMALL or not elements:
             return short
         if is_key_array(value):
             return f"{short} {np.asarray(jax.random.key_data(value)).tolist()}"  # type: ignore[arg-type]
@@ -34,16 +38,17 @@ def summarize(value: Any) -> str:
         except RuntimeError:  # a deleted (donated) buffer
             return f"{short} (deleted)"
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        inner = ", ".join(map(summarize, value))
+        inner = ", ".join(summarize(item, elements=elements) for item in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, list):
-        return f"[{', '.join(map(summarize, value))}]"
+        return f"[{', '.join(summarize(item, elements=elements) for item in value)}]"
     if callable(value) and hasattr(value, "__name__"):
         return value.__name__
     return repr(value)
 
 
-def variable_repr(variable: Any) -> str:
-    """Formats a Variable on one line."""
+def variable_repr(variable: Any, *, elements: bool = True) -> str:
+    """Formats a Variable on one line, without the elements of a small array if asked."""
     metadata = "".join(f", {k}={summarize(v)}" for k, v in variable._metadata.items())
-    return f"{type(variable).__name__}({summarize(variable._value)}{metadata})"
+    value = summarize(variable._value, elements=elements)
+    return f"{type(variable).__name__}({value}{metadata})"
