@@ -374,6 +374,40 @@ def a_method_brings_a_module_that_the_call_does_not_hold(nnx: Any) -> Any:
     return output
 
 
+@jax.tree_util.register_pytree_node_class
+class Quantized:
+    """As quantizers keep a parameter: a pytree of arrays, in the place of a Param."""
+
+    def __init__(self, values: Any, scale: Any):
+        self.values, self.scale = values, scale
+
+    def tree_flatten(self) -> Any:
+        return (self.values, self.scale), None
+
+    @classmethod
+    def tree_unflatten(cls, _: Any, children: Any) -> Any:
+        return cls(*children)
+
+
+@behaviour
+def a_pytree_that_is_registered_as_data(nnx: Any) -> Any:
+    nnx.register_data_type(Quantized)
+
+    class Layer(nnx.Module):
+        def __init__(self) -> None:
+            self.kernel = Quantized(jnp.arange(3), jnp.array(0.5))
+            self.parts = nnx.List([Quantized(jnp.ones(3), jnp.array(2.0))])
+
+        def __call__(self, x: Any) -> Any:
+            part = self.parts[0]
+            return x * self.kernel.values * self.kernel.scale + part.values * part.scale
+
+    layer = Layer()
+    graphdef, state = nnx.split(layer)
+    outputs = [layer(2.0), nnx.jit(lambda layer, x: layer(x))(layer, 2.0)]
+    return [*outputs, nnx.merge(graphdef, state)(2.0), nnx.clone(layer)(3.0)]
+
+
 def test_the_class_survives_copies_and_pickles() -> None:
     model = make_pair(moduli)
     model.first.__class__ = Doubled

@@ -67,9 +67,10 @@ class Level:
 
 
 def _is_leaf(value: Any) -> bool:
-    return (
-        value.__class__ in _SIMPLE or isinstance(value, (*_LEAVES, *data_types)) or _is_node(value)
-    )
+    if value.__class__ in _SIMPLE or isinstance(value, _LEAVES) or _is_node(value):
+        return True
+    # a registered type may be a pytree too: then JAX would open it, so it is opened here
+    return isinstance(value, tuple(data_types)) and jax.tree_util.all_leaves([value])
 
 
 def _is_node(value: Any) -> bool:
