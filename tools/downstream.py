@@ -51,6 +51,8 @@ class Library:
     steps: tuple[str, ...] = ()
 
 
+TUNIX = ("google-tunix", "google-tunix, Qwen2", "google-tunix, Llama3", "google-tunix, LoRA")
+
 LIBRARIES = (
     Library("blaxbird", "0.2.0", tests=("blaxbird",), needs=("pytest-cov",)),
     Library("gpjax", "0.13.6", needs=("mktestdocs", "networkx", "pandas")),
@@ -60,7 +62,7 @@ LIBRARIES = (
     Library("avitai-artifex", "0.1.15", tests=()),
     Library("calibrax", "0.1.14", tests=()),
     Library("canvit-nnx", "0.2.0", tests=()),
-    Library("google-tunix", "0.1.7", tests=(), steps=("google-tunix", "google-tunix, LoRA")),
+    Library("google-tunix", "0.1.7", tests=(), steps=TUNIX),
     Library("mamba3-jax", "1.0.1", tests=(), steps=("mamba3-jax",)),
     Library("qwix", "0.1.8", tests=(), steps=("qwix", "qwix, after training", "qwix, LoRA")),
     Library("substrax", "0.1.22", tests=()),
