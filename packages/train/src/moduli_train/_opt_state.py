@@ -41,17 +41,28 @@ def to_opt_state(tree: Any, params: moduli.State) -> Any:
 
     Returns:
       The state; names of axes are carried over to what has another shape than its parameter, such
-      as adafactor's rows and columns.
+      as adafactor's rows and columns. No array of it is one of the parameters' own or stands in it
+      twice, as where a transformation begins with the parameters: a step to which model and
+      optimizer are donated must not be given a buffer twice.
     """
     shapes = {
         tuple(map(str, path)): getattr(raw_value(leaf), "shape", None)
         for path, leaf in moduli.to_flat_state(params)
     }
+    taken = {id(array) for array in jax.tree.leaves(params)}
+
+    def own(value: Any) -> Any:
+        if isinstance(value, jax.Array) and id(value) in taken:
+            value = jnp.copy(value)
+        taken.add(id(value))
+        return value
 
     def convert(key_path: Any, leaf: Any) -> Any:
         keys = tuple(str(_key(entry)) for entry in key_path)
         found = (shapes[keys[n:]] for n in range(len(keys)) if keys[n:] in shapes)
-        return _to_opt_state(leaf, next(found, None))
+        converted = _to_opt_state(leaf, next(found, None))
+        converted.set_raw_value(jax.tree.map(own, converted.get_raw_value()))
+        return converted
 
     return jax.tree_util.tree_map_with_path(convert, tree, is_leaf=is_variable)
 
