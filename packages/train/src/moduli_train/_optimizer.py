@@ -13,6 +13,7 @@ from moduli_train._forms import FORMS, Encoding, initialize
 from moduli_train._gradients import is_variable, match_gradients, raw_value
 from moduli_train._meshes import update_on_mesh
 from moduli_train._misuse import MISSING, check_transformation, check_update
+from moduli_train._of_model import bound_to
 from moduli_train._opt_state import (
     box_replaced,
     check_made_for,
@@ -113,7 +114,8 @@ class Optimizer(moduli.Pytree, Generic[M]):
             is left out, so that one gradient may serve several optimizers.
           **kwargs: more arguments of ``tx.update``, for transformations that take some, such as
             the ``value`` for ``optax.contrib.reduce_on_plateau``. Variables in them are replaced
-            by their values.
+            by their values. A function of the parameters, such as the ``value_fn`` of a line
+            search, is made of one of a model by :func:`of_model`.
 
         Returns:
           The updates that were added to the parameters, a State of plain arrays.
@@ -134,7 +136,7 @@ class Optimizer(moduli.Pytree, Generic[M]):
         values = treedef.unflatten(map(raw_value, leaves))
         form = Encoding(params, self._form) if self._form != FORMS[0] else None
         encode, decode = (form.encode, form.decode) if form else (_same, _same)
-        more = unwrap(kwargs) if kwargs else {}
+        more = unwrap(bound_to(model, self.wrt, kwargs)) if kwargs else {}
         try:
             updates, opt_state = update_on_mesh(
                 self.tx.update,
