@@ -16,6 +16,7 @@ import moduli_train
     [
         "Batches",
         "EMA",
+        "LossScale",
         "Metric",
         "MetricState",
         "ModelAndOptimizer",
@@ -26,8 +27,10 @@ import moduli_train
         "Optimizer",
         "Run",
         "TrainState",
+        "accumulate",
         "fit",
         "metrics",
+        "of_model",
     ],
 )
 def test_public_names_are_reached_through_moduli(name: str) -> None:

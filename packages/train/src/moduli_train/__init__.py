@@ -8,9 +8,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moduli_train import metrics as metrics
+    from moduli_train._accumulate import accumulate as accumulate
     from moduli_train._ema import EMA as EMA
+    from moduli_train._loss_scale import LossScale as LossScale
     from moduli_train._metrics.metric import Metric as Metric
     from moduli_train._metrics.multi_metric import MultiMetric as MultiMetric
+    from moduli_train._of_model import of_model as of_model
     from moduli_train._optimizer import ModelAndOptimizer as ModelAndOptimizer
     from moduli_train._optimizer import Optimizer as Optimizer
     from moduli_train._run.batches import Batches as Batches
@@ -32,9 +35,12 @@ else:  # the same names; tests/test_package_maps.py compares the two
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
         {
+            "_accumulate": ["accumulate"],
             "_ema": ["EMA"],
+            "_loss_scale": ["LossScale"],
             "_metrics.metric": ["Metric"],
             "_metrics.multi_metric": ["MultiMetric"],
+            "_of_model": ["of_model"],
             "_optimizer": ["ModelAndOptimizer", "Optimizer"],
             "_run.batches": ["Batches"],
             "_run.errors": [

@@ -101,8 +101,8 @@ def of_model(
       StructureError: if ``loss_fn`` cannot be called.
 
     Example:
-      >>> import moduli as nnx, optax
-      >>> model = nnx.Dict({"w": nnx.Param(3.0), "calls": nnx.Variable(0)})
+      >>> import moduli as nnx, optax, jax.numpy as jnp
+      >>> model = nnx.Dict({"w": nnx.Param(jnp.array(3.0)), "calls": nnx.Variable(0)})
       >>> optimizer = nnx.Optimizer(model, optax.lbfgs())
       >>> def loss_fn(model):
       ...     model["calls"].value += 1

@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from moduli_debug import tabulate as tabulate
     from moduli_train import Batches as Batches
     from moduli_train import EMA as EMA
+    from moduli_train import LossScale as LossScale
     from moduli_train import Metric as Metric
     from moduli_train import MetricState as MetricState
     from moduli_train import ModelAndOptimizer as ModelAndOptimizer
@@ -116,8 +117,10 @@ if TYPE_CHECKING:
     from moduli_train import Optimizer as Optimizer
     from moduli_train import Run as Run
     from moduli_train import TrainState as TrainState
+    from moduli_train import accumulate as accumulate
     from moduli_train import fit as fit
     from moduli_train import metrics as metrics
+    from moduli_train import of_model as of_model
     from moduli_interop import BridgeError as BridgeError
     from moduli_interop import CheckpointError as CheckpointError
     from moduli_interop import CheckpointManager as CheckpointManager
@@ -297,6 +300,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     "train": (
         "Batches",
         "EMA",
+        "LossScale",
         "Metric",
         "MetricState",
         "ModelAndOptimizer",
@@ -307,8 +311,10 @@ PROVIDED: dict[str, tuple[str, ...]] = {
         "Optimizer",
         "Run",
         "TrainState",
+        "accumulate",
         "fit",
         "metrics",
+        "of_model",
     ),
     "interop": (
         "BridgeError",
