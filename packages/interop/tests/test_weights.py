@@ -389,6 +389,8 @@ def test_a_common_prefix_is_named_and_not_stripped(prefix, spelled):
     tensors["step"] = np.zeros((), np.int32)
     error = refused(tensors, Model(), "does not fit the model", names=NAMES)
     assert f"write prefix={prefix!r}" in str(error)
+    wrong = refused(tensors, Model(), "nothing was loaded", names=NAMES, prefix="nothing.")
+    assert f"no name begins with prefix='nothing.'; the first is '{prefix}model.em" in str(wrong)
     report = load_weights(tensors, Model(), names=NAMES, prefix=spelled)
     assert report.left == ("step",)
 

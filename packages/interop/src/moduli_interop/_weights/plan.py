@@ -108,6 +108,10 @@ def make_plan(
         _report_names(asked, plan, problems, selection.prefix)
     if asked and (plan.missing or not plan.loaded):
         plan.hint = prefix_hint(list(there), asked_names, selection.prefix)
+        if not there and plan.left:
+            plan.hint = (
+                f"no name begins with prefix={selection.prefix!r}; the first is {plan.left[0]!r}"
+            )
         paths = {target.called for target in listed if target.called}
         paths |= {tuple(map(str, place.path)) for target in listed for place in target.places}
         plan.idle = mapping.idle(paths)
