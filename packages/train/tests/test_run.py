@@ -18,6 +18,7 @@ import pytest
 
 import moduli as nnx
 from moduli.plugins import PluginWarning
+from moduli_interop import DamagedCheckpointWarning
 from moduli_train import DataPositionWarning, RunError
 from moduli_train._run.encoding import decoded, encoded
 
@@ -104,6 +105,7 @@ class Counting:
 FREE: dict[str, Callable[[], Any]] = {
     "batches": lambda: nnx.Batches(ROWS, 3, seed=2),
     "list": lambda: [*ROWS[:5]],
+    "array": lambda: ROWS[:6].reshape(3, 2),
     "callable": lambda: lambda epoch: iter(np.random.default_rng(epoch).permutation(ROWS)[:6]),
     "get_state": Cursor,
     "state_dict": Loader,
@@ -315,6 +317,66 @@ def test_report_draws_what_was_logged(tmp_path: pathlib.Path) -> None:
                 run.log(test=1.0)
         page = run.report()
     assert page == tmp_path / "report.html" and "data:image/png" in page.read_text()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: pathlib.Path) -> None:
+    whole = seen(tmp_path / "whole", [1.0, 2.0], 9)
+    seen(tmp_path / "run", [1.0, 2.0], 9, 7)
+    manager = nnx.CheckpointManager(tmp_path / "run")
+    file = pathlib.Path(manager.info(6).path)
+    file.write_bytes(file.read_bytes()[:-3] + b"???")
+    with pytest.warns(DamagedCheckpointWarning, match="step 6 of .* is passed over"):
+        assert seen(tmp_path / "run", [1.0, 2.0], 9) == whole[4:]
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+
+
+def logged(folder: pathlib.Path) -> Any:
+    with open(folder / "log.csv") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_resume_cuts_rows_columns_and_half_a_line(tmp_path: pathlib.Path) -> None:
+    def train(folder: pathlib.Path, stop: int | None) -> None:
+        model = nnx.Dict({"w": nnx.Param(jnp.zeros(()))})
+        try:
+            with nnx.Run(folder, model=model, save_every=2, log_every=1, progress=False) as run:
+                for _ in run.steps(6):
+                    run.log(**{f"at {run.step}": run.step, "w": 0.5})
+                    if run.step == stop:
+                        raise InterruptedError
+        except InterruptedError:
+            with open(folder / "log.csv", "a") as file:
+                file.write("6,0,0.1,5")  # the process was killed while it wrote
+
+    train(tmp_path / "whole", None)
+    for stop in (1, 4, 5, 6):
+        train(tmp_path / str(stop), stop)
+        train(tmp_path / str(stop), None)
+        assert logged(tmp_path / str(stop)) == logged(tmp_path / "whole")
+        header = (tmp_path / str(stop) / "log.csv").read_text().splitlines()[0]
+        assert header == (tmp_path / "whole/log.csv").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_each_save_is_the_state_of_its_step_though_steps_are_donated(
+    tmp_path: pathlib.Path, asynchronous: bool
+) -> None:
+    model = nnx.Dict({"w": nnx.Param(jnp.zeros(1000)), "seen": nnx.BatchStat(jnp.zeros(()))})
+
+    @nnx.jit(donate_argnums=0)
+    def step(model: Any) -> None:
+        model["w"].value += 1
+        model["seen"].value = model["w"].value.sum()
+
+    with nnx.Run(tmp_path, model=model, save_every=1, keep=None, progress=False,
+                 asynchronous=asynchronous) as run:  # fmt: skip
+        for _ in run.steps(40):
+            step(model)
+    manager = nnx.CheckpointManager(tmp_path)
+    assert manager.steps() == [*range(1, 41)]
+    for number in manager.steps():
+        state = nnx.load_state(manager.info(number).path)["model"]
+        assert (state["w"].value == number).all() and state["seen"].value == 1000 * number
 
 
 # -- the best checkpoint, early stop, evaluation

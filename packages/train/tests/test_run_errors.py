@@ -59,9 +59,11 @@ def test_an_epoch_without_batches_ends_no_loop_silently(data: Any) -> None:
         assert len([*run.steps(5)]) == 5
 
 
-def test_what_is_no_data_is_refused() -> None:
-    with pytest.raises(RunError, match=r"data= is a int; it takes an iterable, or data with"):
-        nnx.Run(data=3)
+@pytest.mark.parametrize("data", [3, {"x": np.zeros((4, 2))}, "rows"])
+def test_what_is_no_data_is_refused(data: Any) -> None:
+    text = r"data= is a (int|dict|str); it takes an iterable of batches.*nnx.Batches\(arrays, size"
+    with pytest.raises(RunError, match=text):
+        nnx.Run(data=data)
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"image": x, "label": x[:, 0]}])

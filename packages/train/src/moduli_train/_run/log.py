@@ -58,7 +58,7 @@ class Log:
         kept = [row for row in rows if step is not None and int(row["step"]) <= step]
         used = {name for row in kept for name, value in row.items() if value != ""}
         self._columns = [name for name in self._columns if name in used or name in _OWN]
-        self._rewrite(kept)
+        self._rewrite([{name: row[name] for name in self._columns} for row in kept])
 
     def rows(self) -> list[Row]:
         """Returns the rows of the file, as texts; a last line that is not whole is left out."""

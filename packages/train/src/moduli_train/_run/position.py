@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from moduli.plugins import collect
 from moduli_train._run.batches import Batches
@@ -29,8 +32,12 @@ class Source:
         answers = collect("moduli_data_state", data=data)
         self._data, self._plugin = data, answers[0][1] if answers else None
         self._by_epoch = callable(data) and not hasattr(data, "__iter__")
-        if not self._by_epoch and not hasattr(data, "__iter__"):
-            raise RunError(f"data= is a {type(data).__name__}; it takes an iterable, or {_CURES}")
+        if isinstance(data, (Mapping, str)) or not (self._by_epoch or hasattr(data, "__iter__")):
+            raise RunError(
+                f"data= is a {type(data).__name__}; it takes an iterable of batches, or {_CURES}. "
+                "Arrays become batches by `nnx.Batches(arrays, size)`"
+            )
+        self._indexed = isinstance(data, (list, tuple, np.ndarray, jax.Array))
         self.epoch = self.index = self.total = 0
         self._stream: Iterator[Any] | None = None
         self._saved: Any = None
@@ -66,7 +73,7 @@ class Source:
         data = self._data
         if isinstance(data, Batches):
             return data.epoch(self.epoch, start=self.index)
-        if isinstance(data, (list, tuple)):
+        if self._indexed:
             return itertools.islice(data, self.index, None)
         holder = self._holder(data)
         if self._saved is not None and holder is not None:
@@ -111,7 +118,7 @@ class Source:
                 f"{facts}: the batches would be others. Give the same data, or another folder"
             )
         total, self._saved = position["total"], position.get("state")
-        known = facts is not None or isinstance(self._data, (list, tuple))
+        known = facts is not None or self._indexed
         if known or self._saved is not None or self._by_epoch or total == 0:
             self.epoch, self.total, self.index = position["epoch"], total, position["index"]
             if self._saved is None and not known and self.index:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import moduli
-from moduli.errors import format_path
+from moduli.errors import ModuliError, format_path
 from moduli_train._run.errors import NotSavedError
 
 __all__ = ["Watch"]
@@ -24,9 +24,10 @@ def _nodes(value: Any, depth: int) -> Iterator[moduli.Pytree]:
 
 
 def _variables(node: Any) -> Iterator[tuple[str, moduli.Variable[Any]]]:
-    for path, leaf in moduli.to_flat_state(moduli.state(node)).items():
-        if isinstance(leaf, moduli.Variable):
-            yield format_path(path), leaf
+    with contextlib.suppress(ModuliError):  # of a node that is not whole yet
+        for path, leaf in moduli.to_flat_state(moduli.state(node)).items():
+            if isinstance(leaf, moduli.Variable):
+                yield format_path(path), leaf
 
 
 def _named(code: types.CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
