@@ -23,6 +23,7 @@ from moduli._graph.flatten import flatten_roots, flatten_tree, flatten_value
 from moduli._graph.graphdef import OBJECT, GraphDef
 from moduli._graph.holders import Fixed, leaf_of
 from moduli._graph.loading import check_declared, fitted, int_keys, placed
+from moduli._graph.named_filters import check_names
 from moduli._graph.state import (
     FlatState,
     State,
@@ -93,7 +94,9 @@ def _give_out(leaves: Iterable[Any]) -> None:
 def _groups(flat: Flat, filters: tuple[Any, ...], caller: str) -> list[Any]:
     groups = [_leaves(flat)]
     if filters:
-        *groups, rest = partition(groups[0], filters)
+        *parts, rest = partition(groups[0], filters)
+        check_names(groups[0], filters, caller, any_name=caller == "state")
+        groups = parts
         if caller == "split":
             check_exhaustive(rest, filters, caller)
     for group in groups:
@@ -180,6 +183,9 @@ def state(node: Any, *filters: Any) -> Any:
     Returns:
       One State for at most one filter, otherwise a tuple of States. They hold the graph's own
       Variables; ``moduli.clone(state)`` copies them. The state of a Variable is that Variable.
+
+    Raises:
+      StructureError: if a filter is a name that selects nothing: no value has that tag.
 
     Example:
       >>> import moduli as nnx
@@ -475,6 +481,7 @@ def pop(node: Any, *filters: Any) -> Any:
     flat = _flat(node, "pop")
     pairs = [(path, leaf) for path, leaf in _leaves(flat) if isinstance(leaf, Variable)]
     groups = partition(pairs, filters)[:-1]
+    check_names(pairs, filters, "pop", any_name=False)
     chosen = {id(variable) for group in groups for _, variable in group}
     if not is_graph_leaf(node):
         for path, leaf in iter_pytree(node):

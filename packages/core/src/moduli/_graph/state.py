@@ -16,6 +16,7 @@ from moduli import errors
 from moduli._base.epoch import EPOCH
 from moduli._base.type_variables import Path
 from moduli._graph.loading import fitted, is_number, placed
+from moduli._graph.named_filters import check_names
 from moduli._variable.box import Variable
 from moduli._variable.filters import check_order, partition
 
@@ -257,13 +258,17 @@ class FlatState(Mapping[Path, Any]):
         Raises:
           StructureError: if a value is selected by no filter.
         """
-        *groups, rest = partition(list(self._items.items()), (first, *filters))
+        pairs = list(self._items.items())
+        *groups, rest = partition(pairs, (first, *filters))
+        check_names(pairs, (first, *filters), "split", any_name=False)
         check_exhaustive(rest, (first, *filters), "split")
         return _one_or_all(tuple(map(FlatState, groups)))
 
     def filter(self, first: Any, /, *filters: Any) -> Any:
         """Like :meth:`split`, and leaves out what no filter selects."""
-        *groups, _ = partition(list(self._items.items()), (first, *filters))
+        pairs = list(self._items.items())
+        *groups, _ = partition(pairs, (first, *filters))
+        check_names(pairs, (first, *filters), "filter", any_name=False)
         return _one_or_all(tuple(map(FlatState, groups)))
 
     @staticmethod
@@ -410,7 +415,9 @@ def filter_state(state: Mapping[Any, Any], first: Any, /, *filters: Any) -> Any:
     Returns:
       One State for one filter, otherwise a tuple of them.
     """
-    groups = partition(_flat_items(state), (first, *filters))[:-1]
+    pairs = list(_flat_items(state))
+    groups = partition(pairs, (first, *filters))[:-1]
+    check_names(pairs, (first, *filters), "filter_state", any_name=False)
     states = tuple(map(from_flat_state, groups))
     return states if filters else states[0]
 
@@ -435,7 +442,9 @@ def split_state(state: Mapping[Any, Any], first: Any, /, *filters: Any) -> Any:
     Raises:
       StructureError: if a value is selected by no filter.
     """
-    *groups, rest = partition(_flat_items(state), (first, *filters))
+    pairs = list(_flat_items(state))
+    *groups, rest = partition(pairs, (first, *filters))
+    check_names(pairs, (first, *filters), "split_state", any_name=False)
     check_exhaustive(rest, (first, *filters), "split_state")
     states = tuple(map(from_flat_state, groups))
     return states if filters else states[0]

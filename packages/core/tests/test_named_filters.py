@@ -1,0 +1,77 @@
+"""A filter that is a name: a tag. One that selects nothing and names a kind is a mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+import moduli as nnx
+from moduli.errors import StructureError
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.w = nnx.Param(1.0, tag="slow")
+        self.b = nnx.Param(2.0)
+
+
+SELECT = {
+    "state": nnx.state,
+    "split": lambda model, *filters: nnx.split(model, *filters, ...),
+    "split of a tuple": lambda model, *filters: nnx.split((model,), *filters, ...),
+    "pop": nnx.pop,
+    "filter_state": lambda model, *filters: nnx.filter_state(nnx.state(model), *filters),
+    "State.split": lambda model, *filters: nnx.state(model).split(*filters, ...),
+    "State.filter": lambda model, *filters: nnx.state(model).filter(*filters),
+    "FlatState.filter": lambda model, *f: nnx.to_flat_state(nnx.state(model)).filter(*f),
+    "FlatState.split": lambda model, *f: nnx.to_flat_state(nnx.state(model)).split(*f, ...),
+}
+
+
+@pytest.mark.parametrize("select", SELECT.values(), ids=SELECT)
+@pytest.mark.parametrize(
+    "filter",
+    ["params", "param", ("params", nnx.BatchStat), nnx.WithTag("params"), nnx.Any("params")],
+    ids=str,
+)
+def test_the_name_of_a_kind_is_an_error_that_says_the_class(select, filter):
+    model = Model()
+    with pytest.raises(StructureError, match=r"filter 'params?'.*moduli\.Param"):
+        select(model, filter)
+    assert hasattr(model, "w")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("batch_stats", "BatchStat"), ("rng_keys", "RngKey")])
+def test_each_kind_is_named(name, kind):
+    with pytest.raises(StructureError, match=rf"moduli\.{kind}"):
+        nnx.state(Model(), nnx.Param, name)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("slo", "did you mean 'slow'"), ("xyz", "are 'slow'")])
+def test_state_of_a_tag_that_nothing_has_says_which_there_are(name, hint):
+    with pytest.raises(StructureError, match=hint):
+        nnx.state(Model(), name)
+
+
+@pytest.mark.parametrize("select", SELECT.values(), ids=SELECT)
+@pytest.mark.parametrize(
+    "filter", [nnx.BatchStat, nnx.PathContains("nothing"), lambda path, value: False, False, None]
+)
+def test_what_may_select_nothing_still_does(select, filter):
+    found = select(Model(), filter)
+    parts = found if isinstance(found, tuple) else (found,)
+    assert any(not isinstance(part, nnx.GraphDef) and len(part) == 0 for part in parts)
+
+
+def test_a_tag_that_other_models_have_selects_nothing_in_split():
+    _, tagged, rest = nnx.split(Model(), "recurrent", ...)  # as a loop over any cell writes it
+    assert not tagged and len(rest) == 2
+    assert len(nnx.state(Model(), nnx.Not("recurrent"))) == 2
+
+
+@pytest.mark.parametrize("name", ["slow", "params"])
+def test_a_tag_that_is_there_counts_though_another_filter_took_it(name):
+    model = Model()
+    model.w.set_metadata(tag=name)
+    assert list(nnx.state(model, name)) == ["w"]
+    params, tagged = nnx.state(model, nnx.Param, name)
+    assert len(params) == 2 and not tagged
