@@ -74,6 +74,10 @@ __all__ = [
     "moduli_perturb",
 ]
 
+VERSION = (1, 0)
+"""The version of this interface: the first number grows when a plugin that was right is so no more,
+the second with each new hook or argument. See the page "What is stable in the hooks"."""
+
 IN_PROGRAMS = (
     "moduli_mode_attributes",
     "moduli_before_call",

@@ -18,8 +18,8 @@ from typing import Any
 
 import moduli
 from moduli import _plugins, errors
+from moduli._base.install_hint import install_hint
 from moduli._facade import doctor, plugin_commands, run_program
-from moduli._facade.install_hint import install_hint
 from moduli._facade.resolve import resolve
 
 __all__ = ["main"]

@@ -53,6 +53,7 @@ def plugins() -> dict[str, Any]:
             name: [record.name for _, record in found.implementations(name)]
             for name in _plugins.hook_names()
         },
+        "hook_version": ".".join(map(str, _plugins.version())),
         **owners_of_names(),
     }
 
@@ -75,6 +76,10 @@ def doctor() -> dict[str, Any]:
         made.problem(name) for made in contributed() for name in (*made.refused, *made.clashes)
     ]
     problems += dead
+    problems += [
+        f"the {record.title} implements what is deprecated, {what}: {warning}"
+        for record, _, what, warning in _plugins.discover().deprecated()
+    ]
     problems += [
         f"moduli.{name} is claimed by {' and by '.join(owners)}"
         for name, owners in resolve.clashes().items()
@@ -189,7 +194,8 @@ def text_of_plugins(report: dict[str, Any]) -> str:
         lines.append(f"{'':<13}names: {', '.join(package['names'])}")
     if not lines:
         lines.append('no plugins are installed; pip install "moduli[all]" brings moduli\'s own')
-    lines += ["", "each hook runs these plugins, in this order:"]
+    version = report["hook_version"]
+    lines += ["", f"hooks of version {version}; each runs these plugins, in this order:"]
     for name, order in report["hooks"].items():
         lines.append(f"  {name:<26} {', '.join(order) or '-'}")
     for what, owners in report["owners"].items():

@@ -12,10 +12,10 @@ import importlib
 from typing import Any
 
 from moduli import errors
+from moduli._base.install_hint import install_hint
 from moduli._facade import claims
 from moduli._facade.claims import SUBMODULES, describe, resolved
 from moduli._facade.extension_names import PROVIDED
-from moduli._facade.install_hint import install_hint
 
 __all__ = ["clashes", "forget", "names", "resolve"]
 

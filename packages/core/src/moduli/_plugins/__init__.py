@@ -47,5 +47,6 @@ from moduli._plugins.requirements import unmet as unmet
 from moduli._plugins.specs import declare_all as declare_all
 from moduli._plugins.specs import hook_names as hook_names
 from moduli._plugins.specs import named_hooks as named_hooks
+from moduli._plugins.specs import version as version
 from moduli._plugins.trace import TraceLine as TraceLine
 from moduli._plugins.trace import tracing as tracing

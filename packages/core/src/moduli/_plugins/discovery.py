@@ -104,6 +104,7 @@ def _discover() -> PluginSet:
             EPOCH[0] += 1
         plugins, known = found, list(_records)
     report(known)
+    plugins.warn_of_deprecated()
     return plugins
 
 

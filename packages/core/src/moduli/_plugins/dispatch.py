@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moduli import errors
+from moduli._base.install_hint import install_hint
 from moduli._plugins import discovery, specs, trace
 from moduli._plugins.inspection import Plugin
 from moduli._plugins.plugin_set import PluginSet, switch_off
@@ -122,6 +123,7 @@ def _extended(current: PluginSet, sources: tuple[Any, ...]) -> PluginSet:
     for record in (plugin.record for plugin in added):
         if record.state == "quarantined":
             raise errors.PluginError(f"moduli.using: {record.title} failed {record.cause}")
+    extended.warn_of_deprecated()
     return extended
 
 
@@ -270,8 +272,7 @@ def _missing(hook_name: str, asked: list[str]) -> str:
             "the plugins that are installed, and their hooks"
         )
     message = (
-        f"{feature} needs a plugin that implements the hook {hook_name}: "
-        f'pip install "moduli[{extra}]"'
+        f"{feature} needs a plugin that implements the hook {hook_name}: {install_hint(extra)}"
     )
     for record in discovery.records():
         if record.name == extra and record.state == "blocked":

@@ -30,6 +30,7 @@ class Plugin:
 
     Attributes:
       options: pluggy's options of each function, by the attribute that holds it.
+      wanted: the version of core's hooks for which it says it was written, or None.
       unmarked: its functions that are named like hooks and have no mark.
     """
 
@@ -37,6 +38,7 @@ class Plugin:
         self.source = source
         self.record = record
         self.options: dict[str, Any] = {}
+        self.wanted: Any = None
         self.unmarked: list[str] = []
         try:
             for name in dir(source):
@@ -44,6 +46,7 @@ class Plugin:
                     self._read(name)
             record.hooks = tuple(sorted(o["specname"] for o in self.options.values()))
             record.phase = _phase(source)
+            self.wanted = getattr(source, "moduli_hook_version", None)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -63,17 +66,26 @@ class Plugin:
         return list(self.options)
 
 
-def check_hooks(plugin: Plugin, known: Collection[str], *, in_block: bool = False) -> None:
+def check_hooks(
+    plugin: Plugin,
+    known: Collection[str],
+    *,
+    version: tuple[int, int] = (1, 0),
+    in_block: bool = False,
+) -> None:
     """Raises for what pluggy would accept in silence.
 
     Args:
       plugin: the plugin.
       known: the names of all declared hooks.
+      version: of core's hooks.
       in_block: whether the program itself turns the plugin on, so that it should have hooks.
 
     Raises:
       PluginError: for a misspelt hook, a hook without its mark, a wrapper, or no hooks at all.
     """
+    if plugin.wanted is not None:
+        _check_version(plugin.wanted, version)
     for options in plugin.options.values():
         hook = options["specname"]
         if hook not in known and not options["optionalhook"]:
@@ -93,6 +105,21 @@ def check_hooks(plugin: Plugin, known: Collection[str], *, in_block: bool = Fals
         raise errors.PluginError(
             "it implements no hook; mark its functions with @moduli.hookimpl (the hooks are "
             "listed in moduli.hookspecs)"
+        )
+
+
+def _check_version(wanted: Any, version: tuple[int, int]) -> None:
+    numbers = (wanted,) if isinstance(wanted, int) else wanted
+    is_version = isinstance(numbers, tuple) and numbers and all(type(n) is int for n in numbers)
+    if not is_version:
+        raise errors.PluginError(
+            f"its moduli_hook_version is {wanted!r}; write one as moduli.hookspecs.VERSION is"
+        )
+    if numbers[0] != version[0] or tuple(numbers) > version[: len(numbers)]:
+        raise errors.PluginError(
+            f"it was written for version {'.'.join(map(str, numbers))} of moduli's hooks, and this "
+            f"is version {'.'.join(map(str, version))}; take a version of it for this one, or "
+            "another version of moduli"
         )
 
 

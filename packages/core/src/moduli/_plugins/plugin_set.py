@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +15,7 @@ from moduli._base.epoch import EPOCH
 from moduli._base.hook_markers import PROJECT
 from moduli._plugins import specs
 from moduli._plugins.inspection import Plugin, check_hooks
-from moduli._plugins.records import PluginRecord, quarantine, report
+from moduli._plugins.records import PluginRecord, is_reporting_only, quarantine, report
 
 __all__ = ["PluginSet", "add_hookspecs", "switch_off"]
 
@@ -85,7 +87,9 @@ class _Manager(pluggy.PluginManager):
         return self.declared.get(name)
 
     def declare(self, spec: specs.Spec) -> None:
-        self.declared = spec.options
+        # whoever implements what is deprecated is warned once, not at each registration
+        quiet = {"warn_on_impl": None, "warn_on_impl_args": None}
+        self.declared = {name: {**given, **quiet} for name, given in spec.options.items()}
         self.add_hookspecs(spec.module)
 
 
@@ -132,7 +136,9 @@ class PluginSet:
             if record.state != "active":
                 continue
             try:
-                check_hooks(plugin, known, in_block=not record.distribution)
+                check_hooks(
+                    plugin, known, version=specs.version(), in_block=not record.distribution
+                )
                 taken = manager.has_plugin(record.name)
                 manager.register(plugin, f"{record.name} ({id(plugin)})" if taken else record.name)
             except KeyboardInterrupt:
@@ -160,6 +166,34 @@ class PluginSet:
         self.watches_methods = bool(self.implementations("moduli_after_method"))
         self.watches_writes = bool(self.implementations("moduli_value_written"))
         self.wraps_calls = any(map(self.implementations, _AROUND_CALLS))
+
+    def deprecated(self) -> list[tuple[PluginRecord, Any, str, Warning]]:
+        """Returns who implements what is deprecated: record, function, what, and its warning."""
+        found = []
+        for spec in specs.specs():
+            for name, options in spec.options.items():
+                whole = options.get("warn_on_impl")
+                parts = options.get("warn_on_impl_args") or {}
+                for impl, record in self.implementations(name) if whole or parts else ():
+                    if whole:
+                        found.append((record, impl.function, f"the hook {name}", whole))
+                    for argument in set(parts).intersection(impl.argnames):
+                        what = f"the argument {argument!r} of the hook {name}"
+                        found.append((record, impl.function, what, parts[argument]))
+        return found
+
+    def warn_of_deprecated(self) -> None:
+        """Warns at the lines of implementations of what is deprecated, once for each plugin."""
+        for record, function, what, warning in () if is_reporting_only() else self.deprecated():
+            if what not in record.warned_of:
+                record.warned_of.add(what)
+                code = inspect.unwrap(function).__code__
+                warnings.warn_explicit(
+                    f"{record.title} implements {what}: {warning}",
+                    type(warning),
+                    code.co_filename,
+                    code.co_firstlineno,
+                )
 
     def implementations(self, hook: str) -> tuple[tuple[Any, PluginRecord], ...]:
         """Returns (implementation, record) of a hook, in the order in which they run."""
@@ -208,6 +242,11 @@ def add_hookspecs(module: Any) -> None:
       [('Polite', 'Good morning, Ada')]
     """
     if specs.declare(module):
+        with _lock:  # sets from before `rediscover` know hooks that are to be declared anew
+            hooks = {
+                hook for known in _sets for plugin in known.plugins for hook in plugin.record.hooks
+            }
+        report(specs.declare_for(hooks))
         _rebuild_where(lambda plugins: True)
         report(plugin.record for plugins in list(_sets) for plugin in plugins.plugins)
 

@@ -14,6 +14,7 @@ from moduli import errors
 __all__ = [
     "PluginRecord",
     "PluginWarning",
+    "is_reporting_only",
     "notice",
     "noticed",
     "quarantine",
@@ -48,6 +49,7 @@ class PluginRecord:
       load_ms: milliseconds that its import took.
       cause: why it is quarantined.
       reported: whether a warning has said so.
+      warned_of: what it implements that is deprecated, after a warning of it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class PluginRecord:
     load_ms: float = 0.0
     cause: str = ""
     reported: bool = False
+    warned_of: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def title(self) -> str:
@@ -123,6 +126,11 @@ def reporting_only() -> Iterator[None]:
         yield
     finally:
         _reporting_only.reset(token)
+
+
+def is_reporting_only() -> bool:
+    """Returns whether a tool lists what is wrong itself."""
+    return _reporting_only.get()
 
 
 def _text(cause: BaseException) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "in_programs",
     "named_hooks",
     "specs",
+    "version",
 ]
 
 GROUP = "moduli.hookspecs"
@@ -122,6 +123,11 @@ def named_hooks() -> dict[str, str]:
     for spec in specs():
         found.update(getattr(spec.module, "BY_NAME", {}))
     return found
+
+
+def version() -> tuple[int, int]:
+    """Returns the version of core's hooks."""
+    return _core().module.VERSION
 
 
 def in_programs() -> set[str]:

@@ -18,7 +18,7 @@ def install_hint(extra: str) -> str:
       installs it from there: no index has a checkout's version.
 
     Example:
-      >>> from moduli._facade.install_hint import install_hint
+      >>> from moduli._base.install_hint import install_hint
       >>> install_hint("layers").partition(" (")[0]
       'pip install "moduli[layers]"'
     """
