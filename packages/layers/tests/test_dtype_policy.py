@@ -209,3 +209,9 @@ def test_jit_sees_the_change() -> None:
     assert call(layer, jnp.ones((1, 3))).dtype == jnp.float32
     set_dtypes(layer, DtypePolicy(compute=jnp.bfloat16))
     assert call(layer, jnp.ones((1, 3))).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("field", ["param", "compute", "accumulate", "norm"])
+def test_what_is_no_dtype_is_refused(field: str) -> None:
+    with pytest.raises(DtypeError, match=f"DtypePolicy got {field}='float33'; write a floating"):
+        DtypePolicy(**{field: "float33"})

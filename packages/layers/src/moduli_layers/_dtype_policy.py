@@ -53,9 +53,13 @@ class DtypePolicy:
             given = getattr(self, field.name)
             if given is None:
                 continue
-            if not jnp.issubdtype(given, jnp.inexact):
+            try:
+                name, is_floating = jnp.dtype(given).name, jnp.issubdtype(given, jnp.inexact)
+            except TypeError:  # "float33"
+                name, is_floating = repr(given), False
+            if not is_floating:
                 raise DtypeError(
-                    f"DtypePolicy got {field.name}={jnp.dtype(given).name}; write a "
+                    f"DtypePolicy got {field.name}={name}; write a "
                     f"floating dtype, as {field.name}=jnp.bfloat16"
                 )
             object.__setattr__(self, field.name, jnp.dtype(given))
