@@ -75,3 +75,57 @@ def test_a_tag_that_is_there_counts_though_another_filter_took_it(name):
     assert list(nnx.state(model, name)) == ["w"]
     params, tagged = nnx.state(model, nnx.Param, name)
     assert len(params) == 2 and not tagged
+
+
+class Nested(nnx.Module):
+    def __init__(self):
+        self.blocks = nnx.List([nnx.Dict(inner=Model()) for _ in range(11)])
+        self.scales = nnx.Dict({"a.b": nnx.Param(0.0), "c/d": nnx.Param(0.0), "0": Model()})
+
+
+def paths(filter):
+    return set(nnx.to_flat_state(nnx.state(Nested(), filter)).paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("blocks/0/inner/w", ("blocks", 0, "inner", "w")),
+        ("blocks[0].inner.w", ("blocks", 0, "inner", "w")),
+        ("blocks[10].inner.b", ("blocks", 10, "inner", "b")),
+        ("scales/a.b", ("scales", "a.b")),
+        ("scales['a.b']", ("scales", "a.b")),
+        ("scales['c/d']", ("scales", "c/d")),
+        ('scales["0"].w', ("scales", "0", "w")),
+    ],
+)
+def test_both_notations_of_a_path_are_understood(text, path):
+    assert paths(nnx.PathIn(text)) == {path} == paths(nnx.PathIn(path))
+    assert paths(nnx.PathContains(text)) == {path}
+    assert paths(nnx.PathIn(text, ("blocks", 1, "inner", "w"))) == {
+        path,
+        ("blocks", 1, "inner", "w"),
+    }
+
+
+@pytest.mark.parametrize("text", ["blocks/1", "blocks[1]", "/blocks/1/", "blocks.1"])
+def test_several_parts_are_contained_whole(text):
+    assert paths(nnx.PathContains(text)) == {("blocks", 1, "inner", n) for n in "wb"}
+
+
+@pytest.mark.parametrize(
+    ("filter", "count"),
+    [
+        (nnx.PathContains("a.b"), 1),  # a key that is written so
+        (nnx.PathContains("c/d"), 1),
+        (nnx.PathContains("inner/w"), 11),
+        (nnx.PathContains("blocks/1", exact=False), 4),  # 1 and 10
+        (nnx.PathContains("block", exact=False), 22),
+        (nnx.PathContains("block/1"), 0),
+        (nnx.PathContains(0), 2),
+        (nnx.PathContains("0"), 2),
+        (nnx.PathIn("w"), 0),
+    ],
+)
+def test_what_a_path_filter_selects(filter, count):
+    assert len(paths(filter)) == count

@@ -17,6 +17,7 @@ from types import EllipsisType
 from typing import cast
 
 from moduli import errors
+from moduli._base.path_text import parse_path
 from moduli._base.type_variables import Path
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "WithTag",
     "to_predicate",
 ]
+
+_SIGNS = frozenset("/.[")  # of a text that is a path of several parts
 
 Predicate = Callable[[Path, object], bool]
 Filter = type | str | Predicate | bool | EllipsisType | None | tuple["Filter", ...] | list["Filter"]
@@ -125,36 +128,61 @@ class WithTag(_Predicate):
 
 
 class PathContains(_Predicate):
-    """Values whose path has this part.
+    """Values whose path has this part, or these parts one after another.
 
     Args:
-      key: an attribute name or an index.
-      exact: compare parts for equality; otherwise ``key`` may be a substring of a part.
+      key: an attribute name or an index; or several, as in ``"blocks/0"`` or ``"blocks[0]"``.
+      exact: compare parts for equality; otherwise ``key`` may be a substring of a part, or of the
+        path with slashes if it has some itself.
+
+    Example:
+      >>> import moduli as nnx
+      >>> nnx.PathContains("blocks/0")(("blocks", 0, "kernel"), None)
+      True
     """
 
     def __init__(self, key: object, exact: bool = True):
         self.key, self.exact = key, exact
         self._args = (key, exact)
+        parts = parse_path(key) if isinstance(key, str) and set(key) & _SIGNS else ()
+        self._parts = parts if len(parts) > 1 else ()
 
     def __call__(self, path: Path, value: object) -> bool:
         if self.exact:
-            return self.key in path
-        return builtins.any(str(self.key) in str(part) for part in path)
+            return self.key in path or (bool(self._parts) and self._has_parts(path))
+        key = str(self.key)
+        if builtins.any(key in str(part) for part in path):
+            return True
+        return bool(self._parts) and "/".join(self._parts) in "/".join(map(str, path))
+
+    def _has_parts(self, path: Path) -> bool:
+        texts, length = tuple(map(str, path)), len(self._parts)
+        return builtins.any(
+            texts[start : start + length] == self._parts for start in range(len(texts) - length + 1)
+        )
 
 
 class PathIn(_Predicate):
     """Values at one of these paths.
 
     Args:
-      *paths: tuples of path parts.
+      *paths: tuples of path parts, or texts: ``"blocks/0/kernel"`` or ``"blocks[0].kernel"``.
+
+    Example:
+      >>> import moduli as nnx
+      >>> nnx.PathIn("blocks/0/kernel")(("blocks", 0, "kernel"), None)
+      True
     """
 
-    def __init__(self, *paths: Path):
-        self.paths = frozenset(map(tuple, paths))
+    def __init__(self, *paths: Path | str):
+        self.paths = frozenset(path if isinstance(path, str) else tuple(path) for path in paths)
         self._args = (self.paths,)
+        self._texts = frozenset(parse_path(path) for path in self.paths if isinstance(path, str))
 
     def __call__(self, path: Path, value: object) -> bool:
-        return tuple(path) in self.paths
+        if tuple(path) in self.paths:
+            return True
+        return bool(self._texts) and tuple(map(str, path)) in self._texts
 
 
 class Any(_Predicate):
