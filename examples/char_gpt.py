@@ -7,6 +7,7 @@ grouped-query attention, a gated MLP, the output layer tied to the embedding. Wh
 - the blocks are one ``Stack``: traced and compiled once, whatever the depth;
 - sampling uses a cache of keys and values, so that each new character costs one step, and the whole
   loop over characters is one compiled program;
+- killed and started again it goes on from its last checkpoint, and ends with the same numbers;
 - ``--bfloat16`` computes in bfloat16, ``--remat`` trades time for memory.
 
 Run it with ``python examples/char_gpt.py``; ``--help`` lists the options.
@@ -15,8 +16,8 @@ Run it with ``python examples/char_gpt.py``; ``--help`` lists the options.
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 import moduli as nnx
 
@@ -191,26 +191,28 @@ def evaluate(model: GPT, data: np.ndarray, *, size: int = 32, count: int = 4) ->
     return float(np.mean([loss_of_batch(model, next(pieces)) for _ in range(count)]))
 
 
-def train(model: GPT, text: Text, *, steps: int, batch_size: int, seed: int) -> list[float]:
-    """Trains ``model`` and gives the loss of each step."""
+def train(
+    model: GPT, text: Text, *, steps: int, batch_size: int, seed: int, folder: Path
+) -> list[float]:
+    """Trains ``model``, or goes on if ``folder`` has a part of it; gives the loss of each step."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, 3e-3, warmup_steps=min(50, steps // 4), decay_steps=max(steps, 2), end_value=3e-4
     )
     chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
     optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
-    pieces = batches(text.train, batch_size, model.config.length, np.random.default_rng(seed))
-    losses: list[Array] = []
-    terminal = sys.stderr.isatty()
-    with tqdm(total=steps, unit="step", disable=not terminal) as bar:
-        for step in range(1, steps + 1):
-            losses.append(train_step(model, optimizer, next(pieces)))
-            bar.update()
-            if step % max(steps // 10, 1) == 0:  # reading a loss waits for it
-                now = f"loss {float(losses[-1]):.3f}"
-                bar.set_postfix_str(now)
-                if not terminal:
-                    print(f"  step {step:5}/{steps}  {now}", flush=True)
-    return [float(loss) for loss in losses]
+    pieces = np.lib.stride_tricks.sliding_window_view(text.train, model.config.length + 1)
+    data = nnx.Batches(pieces, batch_size, seed=seed, drop_last=True)
+    tenth = max(steps // 10, 1)
+    with nnx.Run(
+        folder, model=model, optimizer=optimizer, data=data, save_every=tenth, log_every=tenth
+    ) as run:
+        for batch in run.steps(steps):  # started again, it goes on where it was
+            loss = train_step(model, optimizer, batch)
+            run.log(loss=loss)
+            if run.every(tenth):  # reading a loss waits for it
+                print(f"  step {run.step:5}/{steps}  loss {float(loss):.3f}", flush=True)
+    with open(folder / "log.csv", newline="") as log:
+        return [float(row["loss"]) for row in csv.DictReader(log)]
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -306,7 +308,12 @@ def run(options: argparse.Namespace) -> Results:
 
     before = evaluate(model, text.test)
     losses = train(
-        model, text, steps=options.steps, batch_size=options.batch_size, seed=options.seed
+        model,
+        text,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        folder=options.out / "run",
     )
     after = evaluate(model, text.test)
     key, temperature = jax.random.key(options.seed), jnp.float32(options.temperature)
