@@ -250,7 +250,7 @@ def sleep_until(folder: str, child: int, share: float | None, lasts: float, rng:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)
-    time.sleep(share * 0.25)
+    time.sleep(share * 0.15)
 
 
 def newest(folder: str) -> int:

@@ -20,7 +20,7 @@ import moduli as nnx
 from moduli.plugins import PluginWarning
 from moduli_interop import DamagedCheckpointWarning
 from moduli_train import DataPositionWarning, RunError
-from moduli_train._run.encoding import decoded, encoded
+from moduli_train._data.encoding import decoded, encoded
 
 ROWS = np.arange(14.0)
 

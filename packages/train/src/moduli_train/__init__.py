@@ -9,21 +9,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from moduli_train import metrics as metrics
     from moduli_train._accumulate import accumulate as accumulate
+    from moduli_train._data.batches import Batches as Batches
     from moduli_train._ema import EMA as EMA
+    from moduli_train._errors import BatchShapeWarning as BatchShapeWarning
+    from moduli_train._errors import DataEndedError as DataEndedError
+    from moduli_train._errors import DataPositionWarning as DataPositionWarning
+    from moduli_train._errors import NonFiniteLossError as NonFiniteLossError
+    from moduli_train._errors import NonFiniteLossWarning as NonFiniteLossWarning
+    from moduli_train._errors import NotSavedError as NotSavedError
+    from moduli_train._errors import RunError as RunError
     from moduli_train._loss_scale import LossScale as LossScale
     from moduli_train._metrics.metric import Metric as Metric
     from moduli_train._metrics.multi_metric import MultiMetric as MultiMetric
     from moduli_train._of_model import of_model as of_model
     from moduli_train._optimizer import ModelAndOptimizer as ModelAndOptimizer
     from moduli_train._optimizer import Optimizer as Optimizer
-    from moduli_train._run.batches import Batches as Batches
-    from moduli_train._run.errors import BatchShapeWarning as BatchShapeWarning
-    from moduli_train._run.errors import DataEndedError as DataEndedError
-    from moduli_train._run.errors import DataPositionWarning as DataPositionWarning
-    from moduli_train._run.errors import NonFiniteLossError as NonFiniteLossError
-    from moduli_train._run.errors import NonFiniteLossWarning as NonFiniteLossWarning
-    from moduli_train._run.errors import NotSavedError as NotSavedError
-    from moduli_train._run.errors import RunError as RunError
     from moduli_train._run.fit import fit as fit
     from moduli_train._run.run import Run as Run
     from moduli_train._train_state import TrainState as TrainState
@@ -42,8 +42,8 @@ else:  # the same names; tests/test_package_maps.py compares the two
             "_metrics.multi_metric": ["MultiMetric"],
             "_of_model": ["of_model"],
             "_optimizer": ["ModelAndOptimizer", "Optimizer"],
-            "_run.batches": ["Batches"],
-            "_run.errors": [
+            "_data.batches": ["Batches"],
+            "_errors": [
                 "BatchShapeWarning",
                 "DataEndedError",
                 "DataPositionWarning",

@@ -9,8 +9,8 @@ import jax
 
 import moduli
 from moduli.errors import MissingPluginError
+from moduli_train._errors import RunError
 from moduli_train._run.best import Best
-from moduli_train._run.errors import RunError
 
 __all__ = ["Checkpoints"]
 

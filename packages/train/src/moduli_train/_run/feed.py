@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
-from moduli_train._run.batches import Batches
-from moduli_train._run.errors import BatchShapeWarning
-from moduli_train._run.position import Source
+from moduli_train._data.batches import Batches
+from moduli_train._data.position import Source
+from moduli_train._errors import BatchShapeWarning
+from moduli_train._run.progress import counting
 
 __all__ = ["Feed"]
 
@@ -78,7 +79,7 @@ class Feed:
     def restore(self, position: dict[str, Any] | None, show: bool | None) -> None:
         """Goes to where an earlier run stood."""
         if self._source is not None and position is not None:
-            self._source.restore(position, show)
+            self._source.restore(position, lambda items: counting(items, "skipping batches", show))
             self._position, self.epoch = position, position["epoch"]
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 import moduli
 from moduli.errors import VariableError
-from moduli_train._run.errors import RunError
+from moduli_train._errors import RunError
 
 __all__ = ["Log", "replace_file"]
 

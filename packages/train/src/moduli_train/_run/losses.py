@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moduli.errors import VariableError
-from moduli_train._run.errors import NonFiniteLossError, NonFiniteLossWarning
+from moduli_train._errors import NonFiniteLossError, NonFiniteLossWarning
 
 __all__ = ["Losses"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import moduli
-from moduli_train._run.errors import RunError
+from moduli_train._errors import RunError
 from moduli_train._run.log import replace_file
 
 __all__ = ["tensorboard_writer", "write_record", "write_report"]

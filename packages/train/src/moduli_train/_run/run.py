@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import moduli
-from moduli.errors import VariableError
-from moduli_train._run.best import Best
-from moduli_train._run.errors import RunError
-from moduli_train._run.feed import Feed
-from moduli_train._run.losses import Losses
+from moduli_train._errors import RunError
 from moduli_train._run.record import write_report
 from moduli_train._run.session import Session, Steps
-from moduli_train._run.signals import Signals
 
 __all__ = ["Run"]
 
@@ -69,43 +63,6 @@ class Run(Session):
       >>> train(folder, 3), train(folder, 4)
       ((0, 4.0), (3, 6.0))
     """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str] | None = None,
-        *,
-        data: Any = None,
-        save_every: int | None = None,
-        keep: int | None = 2,
-        best: str | tuple[str, Literal["min", "max"]] | None = None,
-        patience: int | None = None,
-        log_every: int = 20,
-        on_nonfinite: Literal["stop", "warn"] = "stop",
-        prefetch: int = 0,
-        progress: bool | None = None,
-        tensorboard: bool = False,
-        format: str | None = None,
-        asynchronous: bool = True,
-        unsaved: Iterable[str] = (),
-        **nodes: Any,
-    ) -> None:
-        for name, value in {"save_every": save_every, "log_every": log_every}.items():
-            if value is not None and (type(value) is not int or value < 1):
-                raise VariableError(f"{name}= is a number of steps, at least 1; got {value!r}")
-        self.nodes = {name: node for name, node in nodes.items() if node is not None}
-        if folder is not None and not self.nodes:
-            raise VariableError(
-                "a run with a folder needs what to save: `nnx.Run(folder, model=…)`"
-            )
-        self.step, self.epoch, self.last, self.stopped = 0, 0, {}, False
-        self._best = Best.of(best, patience)
-        self._folder = folder
-        self._keeping = keep, format, asynchronous
-        self._save_every, self._log_every = save_every, log_every
-        self._losses, self._unsaved = Losses(on_nonfinite, self._best.name), tuple(unsaved)
-        self._show, self._tensorboard = progress, tensorboard
-        self._feed = Feed(data, prefetch)
-        self._signals = Signals()
 
     @property
     def best(self) -> tuple[int, float] | None:

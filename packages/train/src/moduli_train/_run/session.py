@@ -7,15 +7,16 @@ import os
 import sys
 import time
 import types
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
+from moduli.errors import VariableError
 from moduli.plugins import collect
+from moduli_train._errors import DataEndedError, RunError
 from moduli_train._run.best import Best
 from moduli_train._run.checkpoints import Checkpoints
-from moduli_train._run.errors import DataEndedError, RunError
 from moduli_train._run.feed import Feed
 from moduli_train._run.log import Log
 from moduli_train._run.losses import Losses
@@ -31,31 +32,48 @@ __all__ = ["Session", "Steps"]
 
 
 class Session:
-    """Base of Run, which sets these attributes and has what users call."""
+    """Base of Run, which says what the arguments mean and has what users call."""
 
-    step: int
-    epoch: int
-    stopped: bool
-    last: dict[str, float]
-    nodes: dict[str, Any]
-    _folder: str | os.PathLike[str] | None
-    _keeping: tuple[Any, Any, Any]
-    _save_every: int | None
-    _log_every: int
-    _unsaved: tuple[str, ...]
-    _show: bool | None
-    _tensorboard: bool
-    _best: Best
-    _losses: Losses
-    _feed: Feed
-    _signals: Signals
-    _checkpoints: Checkpoints
-    _log: Log
-    _progress: Progress | None = None
-    _watch: Watch | None = None
-    _writer: Any = None
-    _start: float
-    _entered = _resumed = _asked = _began = _in_step = False
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        data: Any = None,
+        save_every: int | None = None,
+        keep: int | None = 2,
+        best: str | tuple[str, Literal["min", "max"]] | None = None,
+        patience: int | None = None,
+        log_every: int = 20,
+        on_nonfinite: Literal["stop", "warn"] = "stop",
+        prefetch: int = 0,
+        progress: bool | None = None,
+        tensorboard: bool = False,
+        format: str | None = None,
+        asynchronous: bool = True,
+        unsaved: Iterable[str] = (),
+        **nodes: Any,
+    ) -> None:
+        for name, value in {"save_every": save_every, "log_every": log_every}.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise VariableError(f"{name}= is a number of steps, at least 1; got {value!r}")
+        self.nodes = {name: node for name, node in nodes.items() if node is not None}
+        if folder is not None and not self.nodes:
+            raise VariableError(
+                "a run with a folder needs what to save: `nnx.Run(folder, model=…)`"
+            )
+        self.step, self.epoch, self.last, self.stopped = 0, 0, {}, False
+        self._best = Best.of(best, patience)
+        self._folder = folder
+        self._keeping = keep, format, asynchronous
+        self._save_every, self._log_every = save_every, log_every
+        self._losses, self._unsaved = Losses(on_nonfinite, self._best.name), tuple(unsaved)
+        self._show, self._tensorboard = progress, tensorboard
+        self._feed = Feed(data, prefetch)
+        self._signals = Signals()
+        self._progress: Progress | None = None
+        self._watch: Watch | None = None
+        self._writer: Any = None
+        self._entered = self._resumed = self._asked = self._began = self._in_step = False
 
     def __enter__(self) -> Self:
         if self._entered:

@@ -10,7 +10,7 @@ from typing import Any
 
 import moduli
 from moduli.errors import ModuliError, format_path
-from moduli_train._run.errors import NotSavedError
+from moduli_train._errors import NotSavedError
 
 __all__ = ["Watch"]
 

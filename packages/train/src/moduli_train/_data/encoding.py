@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moduli_train._run.errors import RunError
+from moduli_train._errors import RunError
 
 __all__ = ["decoded", "encoded"]
 

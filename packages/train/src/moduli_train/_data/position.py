@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from moduli.plugins import collect
-from moduli_train._run.batches import Batches
-from moduli_train._run.encoding import decoded, encoded
-from moduli_train._run.errors import DataEndedError, DataPositionWarning, RunError
-from moduli_train._run.progress import counting
+from moduli_train._data.batches import Batches
+from moduli_train._data.encoding import decoded, encoded
+from moduli_train._errors import DataEndedError, DataPositionWarning, RunError
 
 __all__ = ["Source"]
 
@@ -109,8 +108,15 @@ class Source:
                 found["state"] = encoded(holder[0]())
         return found
 
-    def restore(self, position: dict[str, Any], show: bool | None) -> None:
-        """Goes to where an earlier run stood; reads and drops batches if nothing else helps."""
+    def restore(
+        self, position: dict[str, Any], counting: Callable[[Iterable[int]], Iterable[int]]
+    ) -> None:
+        """Goes to where an earlier run stood; reads and drops batches if nothing else helps.
+
+        Args:
+          position: what :meth:`position` returned.
+          counting: shows a bar over the batches that are read and dropped.
+        """
         facts = self._data.facts() if isinstance(self._data, Batches) else None
         if position.get("batches") != facts:
             raise RunError(
@@ -123,14 +129,14 @@ class Source:
             self.epoch, self.total, self.index = position["epoch"], total, position["index"]
             if self._saved is None and not known and self.index:
                 self._stream = self._open()
-                for _ in counting(range(self.index), "skipping batches", show):
+                for _ in counting(range(self.index)):
                     next(self._stream, None)
             return
         warnings.warn(
             f"the data (a {type(self._data).__name__}) cannot say where it stands, so its first "
             f"{total} batches are read and dropped. A resume costs nothing with {_CURES}",
             DataPositionWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-        for _ in counting(range(total), "skipping batches", show):
+        for _ in counting(range(total)):
             next(self)
