@@ -14,6 +14,7 @@ __all__ = [
     "BrokenNameError",
     "ClassDefinitionError",
     "ClosedOverWarning",
+    "DonatedError",
     "DroppedWriteWarning",
     "DtypeChangeWarning",
     "LayoutError",
@@ -77,6 +78,10 @@ class ShapeError(ModuliError, ValueError):
 
 class LayoutError(ModuliError, AssertionError):
     """Values are not laid out over devices as they should be."""
+
+
+class DonatedError(ModuliError, RuntimeError, ValueError):
+    """An array was used whose buffer an earlier call has taken over, or was donated twice."""
 
 
 class RngError(ModuliError, ValueError):

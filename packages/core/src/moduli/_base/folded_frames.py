@@ -5,16 +5,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
 
 import jax
 
-__all__ = ["fold", "folded"]
+__all__ = ["fold"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 _OURS, _OF_JAX = ("moduli",), ("jax", "jaxlib")
 
 
@@ -48,17 +44,3 @@ def fold(error: BaseException) -> None:
 
 def _package(entry: TracebackType) -> str:
     return str(entry.tb_frame.f_globals.get("__name__")).partition(".")[0]
-
-
-def folded(f: F) -> F:
-    """Returns a function whose errors show one frame of moduli's before the user's."""
-
-    @functools.wraps(f)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return f(*args, **kwargs)
-        except Exception as error:
-            fold(error)
-            raise
-
-    return call  # type: ignore[return-value]

@@ -6,22 +6,24 @@ import contextlib
 import copy
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from moduli import errors
 from moduli._base.folded_frames import fold as fold
-from moduli._base.folded_frames import folded as folded
 from moduli._base.node import Node
 from moduli._graph.data import is_graph_leaf
+from moduli._graph.deleted import deleted_arguments
 
 __all__ = [
     "Function",
     "Static",
     "UNBOUND",
     "check_callable",
+    "deleted_in_call",
     "fold",
     "folded",
     "function_name",
@@ -32,6 +34,8 @@ __all__ = [
     "wraps",
 ]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 UNBOUND = "_moduli_unbound"
 """The attribute of a transformed method: who has it, the module, and a function that takes it."""
 
@@ -39,6 +43,41 @@ UNBOUND = "_moduli_unbound"
 def function_name(f: Any) -> str:
     """The name of a function for messages."""
     return getattr(f, "__qualname__", None) or type(f).__name__
+
+
+def folded(f: F) -> F:
+    """Returns a function whose errors show one frame of moduli's, and name deleted arguments."""
+
+    @functools.wraps(f)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return f(*args, **kwargs)
+        except Exception as error:
+            gone = deleted_in_call(error, this(), args, kwargs)  # `wraps` gave it the user's name
+            if gone is not None:
+                raise gone from gone.__cause__
+            fold(error)
+            raise
+
+    this = weakref.ref(call)  # (a function that refers to itself is freed late)
+    return call  # type: ignore[return-value]
+
+
+def deleted_in_call(
+    error: Exception, f: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> errors.DonatedError | None:
+    """Returns the error to raise where JAX has met a deleted array; None if it is about another.
+
+    Args:
+      error: JAX's.
+      f: the function that was called.
+      args: its positional arguments.
+      kwargs: its keyword arguments.
+    """
+    names: dict[str, Any] = {f"args[{n}]": value for n, value in enumerate(args)}
+    with contextlib.suppress(TypeError, ValueError):
+        names = dict(inspect.signature(f).bind_partial(*args).arguments)
+    return deleted_arguments(error, getattr(f, "__name__", function_name(f)), {**names, **kwargs})
 
 
 def holds_modules(tree: Any) -> bool:

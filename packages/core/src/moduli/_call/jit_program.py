@@ -13,10 +13,11 @@ from moduli import errors
 from moduli._call.bind import Binding, owners
 from moduli._call.frame import Frame
 from moduli._call.jit_shardings import Layout
-from moduli._call.naming import Names, explain, explain_deleted, named
+from moduli._call.naming import Names, code_of, explain, named
 from moduli._call.programs import Program
 from moduli._call.signature import Signature
 from moduli._call.writeback import Packed
+from moduli._graph.deleted import deleted_values, donates, given_twice
 
 __all__ = ["JitProgram", "donated_marks"]
 
@@ -102,6 +103,31 @@ class JitProgram(Program):
 
         split_run.__name__ = split_run.__qualname__ = name
         self.jitted = jax.jit(named(split_run, fun, pairs), donate_argnums=1, **options)
+        donates(self)
+
+    def donated(self) -> tuple[str, list[str]]:
+        """Returns the function with its place, and the names of the values that it takes."""
+        code = code_of(self._function)
+        place = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
+        pairs = self._named_values(self._names.groups, self._names.plain, donated=True)
+        return f"{self._called()}{place}", [name for name, _ in pairs]
+
+    def _called(self) -> str:
+        return getattr(self._function, "__name__", type(self._function).__name__)
+
+    def _named_values(
+        self, values: Sequence[Any], plain: Sequence[Any], *, donated: bool
+    ) -> list[tuple[str, Any]]:
+        """The values that are donated, or those that are not, each with its name."""
+        marks = iter(self._donated)
+        pairs: list[tuple[str, Any]] = []
+        for names, group in zip(self._names.groups, values, strict=True):
+            if next(marks) is donated:
+                pairs += zip(names, group, strict=True)
+        for pair in zip(self._names.plain, plain, strict=True):
+            if next(marks) is donated:
+                pairs.append(pair)
+        return pairs
 
     def arguments(self, values: list[Any], plain: list[Any]) -> tuple[Any, ...]:
         """The arguments of ``jitted``: (values, plain), or (what stays, what is donated)."""
@@ -126,9 +152,18 @@ class JitProgram(Program):
             raise
 
     def explain(self, error: Exception, values: list[Any], plain: list[Any]) -> None:
-        """Adds to an error of JAX's own the function that it is about, and what was deleted."""
+        """Adds to an error of JAX's own the function that it is about.
+
+        Raises:
+          DonatedError: if the error is about a buffer that is donated twice, or was before.
+        """
+        donated, others = (self._named_values(values, plain, donated=d) for d in (True, False))
+        name = self._called()
+        gone = deleted_values(error, name, [*donated, *others])
+        gone = gone or given_twice(error, name, donated, others)
+        if gone is not None:
+            raise gone from gone.__cause__
         explain(error, "jit", self._function)
-        explain_deleted(error, self._names, values, plain)
 
     def unpack(self, packed: Packed) -> tuple[Any, Any, Any]:
         """Returns (effects, out, outputs) from what ``jitted`` returned."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import re
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 
 from moduli import errors
-from moduli._base.compat import Tracer
 from moduli._base.type_variables import Path
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ __all__ = [
     "name_function",
     "Names",
     "explain",
-    "explain_deleted",
     "named",
     "naming",
     "parameter_name",
@@ -237,27 +234,6 @@ def replace_text(
     """Replaces parts of the text of an error."""
     if error.args and isinstance(error.args[0], str):
         error.args = (pattern.sub(new, error.args[0]), *error.args[1:])
-
-
-def explain_deleted(error: Exception, names: Names, values: Any, plain: Any) -> None:
-    """Adds to an error about a deleted array which value of the call is deleted."""
-    if not isinstance(error, (RuntimeError, ValueError)) or "delete" not in str(error):
-        return
-    pairs = [
-        *zip(itertools.chain(*names.groups), itertools.chain(*values), strict=True),
-        *zip(names.plain, plain, strict=True),
-    ]
-    gone = [
-        f"`{name}{jax.tree_util.keystr(path)}`"
-        for name, value in pairs
-        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
-    ]
-    if gone and isinstance(error.args[0], str):
-        more = f" and {len(gone) - 4} more" if len(gone) > 4 else ""
-        listed = ", ".join(gone[:4]) + more
-        text = f"Deleted: {listed}; an earlier call took the buffers (donate_argnums), or .delete()"
-        error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
 
 
 class naming:

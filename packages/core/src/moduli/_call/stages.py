@@ -13,7 +13,7 @@ import jax
 
 from moduli import errors
 from moduli._call.bind import Binding, bind, owners
-from moduli._call.function import Function
+from moduli._call.function import Function, deleted_in_call
 from moduli._call.signature import Signature
 from moduli._graph.graphdef import NODE
 
@@ -90,6 +90,7 @@ class Compiled(_Stage, _JaxCompiled):
         Raises:
           StructureError: if the arguments have another structure.
           TraceError: if a Variable that the program reads through a closure was written since.
+          DonatedError: if the arguments hold arrays that were donated before.
         """
         args, kwargs = self._function.complete(args, kwargs)
         closed_over = self._program.closed_over
@@ -109,6 +110,11 @@ class Compiled(_Stage, _JaxCompiled):
             packed = self._stage(*given)
         except TypeError:
             self._check_types(binding, values, given)
+            raise
+        except Exception as error:
+            gone = deleted_in_call(error, self._function.call, args, kwargs)
+            if gone is not None:
+                raise gone from gone.__cause__
             raise
         effects, out, outputs = self._program.unpack(packed)
         return effects.apply(binding.flats, values, out, outputs)

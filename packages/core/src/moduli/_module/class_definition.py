@@ -18,6 +18,7 @@ from moduli._graph.data import (
     is_array,
     is_data,
 )
+from moduli._graph.deleted import deleted_in_module
 from moduli._module.hooked_calls import call_method, call_module
 
 __all__ = [
@@ -154,6 +155,9 @@ def wrap_call(cls: type[Any]) -> None:
                 return call_module(self, call, args, kwargs)
             return call(self, *args, **kwargs)
         except Exception as error:
+            gone = deleted_in_module(error, self)
+            if gone is not None:
+                raise gone from gone.__cause__
             place(error, self)
             fold(error)
             raise

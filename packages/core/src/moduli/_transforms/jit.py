@@ -449,7 +449,8 @@ def jit(
       static_argnums: positions of hashable arguments for whose values to compile.
       static_argnames: names of such arguments.
       donate_argnums: positions of arguments whose buffers the result may use. The Variables of a
-        donated module hold new buffers after the call, never deleted ones.
+        donated module hold new buffers after the call, never deleted ones. What shared the old
+        ones, such as a clone, is lost: using it is a DonatedError.
       donate_argnames: names of such arguments.
       keep_unused: as of ``jax.jit``.
       device: as of ``jax.jit``, which advises against it; use ``in_shardings``.
