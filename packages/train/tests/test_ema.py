@@ -102,3 +102,70 @@ def test_a_train_step_equals_that_of_an_optimizer() -> None:
         grads = jax.grad(lambda p: loss(nnx.merge(graphdef, p, rest, copy=True), x))(state.params)
         state = state.apply_gradients(grads)
     np.testing.assert_allclose(state.params["w"].value, model.w.value, rtol=1e-6)
+
+
+def schedule(step: Any) -> Any:
+    return jnp.minimum(0.9, (1 + step) / (4 + step))
+
+
+@pytest.mark.parametrize("mode", ["eager", "jit", "donated"])
+@pytest.mark.parametrize("decay", [0.75, schedule], ids=["number", "schedule"])
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_schedules_and_debiasing(mode: str, decay: Any, debias: bool, dtype: str) -> None:
+    model = nnx.Dict(w=nnx.Param(jnp.full(3, 5.0, dtype)), n=nnx.BatchStat({"k": jnp.zeros(2)}))
+    ema = nnx.EMA(model, decay, debias=debias)
+    update: Any = lambda ema, model: ema.update(model)
+    options = {"donate_argnums": (0, 1)} if mode == "donated" else {}
+    run = update if mode == "eager" else nnx.jit(update, **options)
+    mean, weight = (0.0, 0.0) if debias else (5.0, 1.0)
+    for number in range(5):
+        model["w"].value = jnp.full(3, float(number), dtype)
+        run(ema, model)
+        d = float(decay(number)) if callable(decay) else decay
+        mean, weight = d * mean + (1 - d) * number, d * weight + (1 - d)
+        got = ema.params["w"].value
+        rtol = 1e-5 if dtype == "float32" else 2**-8
+        np.testing.assert_allclose(np.asarray(got, np.float64), mean / weight, rtol=rtol)
+        assert got.dtype == dtype
+
+
+def test_averages_of_narrow_floats_neither_grow_nor_stick() -> None:
+    model = nnx.Dict(w=nnx.Param(jnp.ones(3, jnp.bfloat16)))
+    ema = nnx.EMA(model, 0.999)
+    update = nnx.jit(lambda ema, model: ema.update(model), donate_argnums=0)
+    for _ in range(700):
+        update(ema, model)
+    np.testing.assert_array_equal(np.asarray(ema.params["w"].value, np.float32), 1.0)
+    model["w"].value = jnp.zeros(3, jnp.bfloat16)
+    for _ in range(700):
+        update(ema, model)
+    expected = 0.999**700
+    np.testing.assert_allclose(np.asarray(ema.params["w"].value, np.float32), expected, rtol=2**-8)
+
+
+def test_averages_go_on_after_a_checkpoint(tmp_path: Any) -> None:
+    def make() -> Any:
+        model = nnx.Dict(w=nnx.Param(jnp.arange(3.0, dtype=jnp.bfloat16)), v=nnx.Param(jnp.ones(2)))
+        return model, nnx.EMA(model, schedule, debias=True)
+
+    def step(model: Any, ema: Any) -> None:
+        for variable in model.values():
+            variable.value = variable.value * 1.5 + 0.5
+        ema.update(model)
+
+    run, (model, ema), (fresh, other) = nnx.jit(step, donate_argnums=(0, 1)), make(), make()
+    for _ in range(3):
+        run(model, ema)
+    nnx.save(tmp_path / "a.npz", {"model": model, "ema": ema})
+    nnx.load(tmp_path / "a.npz", {"model": fresh, "ema": other})
+    for _ in range(3):
+        run(model, ema)
+        run(fresh, other)
+    for one, two in zip(*map(jax.tree.leaves, map(nnx.state, (ema, other))), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+    assert int(other.step) == 6
+
+
+def test_without_options_it_holds_what_flax_holds() -> None:
+    assert list(nnx.state(nnx.EMA(Model(), 0.5, only=nnx.Param))) == ["params"]
