@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import jax
 import pytest
 
 import moduli as nnx
@@ -136,3 +137,37 @@ def test_an_installed_format_takes_neither_names_nor_files_of_ours(plugin, tmp_p
                 nnx.save(file, model, format="mine")
     assert main(["doctor"]) == 1
     assert f"the checkpoint format {name!r}" in capsys.readouterr().out
+
+
+BRIDGE = """
+import equinox
+from moduli_interop.bridge import Bridge, LayerRule
+
+def wrong(*_):
+    raise AssertionError("of the plugin")
+
+def rules():
+    {fails}
+    return [LayerRule(moduli.Linear, equinox.nn.Linear, wrong, wrong)]
+
+@moduli.hookimpl
+def moduli_bridges():
+    return [Bridge("equinox", {package!r}, "equinox", rules)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "package", "text"),
+    [
+        ("", "equinox", "its rule for .*Linear is left out"),
+        ("1 / 0", "equinox", "its bridge to equinox is left out: ZeroDivisionError"),
+        ("", "no_such_package", "its bridge to equinox is left out: MissingFrameworkError"),
+    ],
+)
+def test_an_installed_bridge_takes_no_layers_of_ours(plugin, fails, package, text):
+    equinox = pytest.importorskip("equinox")
+    plugin("greedy", "moduli_phase = -9\n" + BRIDGE.format(fails=fails, package=package))
+    theirs = equinox.nn.Linear(2, 3, key=jax.random.key(0))
+    with pytest.warns(plugins.PluginWarning, match=rf"'greedy' of greedy-plugin 1\.0, {text}"):
+        ours = nnx.bridge.from_framework("equinox", theirs)
+    assert isinstance(ours, nnx.Linear)

@@ -54,8 +54,8 @@ def moduli_bridges() -> Iterable[Bridge]:  # type: ignore[empty-body]
     """Returns the bridges to other frameworks that a plugin adds.
 
     Called when a model is converted. Bridges of one framework are taken together, so that a plugin
-    may also add its own layers to a framework that moduli knows. Two plugins that convert one class
-    are an error that names both.
+    may also add its own layers to a framework that moduli knows. The classes that our own bridges
+    convert are reserved; two other plugins that convert one class are an error that names both.
 
     Returns:
       The bridges; keep it cheap, and import the framework only in their ``rules``.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from moduli import List, plugins
@@ -39,16 +40,17 @@ def import_framework(package: str, extra: str) -> Any:
         ) from error
 
 
-def bridges(framework: str) -> list[tuple[str, Bridge]]:
-    """Returns the bridges of one framework, each with the name of its plugin.
+def bridges(framework: str) -> list[tuple[plugins.PluginRecord, Bridge]]:
+    """Returns the bridges of one framework, each with its plugin; ours first.
 
     Raises:
       BridgeError: no plugin knows the framework.
     """
-    found: dict[str, list[tuple[str, Bridge]]] = {}
-    for plugin, contributed in plugins.collect("moduli_bridges"):
-        for bridge in contributed:
-            found.setdefault(bridge.framework, []).append((plugin, bridge))
+    made = plugins.contributions("bridge", "moduli_bridges", _by_identity)
+    found: dict[str, list[tuple[plugins.PluginRecord, Bridge]]] = {}
+    for key in sorted(made.values, key=lambda key: not made.is_ours(key)):
+        bridge = made.values[key]
+        found.setdefault(bridge.framework, []).append((made.owners[key], bridge))
     if framework not in found:
         near = difflib.get_close_matches(framework, found, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(found)}"
@@ -56,35 +58,85 @@ def bridges(framework: str) -> list[tuple[str, Bridge]]:
     return found[framework]
 
 
+def _by_identity(contributed: Iterable[Bridge]) -> dict[Any, Bridge]:
+    return {str(id(bridge)): bridge for bridge in contributed}  # several may have one framework
+
+
 def rules_of(framework: str) -> list[LayerRule]:
     """Returns the rules of all bridges of one framework.
 
+    The classes that our own bridges convert are reserved: an installed plugin's rule for one is
+    left out, with a warning, and so is an installed plugin's bridge that fails beside ours.
+
     Raises:
-      BridgeError: no plugin knows the framework, or two plugins convert the same class.
+      BridgeError: no plugin knows the framework, or two others convert the same class.
       MissingFrameworkError: it is not installed.
     """
     rules: list[LayerRule] = []
-    owners: dict[tuple[str, type], str] = {}
+    owners: dict[tuple[str, type], plugins.PluginRecord] = {}
     for plugin, bridge in bridges(framework):
+        is_guest = bool(rules and plugin.distribution)
         try:
-            importlib.import_module(bridge.package)
-        except ModuleNotFoundError as error:
-            raise MissingFrameworkError(
-                f"{bridge.package} is not installed: pip install {bridge.install}", name=error.name
-            ) from error
-        for rule in bridge.rules():
-            for way, cls in (("from", rule.theirs), ("to", rule.ours)):
-                if getattr(rule, f"{way}_theirs") is None:
-                    continue
-                owner = owners.setdefault((way, cls), plugin)
-                if owner != plugin:
-                    raise BridgeError(
-                        f"the plugins {owner!r} and {plugin!r} both convert {cls.__module__}."
-                        f"{cls.__qualname__} {way} {framework}; switch one of them off with "
-                        f"MODULI_PLUGINS=-{plugin}"
-                    )
-            rules.append(rule)
+            found = _rules(bridge)
+        except Exception as error:
+            if not is_guest:
+                raise
+            _leave_out(plugin, f"its bridge to {framework}", f"{type(error).__name__}: {error}")
+            continue
+        for rule in found:
+            clash = _claimed(rule, plugin, owners)
+            if clash is None:
+                rules.append(rule)
+                continue
+            way, cls = clash
+            owner = owners[clash]
+            if owner.distribution == "moduli-interop" and plugin.distribution:
+                name = f"{cls.__module__}.{cls.__qualname__}"
+                _leave_out(plugin, f"its rule for {name}", f"the {owner.title} converts that")
+                continue
+            raise BridgeError(
+                f"the plugins {owner.name!r} and {plugin.name!r} both convert {cls.__module__}."
+                f"{cls.__qualname__} {way} {framework}; switch one of them off with "
+                f"MODULI_PLUGINS=-{plugin.name}"
+            )
     return rules
+
+
+def _rules(bridge: Bridge) -> list[LayerRule]:
+    try:
+        importlib.import_module(bridge.package)
+    except ModuleNotFoundError as error:
+        raise MissingFrameworkError(
+            f"{bridge.package} is not installed: pip install {bridge.install}", name=error.name
+        ) from error
+    return list(bridge.rules())
+
+
+def _claimed(
+    rule: LayerRule,
+    plugin: plugins.PluginRecord,
+    owners: dict[tuple[str, type], plugins.PluginRecord],
+) -> tuple[str, type] | None:
+    """Notes what a rule converts; returns what another plugin's rule converts already."""
+    claims = [
+        (way, cls)
+        for way, cls in (("from", rule.theirs), ("to", rule.ours))
+        if getattr(rule, f"{way}_theirs") is not None
+    ]
+    for claim in claims:
+        if owners.get(claim, plugin) is not plugin:
+            return claim
+    owners.update(dict.fromkeys(claims, plugin))
+    return None
+
+
+def _leave_out(plugin: plugins.PluginRecord, what: str, why: str) -> None:
+    warnings.warn(
+        f"of the {plugin.title}, {what} is left out: {why}. MODULI_PLUGINS=-{plugin.name} leaves "
+        "all of it out",
+        plugins.PluginWarning,
+        stacklevel=4,
+    )
 
 
 def makers(framework: str, way: str) -> dict[type, Callable[[Any, Conversion], Any]]:
