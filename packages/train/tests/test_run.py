@@ -196,6 +196,21 @@ def test_a_torch_tensor_in_a_state_comes_back() -> None:
     assert torch.equal(found["generator"], state["generator"])
 
 
+@pytest.mark.parametrize("kind", ["batches", "list"])
+def test_batches_are_laid_out_over_devices(kind: str) -> None:
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    arrays = {"x": np.arange(16.0).reshape(8, 2), "y": np.arange(8)}
+    data = nnx.Batches(arrays, 8, seed=None) if kind == "batches" else [arrays]
+    for sharding in (rows, {"x": rows, "y": whole}):
+        with nnx.Run(data=data, progress=False) as run:
+            for batch in run.steps(2, batch_sharding=sharding):
+                assert batch["x"].sharding == rows
+                assert batch["y"].sharding == (rows if sharding is rows else whole)
+                assert all((batch[name] == arrays[name]).all() for name in arrays)
+
+
 # -- logging
 
 

@@ -30,7 +30,8 @@ class Feed:
 
     def __init__(self, data: Any, prefetch: int) -> None:
         self._source = None if data is None else Source(data)
-        self._varies = isinstance(data, Batches)  # a short last batch is wanted there
+        self._whole = isinstance(data, Batches)  # each process has all rows of a batch
+        self._varies = self._whole  # a short last batch is wanted there
         self._prefetch = prefetch
         self._reader: _Prefetched | None = None
         self._position: dict[str, Any] | None = None
@@ -53,8 +54,12 @@ class Feed:
             self._check_shapes(batch, step)
         if sharding is None:
             return batch
-        put = jax.make_array_from_process_local_data
-        return jax.tree.map(lambda leaf: put(sharding, leaf), batch)
+        put = _from_whole if self._whole else jax.make_array_from_process_local_data
+
+        def laid_out(sharding: Any, part: Any) -> Any:
+            return jax.tree.map(lambda leaf: put(sharding, leaf), part)
+
+        return jax.tree.map(laid_out, sharding, batch)
 
     def _check_shapes(self, batch: Any, step: int) -> None:
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(batch)]
@@ -86,6 +91,10 @@ class Feed:
         """Ends the thread."""
         if self._reader is not None:
             self._reader.close()
+
+
+def _from_whole(sharding: Any, leaf: Any) -> jax.Array:
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
 class _Prefetched:

@@ -78,8 +78,9 @@ class Run(Session):
 
         Args:
           total: the number of the last step.
-          batch_sharding: lays each batch out over devices, of all processes; each process gives
-            its own rows.
+          batch_sharding: a sharding, or a tree of them, that lays each batch out over the devices
+            of all processes. Of :class:`Batches` each process takes its rows; other data gives
+            each process its own.
 
         Raises:
           DataEndedError: there are no more batches.
