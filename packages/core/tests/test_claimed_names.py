@@ -38,6 +38,13 @@ def test_a_reserved_name_is_ours_and_its_claimant_is_named_once(claim, name):
     assert len(w) == 1
 
 
+def test_a_submodule_that_is_not_imported_yet_is_reserved(claim, monkeypatch):
+    monkeypatch.delitem(vars(nnx), "lowlevel", raising=False)
+    claim("greedy-dist", "lowlevel")
+    with pytest.warns(plugins.PluginWarning, match="greedy-dist"):
+        assert not hasattr(nnx, "lowlevel")
+
+
 def test_a_stranger_does_not_get_a_name_of_ours_that_is_not_installed(claim, monkeypatch):
     from moduli._facade import claims
 

@@ -29,6 +29,7 @@ __all__ = [
 
 SUBMODULES = ("hookspecs", "testing")  # of core's own; imported when they are asked for
 
+_ON_IMPORT = ("lowlevel",)  # an attribute only after `import moduli.lowlevel`
 _OWNERS = {name: f"moduli-{extra}" for extra, names in PROVIDED.items() for name in names}
 _lock = threading.Lock()
 _claims: Claims | None = None
@@ -121,7 +122,12 @@ def _is_cores(name: str) -> bool:
     import moduli
 
     own = vars(moduli)
-    return name in SUBMODULES or name in own["_OWN_NAMES"] or (name in own and name not in resolved)
+    return (
+        name in SUBMODULES
+        or name in _ON_IMPORT
+        or name in own["_OWN_NAMES"]
+        or (name in own and name not in resolved)
+    )
 
 
 def _warn(refused: Iterable[Point]) -> None:
