@@ -83,6 +83,8 @@ def test_the_choice_of_plugins_decides_between_two_strangers(claim, monkeypatch,
     else:
         with pytest.raises(AttributeError, match="MODULI_PLUGINS leaves its names out"):
             nnx.Thing
+        with pytest.raises(ImportError, match="MODULI_PLUGINS leaves its names out"):
+            from moduli import Thing  # type: ignore[attr-defined] # noqa: F401
     assert nnx.Linear(1, 1, rngs=nnx.Rngs(0)) is not None  # ours stand, whatever is chosen
     nnx.Dict()  # the choice names what is installed
 

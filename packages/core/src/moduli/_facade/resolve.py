@@ -66,7 +66,8 @@ def resolve(name: str) -> Any:
     Raises:
       NameClashError: if two packages claim the name.
       MissingPluginError: (an AttributeError) if a package of moduli's own provides the name and is
-        not installed; the text is the command that installs it.
+        not installed; the text is the command that installs it. Or if the choice of plugins leaves
+        out the package that declares it.
       BrokenNameError: if the package that declares the name fails to import, or lacks it.
       AttributeError: if nobody knows the name. The others are AttributeErrors too, so that
         ``hasattr`` and ``inspect.getmembers`` go on.
@@ -90,15 +91,19 @@ def resolve(name: str) -> Any:
             raise errors.MissingPluginError(
                 f"moduli.{name} is in the package moduli-{extra}: {install_hint(extra)}", name=name
             )
+    blocked = claims.claims().blocked.get(name)
+    if blocked:
+        raise errors.MissingPluginError(
+            f"moduli.{name} is declared by {describe(blocked[0])}, but MODULI_PLUGINS leaves its "
+            "names out",
+            name=name,
+        )
     raise AttributeError(f"module 'moduli' has no attribute {name!r}{_hint(name)}", name=name)
 
 
 def _hint(name: str) -> str:
     import moduli
 
-    blocked = claims.claims().blocked.get(name)
-    if blocked:
-        return f"; {describe(blocked[0])} declares it, but MODULI_PLUGINS leaves its names out"
     known = {
         *(key for key in (*vars(moduli), *vars(moduli)["_OWN_NAMES"]) if not key.startswith("_")),
         *_declared(),

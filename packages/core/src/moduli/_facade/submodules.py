@@ -48,13 +48,13 @@ class _Finder:
 
             if not isinstance(error, errors.ModuliError):
                 return None
-            if not isinstance(error, errors.MissingPluginError):
-                raise ImportError(str(error), name=fullname) from error.__cause__
             from moduli._facade.claims import owner
 
-            # With the name of what was asked for, `from moduli import Linear` would drop the text.
             missing = owner(name).replace("-", "_")
-            raise ModuleNotFoundError(str(error), name=missing or fullname) from None
+            if not missing or not isinstance(error, errors.MissingPluginError):
+                raise ImportError(str(error), name=fullname) from error.__cause__
+            # With the name of what was asked for, `from moduli import Linear` would drop the text.
+            raise ModuleNotFoundError(str(error), name=missing) from None
         if not isinstance(module, types.ModuleType):
             return None
         loader: Any = _Loader(module)  # of importlib.abc only in form: that costs more to import
