@@ -558,6 +558,29 @@ def test_a_hook_that_raises_is_switched_off_and_reported_once(tmp_path: pathlib.
     assert len(caught) == 1
 
 
+def test_a_plugins_state_that_is_no_json_costs_no_checkpoint(tmp_path: pathlib.Path) -> None:
+    class Bad:
+        @nnx.hookimpl
+        def moduli_run_state(self) -> Any:
+            return {"client": object()}
+
+    with nnx.using(Bad(), tracker := Tracker()):
+        with pytest.warns(PluginWarning, match="the plugin 'Bad' keeps with a run is no JSON"):
+            seen(tmp_path, [1.0], 2)
+        seen(tmp_path, [1.0], 2)
+    assert ("restored", {"id": "a1b2"}) in tracker.events
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors", "orbax"])
+def test_checkpoints_are_of_any_format(tmp_path: pathlib.Path, format: str) -> None:
+    if format == "orbax":
+        pytest.importorskip("orbax.checkpoint")
+    whole = seen(None, Cursor(), 6)
+    seen(tmp_path, Cursor(), 6, 5, format=format)
+    assert seen(tmp_path, Cursor(), 6, format=format) == whole[4:]
+    assert nnx.CheckpointManager(tmp_path).info(6).format == format
+
+
 def test_a_plugin_says_where_data_of_another_kind_stands(tmp_path: pathlib.Path) -> None:
     class Stream:
         at = 0

@@ -147,7 +147,15 @@ class Log:
 
 def _fetched(rows: list[Row]) -> list[Row]:
     """Brings all values of some rows to the host in one go."""
-    return jax.device_get(rows) if rows else []
+    arrays = [value for row in rows for value in row.values() if isinstance(value, jax.Array)]
+    values = iter(jax.device_get(arrays))
+    return [
+        {
+            name: next(values) if isinstance(value, jax.Array) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def _number(value: Any) -> Any:

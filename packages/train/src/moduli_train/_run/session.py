@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
 import types
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
 from moduli.errors import VariableError
-from moduli.plugins import collect
+from moduli.plugins import PluginWarning, collect
 from moduli_train._errors import DataEndedError, RunError
 from moduli_train._run.best import Best
 from moduli_train._run.checkpoints import Checkpoints
@@ -215,9 +217,20 @@ class Session:
             "stopped": self.stopped,
             "data": self._feed.position(),
             "best": self._best.state(),
-            "plugins": dict(collect("moduli_run_state", run=self)),
+            "plugins": self._plugin_states(),
         }
         self._checkpoints.save(self.step, facts, metrics, wait)
+
+    def _plugin_states(self) -> dict[str, Any]:
+        states = dict(collect("moduli_run_state", run=self))
+        for name, state in list(states.items()):
+            try:
+                json.dumps(state)
+            except (TypeError, ValueError) as error:
+                del states[name]
+                text = f"the state that the plugin {name!r} keeps with a run is no JSON: {error}"
+                warnings.warn(f"{text}. It is not saved", PluginWarning, stacklevel=6)
+        return states
 
     def _save_last(self, wait: bool = False) -> None:
         if self.step and self.step != self._checkpoints.saved:
