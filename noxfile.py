@@ -25,6 +25,7 @@ JAX_ENDS = ["0.9.0", "newest"]
 # which the root's conftest puts them: by number of tests, few slow ones would run last and alone.
 WORKERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
 LAYER_TABLE = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_layer_*.py"))]
+TRANSFORMATIONS = "packages/train/tests/test_optimizer_every_transformation.py"
 
 
 def install(session: nox.Session, *groups: str, jax: str = "newest") -> None:
@@ -80,10 +81,10 @@ def tests_matrix(session: nox.Session, jax: str) -> None:
 
 @nox.session(python=THIS_PYTHON)
 def long(session: nox.Session) -> None:
-    """What ``tests`` runs on a part: the table of layers on every row, and every layout."""
+    """What ``tests`` runs on a part: every layer, every layout, every optax transformation."""
     install(session, "test")
     install_torch(session)
-    paths = session.posargs or [*LAYER_TABLE, "tests/test_layouts.py", *WORKERS]
+    paths = session.posargs or [*LAYER_TABLE, "tests/test_layouts.py", TRANSFORMATIONS, *WORKERS]
     session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu", "EVERY_ROW": "1"})
 
 

@@ -204,3 +204,15 @@ def test_an_argument_of_as_many_rows_can_go_whole() -> None:
     same(nnx.accumulate(f, 5, batch_argnums=1)(Model(), X, square), expected)
     bound = functools.partial(f, w=square)
     same(nnx.accumulate(lambda m, x: bound(m, x), 5)(Model(), X), expected)
+
+
+@pytest.mark.parametrize("parts", [4, 3])  # of 8 rows: even, and with a rest
+def test_a_batch_on_an_explicit_mesh(parts: int) -> None:
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    f = lambda model, x: ((model(x) ** 2).mean(), model(x))
+    expected = nnx.value_and_grad(f, has_aux=True)(Model(), X[:8])
+    with jax.set_mesh(mesh):
+        spec = jax.sharding.PartitionSpec("data")
+        x = jax.device_put(X[:8], jax.sharding.NamedSharding(mesh, spec))
+        got = nnx.jit(nnx.accumulate(f, parts, has_aux=True))(Model(), x)
+    same(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, expected))

@@ -116,7 +116,7 @@ def test_schedules_and_debiasing(mode: str, decay: Any, debias: bool, dtype: str
     model = nnx.Dict(w=nnx.Param(jnp.full(3, 5.0, dtype)), n=nnx.BatchStat({"k": jnp.zeros(2)}))
     ema = nnx.EMA(model, decay, debias=debias)
     update: Any = lambda ema, model: ema.update(model)
-    options = {"donate_argnums": (0, 1)} if mode == "donated" else {}
+    options: Any = {"donate_argnums": (0, 1)} if mode == "donated" else {}
     run = update if mode == "eager" else nnx.jit(update, **options)
     mean, weight = (0.0, 0.0) if debias else (5.0, 1.0)
     for number in range(5):

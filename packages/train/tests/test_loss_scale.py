@@ -59,7 +59,7 @@ def test_an_overflow_changes_nothing_but_the_scale(make: str, mode: str) -> None
         (value, aux), grads = scale.value_and_grad(loss, has_aux=True)(model, x)
         return value, aux, scale.update(optimizer, model, grads)
 
-    donated = {"donate_argnums": (0, 1, 2)} if mode == "donated" else {}
+    donated: Any = {"donate_argnums": (0, 1, 2)} if mode == "donated" else {}
     run = step if mode == "eager" else nnx.jit(step, **donated)
     scales = [2.0**10, 2.0**11, 2.0**11, 2.0**10, 2.0**10, 2.0**11]
     for number, expected in enumerate(scales):

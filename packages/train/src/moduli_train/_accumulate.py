@@ -19,6 +19,7 @@ import numpy as np
 import moduli
 from moduli.errors import ShapeError, StructureError
 from moduli.lowlevel import Function, check_callable, wraps
+from moduli_train._meshes import gathered, rows_like
 
 __all__ = ["accumulate"]
 
@@ -116,13 +117,13 @@ def accumulate(
         except TypeError:  # a static argument that has no hash
             step, loop = step_of.__wrapped__(layout)
         if count > 1:
-            sums, end = loop(sums, whole, [_stacked(leaf, count, size) for leaf in batch])
+            sums, end = loop(sums, whole, [_cut(leaf, size, count) for leaf in batch])
         else:
-            sums, end = step(sums, whole, [leaf[:size] for leaf in batch])
+            sums, end = step(sums, whole, [_cut(leaf, size) for leaf in batch])
             end = _alone(end)
         ends = [(size, end)]
         if rest:
-            sums, end = step(sums, whole, [leaf[count * size :] for leaf in batch])
+            sums, end = step(sums, whole, [_cut(leaf, rest, -1) for leaf in batch])
             ends.append((rest, _alone(end)))
         shares = jnp.concatenate([end[0] for _, end in ends])
         means = [
@@ -257,10 +258,22 @@ def _mean(value: jax.Array, total: jax.Array, dtype: Any) -> jax.Array:
     return (value / total.astype(value.dtype)).astype(dtype)
 
 
-def _stacked(leaf: Any, count: int, size: int) -> jax.Array:
-    """The full parts of an array, along a new first axis."""
-    rows = leaf if leaf.shape[0] == count * size else leaf[: count * size]
-    return jnp.reshape(rows, (count, size, *leaf.shape[1:]))
+def _cut(batch: Any, size: int, count: int = 0) -> jax.Array:
+    """Returns rows of an array.
+
+    Args:
+      batch: the array.
+      size: how many rows a part has.
+      count: how many parts, along a new first axis; 0 for the first part alone, -1 for the last.
+    """
+    rows = gathered(batch)
+    if count <= 0:
+        rows = jnp.asarray(
+            rows if size == len(rows) else rows[:size] if count == 0 else rows[-size:]
+        )
+        return rows_like(rows, batch, axis=0)
+    rows = rows if len(rows) == count * size else rows[: count * size]
+    return rows_like(jnp.reshape(rows, (count, size, *rows.shape[1:])), batch, axis=1)
 
 
 def _check_joinable(path: Any, leaf: jax.Array, rows: int) -> None:
@@ -294,7 +307,9 @@ def _joined(ends: Sequence[tuple[int, Any]], shares: jax.Array) -> tuple[jax.Arr
         sizes = [leaf.shape[1:2] == (rows,) for leaf, (rows, _) in zip(leaves, ends, strict=True)]
         if not all(sizes):
             return mean(*leaves)
-        return jnp.concatenate([leaf.reshape((-1, *leaf.shape[2:])) for leaf in leaves])
+        return jnp.concatenate(
+            [gathered(leaf, 2).reshape((-1, *leaf.shape[2:])) for leaf in leaves]
+        )
 
     losses, auxes = [end[1] for _, end in ends], [end[2] for _, end in ends]
     return mean(*losses), jax.tree.map(join, *auxes)

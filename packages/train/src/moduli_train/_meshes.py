@@ -1,13 +1,15 @@
-"""Optimizers on a mesh with explicit axes, where JAX refuses what it would have to guess.
+"""On a mesh with explicit axes, where JAX refuses what it would have to guess.
 
 Most gradient transformations work on each parameter as it is laid out. Some do more: muon
 multiplies matrices with themselves, prodigy and L-BFGS take products of all parameters. Where JAX
 asks how the result is to be laid out, the update runs in ``jax.sharding.auto_axes``: the compiler
-chooses inside, and parameters and state come back as they were laid out.
+chooses inside, and parameters and state come back as they were laid out. Rows of a batch are
+gathered before they are cut into parts, and each part is laid out as the batch was.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-__all__ = ["update_on_mesh"]
+__all__ = ["gathered", "rows_like", "update_on_mesh"]
+
+
+def gathered(array: Any, axes: int = 1) -> Any:
+    """Returns an array whose first axes are not divided over an explicit mesh."""
+    names = tuple(_spec(array))
+    if not _explicit_axes() or not any(names[:axes]):
+        return array
+    return jax.sharding.reshard(array, PartitionSpec(*[None] * axes, *names[axes:]))
+
+
+def rows_like(array: Any, batch: Any, axis: int) -> Any:
+    """Returns an array with its rows, along an axis, divided over the mesh as those of a batch."""
+    names = next(iter(_spec(batch)), None)
+    if not _explicit_axes() or names is None:
+        return array
+    sizes = jax.sharding.get_abstract_mesh().shape
+    devices = math.prod(sizes[name] for name in (names if isinstance(names, tuple) else (names,)))
+    if array.shape[axis] % devices:
+        return array
+    spec = [*_spec(array), *[None] * array.ndim][: array.ndim]
+    spec[axis] = names
+    return jax.sharding.reshard(array, PartitionSpec(*spec))
 
 
 def update_on_mesh(
