@@ -159,6 +159,17 @@ def test_a_run_that_resumes_reads_the_batches_that_come_next(
     recwarn.clear()
 
 
+def test_steps_may_read_ahead_too(tmp_path: pathlib.Path) -> None:
+    model = nnx.Dict({"w": nnx.Param(jnp.zeros(()))})
+
+    def batches(steps: int) -> list[Any]:
+        with nnx.Run(tmp_path, model=model, data=Cursor(), progress=False) as run:
+            return [*run.steps(steps, prefetch=2)]
+
+    cursor = Cursor()
+    assert batches(3) + batches(7) == [next(cursor) for _ in range(7)]
+
+
 def test_batches_are_every_example_once_and_each_epoch_has_an_order_of_its_own() -> None:
     arrays = {"x": ROWS, "y": jnp.asarray(ROWS) * 2}
     batches = nnx.Batches(arrays, 4, seed=1)

@@ -26,13 +26,14 @@ class Feed:
 
     Attributes:
       epoch: the epoch of the batch that it gave last.
+      prefetch: how many batches are read ahead, once the reading has begun.
     """
 
     def __init__(self, data: Any, prefetch: int) -> None:
         self._source = None if data is None else Source(data)
         self._whole = isinstance(data, Batches)  # each process has all rows of a batch
         self._varies = self._whole  # a short last batch is wanted there
-        self._prefetch = prefetch
+        self.prefetch = prefetch
         self._reader: _Prefetched | None = None
         self._position: dict[str, Any] | None = None
         self._shapes: Any = None
@@ -42,8 +43,8 @@ class Feed:
         """Returns the batch of a step."""
         if self._source is None:
             return step - 1
-        if self._prefetch and self._reader is None:
-            self._reader = _Prefetched(self._source, self._prefetch)
+        if self.prefetch and self._reader is None:
+            self._reader = _Prefetched(self._source, self.prefetch)
         if self._reader is not None:
             batch, self._position = next(self._reader)
             self.epoch = self._position["epoch"]

@@ -71,7 +71,9 @@ class Run(Session):
 
     # -- the loop
 
-    def steps(self, total: int, *, batch_sharding: Any = None) -> Iterator[Any]:
+    def steps(
+        self, total: int, *, batch_sharding: Any = None, prefetch: int | None = None
+    ) -> Iterator[Any]:
         """Yields batches until ``total`` steps are done, those before a resume included.
 
         Without data it yields the numbers of the steps, from 0.
@@ -81,6 +83,7 @@ class Run(Session):
           batch_sharding: a sharding, or a tree of them, that lays each batch out over the devices
             of all processes. Of :class:`Batches` each process takes its rows; other data gives
             each process its own.
+          prefetch: how many batches a thread reads ahead; by default that of the run.
 
         Raises:
           DataEndedError: there are no more batches.
@@ -90,6 +93,8 @@ class Run(Session):
             raise RunError("write `with nnx.Run(...) as run:` around `for batch in run.steps(...)`")
         self._finish_step()
         self._asked = True
+        if prefetch is not None:
+            self._feed.prefetch = prefetch
         return Steps(self, total, batch_sharding)
 
     def every(self, steps: int) -> bool:
