@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -169,3 +170,29 @@ def test_averages_go_on_after_a_checkpoint(tmp_path: Any) -> None:
 
 def test_without_options_it_holds_what_flax_holds() -> None:
     assert list(nnx.state(nnx.EMA(Model(), 0.5, only=nnx.Param))) == ["params"]
+
+
+def test_a_donated_train_state_goes_on_after_a_checkpoint(tmp_path: Any) -> None:
+    def make() -> Any:
+        graphdef, params, stats, _ = nnx.split(Model(), nnx.Param, nnx.BatchStat, ...)
+        tx = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05))  # begins with the parameters
+        return WithStats.create(graphdef, params=params, tx=tx, batch_stats=stats, name=None)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: Any) -> Any:
+        stats = jax.tree.map(lambda count: count + 1, state.batch_stats)
+        return state.apply_gradients(state.params, batch_stats=stats)
+
+    def parts(state: Any) -> Any:
+        return {
+            name: getattr(state, name) for name in ("params", "opt_state", "batch_stats", "step")
+        }
+
+    state = step(step(make()))
+    nnx.save(tmp_path / "a.npz", parts(state))
+    other = make()
+    other = other.replace(**nnx.load(tmp_path / "a.npz", parts(other)))
+    expected, got = step(step(state)), step(step(other))
+    assert int(got.step) == int(got.batch_stats["count"].value) == 4
+    for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -17,6 +17,7 @@ import moduli
 from moduli.errors import StructureError, format_path
 from moduli.lowlevel import fitted_metadata
 from moduli_train._gradients import is_variable, raw_value
+from moduli_train._own_arrays import copy_if_shared
 from moduli_train._variables import OptArray, OptVariable
 
 __all__ = [
@@ -41,21 +42,13 @@ def to_opt_state(tree: Any, params: moduli.State) -> Any:
 
     Returns:
       The state; names of axes are carried over to what has another shape than its parameter, such
-      as adafactor's rows and columns. No array of it is one of the parameters' own or stands in it
-      twice, as where a transformation begins with the parameters: a step to which model and
-      optimizer are donated must not be given a buffer twice.
+      as adafactor's rows and columns. It shares no array with the parameters.
     """
     shapes = {
         tuple(map(str, path)): getattr(raw_value(leaf), "shape", None)
         for path, leaf in moduli.to_flat_state(params)
     }
-    taken = {id(array) for array in jax.tree.leaves(params)}
-
-    def own(value: Any) -> Any:
-        if isinstance(value, jax.Array) and id(value) in taken:
-            value = jnp.copy(value)
-        taken.add(id(value))
-        return value
+    own = copy_if_shared(params)
 
     def convert(key_path: Any, leaf: Any) -> Any:
         keys = tuple(str(_key(entry)) for entry in key_path)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import moduli
 from moduli.errors import StructureError
+from moduli_train._own_arrays import copy_if_shared
 
 if TYPE_CHECKING:
     from typing import Self
@@ -92,13 +93,14 @@ class TrainState(_Record, Generic[M]):
           **kwargs: values of a subclass's own fields.
 
         Returns:
-          The state. Its arrays are copies: donating it deletes none of the model's.
+          The state. Its arrays are copies, and none stands in it twice: it may be donated, which
+          deletes none of the model's.
         """
         params, kwargs = jax.tree.map(_copied_array, (params, kwargs))
         return cls(
             graphdef=graphdef,
             params=params,
-            opt_state=tx.init(params),  # type: ignore[arg-type]
+            opt_state=jax.tree.map(copy_if_shared(params), tx.init(params)),  # type: ignore[arg-type]
             step=jnp.asarray(step),
             tx=tx,
             **kwargs,
