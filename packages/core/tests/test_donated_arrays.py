@@ -23,6 +23,9 @@ class Net(nnx.Module):
     def __init__(self):
         self.blocks, self.calls = [Dense(), Dense()], nnx.Variable({"n": jnp.zeros(())})
 
+    def total(self, x):
+        return (x @ self.blocks[0].kernel.value).sum()
+
     def __call__(self, x):
         for block in self.blocks:
             x = block(x)
@@ -62,6 +65,7 @@ CALLS = {
         "evaluate",
     ),
     "module": (lambda m: m(X), "", "a Net"),
+    "method": (lambda m: m.total(x=X), "self.", "total"),
     "inner": (lambda m: m.blocks[0](X), "", "a Net"),
 }
 

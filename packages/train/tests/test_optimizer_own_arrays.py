@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_models import Model, by_hand, loss, loss_by_hand, params_of
+from optimizer_models import INPUTS, Model, by_hand, loss, loss_by_hand, params_of
 
 import moduli as nnx
+from moduli.errors import DonatedError
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -73,3 +74,33 @@ def test_an_array_that_a_state_holds_twice_is_two(make: Any) -> None:
 def check_own(*nodes: Any) -> None:
     pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(list(map(nnx.state, nodes)))]
     assert len(pointers) == len(set(pointers))
+
+
+USES: dict[str, Any] = {
+    "update": (lambda m, o: o.update(m, nnx.state(Model(), nnx.Param)), r"`model.layers\[0\]"),
+    "state": (
+        lambda m, o: o.update(Model(), nnx.state(Model(), nnx.Param)),
+        r"`self.opt_state\[0\]",
+    ),
+    "average": (lambda m, o: nnx.EMA(Model(), 0.5).update(m), r"`updates.layers\[0\]"),
+    "accumulate": (
+        lambda m, o: nnx.accumulate(lambda model, x: model(x).sum(), 2)(m, INPUTS),
+        r"`model.layers\[0\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_use_after_donation_is_explained(name: str) -> None:
+    call, place = USES[name]
+    model = Model()
+    optimizer = nnx.Optimizer(model, optax.adam(0.1))
+    clones = nnx.clone(model), nnx.clone(optimizer)
+
+    @nnx.jit(donate_argnums=(0, 1))
+    def donated_step(model: Model, optimizer: nnx.Optimizer[Model]) -> None:
+        optimizer.update(model, nnx.grad(loss)(model))
+
+    donated_step(model, optimizer)
+    with pytest.raises(DonatedError, match=f"Deleted: .*{place}.*donated_step at .*jnp.copy"):
+        call(*clones)

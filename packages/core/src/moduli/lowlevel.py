@@ -14,7 +14,7 @@ The door between graphs of modules and JAX, with which every transform is writte
 - What a value has of the parameter that it belongs to: :func:`fitted_metadata`.
 - Graphs made again out of objects that exist: :func:`rebuild`.
 - Which JAX trace is running: :func:`trace_state`.
-- Messages: :func:`check_callable`, :func:`naming`, :func:`named`, :func:`wraps`.
+- Messages: :func:`check_callable`, :func:`folded`, :func:`naming`, :func:`named`, :func:`wraps`.
 
 For values that get or lose an axis outside of a transform:
 
@@ -42,6 +42,7 @@ from moduli._call.carried import is_array_like as is_array_like
 from moduli._call.frame import Frame as Frame
 from moduli._call.function import Function as Function
 from moduli._call.function import check_callable as check_callable
+from moduli._call.function import folded as folded
 from moduli._call.function import holds_modules as holds_modules
 from moduli._call.function import wraps as wraps
 from moduli._call.naming import named as named

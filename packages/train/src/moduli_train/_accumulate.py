@@ -18,7 +18,7 @@ import numpy as np
 
 import moduli
 from moduli.errors import ShapeError, StructureError
-from moduli.lowlevel import Function, check_callable, wraps
+from moduli.lowlevel import Function, check_callable, folded, wraps
 from moduli_train._meshes import gathered, rows_like
 
 __all__ = ["accumulate"]
@@ -104,6 +104,7 @@ def accumulate(
         return step, loop
 
     @wraps(loss_fn)
+    @folded
     def accumulated(*args: Any, **kwargs: Any) -> Any:
         given, keywords = function.complete(*function.by_position(args, kwargs))
         layout, whole, batch = _split(given, keywords, targets, batch_argnums, first, function)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import moduli
 from moduli.errors import StructureError, VariableError
+from moduli.lowlevel import folded
 from moduli_train._variables import OptState
 
 __all__ = ["EMA"]
@@ -82,6 +83,7 @@ class EMA(moduli.Pytree):
         if wide:
             self._wide = moduli.data(moduli.from_flat_state(wide))
 
+    @folded
     def update(self, updates: Any) -> None:
         """Takes in the present values.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 import moduli
 from moduli.errors import StructureError, VariableError
+from moduli.lowlevel import folded
 from moduli_train._forms import FORMS, Encoding, initialize
 from moduli_train._gradients import is_variable, match_gradients, raw_value
 from moduli_train._meshes import update_on_mesh
@@ -105,6 +106,7 @@ class Optimizer(moduli.Pytree, Generic[M]):
         self.opt_state = moduli.data(to_opt_state(state, params))
         self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
 
+    @folded
     def update(self, model: M = MISSING, grads: Any = MISSING, /, **kwargs: Any) -> Any:
         """Makes one step: changes the model's parameters, the optimizer's state and ``step``.
 

@@ -16,14 +16,13 @@ from moduli import errors
 from moduli._base.folded_frames import fold as fold
 from moduli._base.node import Node
 from moduli._graph.data import is_graph_leaf
-from moduli._graph.deleted import deleted_arguments
+from moduli._graph.deleted import deleted_in_call
 
 __all__ = [
     "Function",
     "Static",
     "UNBOUND",
     "check_callable",
-    "deleted_in_call",
     "fold",
     "folded",
     "function_name",
@@ -61,23 +60,6 @@ def folded(f: F) -> F:
 
     this = weakref.ref(call)  # (a function that refers to itself is freed late)
     return call  # type: ignore[return-value]
-
-
-def deleted_in_call(
-    error: Exception, f: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> errors.DonatedError | None:
-    """Returns the error to raise where JAX has met a deleted array; None if it is about another.
-
-    Args:
-      error: JAX's.
-      f: the function that was called.
-      args: its positional arguments.
-      kwargs: its keyword arguments.
-    """
-    names: dict[str, Any] = {f"args[{n}]": value for n, value in enumerate(args)}
-    with contextlib.suppress(TypeError, ValueError):
-        names = dict(inspect.signature(f).bind_partial(*args).arguments)
-    return deleted_arguments(error, getattr(f, "__name__", function_name(f)), {**names, **kwargs})
 
 
 def holds_modules(tree: Any) -> bool:

@@ -13,8 +13,9 @@ import jax
 
 from moduli import errors
 from moduli._call.bind import Binding, bind, owners
-from moduli._call.function import Function, deleted_in_call
+from moduli._call.function import Function
 from moduli._call.signature import Signature
+from moduli._graph.deleted import deleted_in_call
 from moduli._graph.graphdef import NODE
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ Nothing is looked for before JAX has raised.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from moduli._base.locate import locate
 from moduli._graph.walk import iter_graph
 from moduli._variable.box import Variable
 
-__all__ = ["deleted_arguments", "deleted_in_module", "deleted_values", "donates", "given_twice"]
+__all__ = ["deleted_in_call", "deleted_in_module", "deleted_values", "donates", "given_twice"]
 
 Named = Sequence[tuple[str, Any]]
 
@@ -41,8 +43,8 @@ def donates(program: Donating) -> None:
     _programs.add(program)
 
 
-def deleted_arguments(
-    error: Exception, function: str, arguments: Mapping[str, Any]
+def deleted_in_call(
+    error: Exception, f: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> errors.DonatedError | None:
     """Returns the error to raise where JAX has met a deleted array; None if it is about another.
 
@@ -50,12 +52,17 @@ def deleted_arguments(
 
     Args:
       error: JAX's.
-      function: what was called.
-      arguments: its arguments by name: nodes, Variables, or pytrees with such and arrays.
+      f: the function that was called.
+      args: its positional arguments: nodes, Variables, or pytrees with such and arrays.
+      kwargs: its keyword arguments.
     """
     if not _is_about_deleted(_of_jax(error)):
         return None
-    names = list(map(errors.format_path, _deleted(arguments)))
+    named: dict[str, Any] = {f"args[{n}]": value for n, value in enumerate(args)}
+    with contextlib.suppress(TypeError, ValueError):
+        named = dict(inspect.signature(f).bind_partial(*args).arguments)
+    names = list(map(errors.format_path, _deleted({**named, **kwargs})))
+    function = getattr(f, "__name__", None) or type(f).__name__
     return _donated_error(error, names, function)
 
 

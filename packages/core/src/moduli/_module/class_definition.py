@@ -18,7 +18,7 @@ from moduli._graph.data import (
     is_array,
     is_data,
 )
-from moduli._graph.deleted import deleted_in_module
+from moduli._graph.deleted import deleted_in_call, deleted_in_module
 from moduli._module.hooked_calls import call_method, call_module
 
 __all__ = [
@@ -173,9 +173,15 @@ def wrap_methods(cls: type[Any]) -> None:
     def wrapped(function: types.FunctionType) -> Any:
         @functools.wraps(function)
         def method(*args: Any, **kwargs: Any) -> Any:
-            if watches_methods() and args and isinstance(args[0], Node):
-                return call_method(function, args, kwargs)
-            return function(*args, **kwargs)
+            try:
+                if watches_methods() and args and isinstance(args[0], Node):
+                    return call_method(function, args, kwargs)
+                return function(*args, **kwargs)
+            except Exception as error:
+                gone = deleted_in_call(error, function, args, kwargs)
+                if gone is not None:
+                    raise gone from gone.__cause__
+                raise
 
         method._moduli_function = function  # type: ignore[attr-defined]
         return method
