@@ -194,7 +194,7 @@ def make(folder: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> list[float]:
     """Runs the example; returns the losses of the training."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--source", type=pathlib.Path, help="a folder of transformers'")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/llama"))
     parser.add_argument("--rank", type=int, default=4)
