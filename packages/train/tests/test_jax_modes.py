@@ -111,3 +111,26 @@ def test_streams_and_initializers_draw_alike(bits):
         got = run()
     for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@BITS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_scales_and_averages_compute_alike(dtype, bits):
+    def run():
+        model = nnx.Linear(3, 2, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+        optimizer, scale = nnx.Optimizer(model, optax.sgd(0.1)), nnx.LossScale(4.0)
+        ema = nnx.EMA(model, lambda step: 0.5 * step.astype(jnp.float32) / 2.0, debias=True)
+        f = lambda model, x: (model(x) ** 2).mean()
+        value, grads = nnx.accumulate(f, 3)(model, jnp.asarray(X, dtype))
+        optimizer.update(model, grads)
+        ema.update(model)
+        loss, grads = scale.value_and_grad(f)(model, jnp.asarray(X, dtype))
+        scale.update(optimizer, model, jax.tree.map(lambda grad: grad.astype(dtype), grads))
+        ema.update(model)
+        return [np.asarray(v, np.float32) for v in [value, loss, *jax.tree.leaves(nnx.state(ema))]]
+
+    want = run()
+    with strict(bits):
+        got = run()
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -250,7 +250,8 @@ def _weight(
 
 def _times(value: Any, share: jax.Array) -> jax.Array:
     """The product, in float32 at least; zero for a share of zero, be the value finite or not."""
-    dtype = jnp.promote_types(value.dtype, jnp.float32)
+    narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
+    dtype = jnp.float32 if narrow else value.dtype
     product = value.astype(dtype) * share.astype(dtype)
     return jnp.where(share == 0, jnp.zeros_like(product), product)
 
