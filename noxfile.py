@@ -105,6 +105,14 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session(python=THIS_PYTHON)
+def multihost(session: nox.Session) -> None:
+    """Runs in 1, 2 and 4 processes, killed, stopped by signals, gone on with other devices."""
+    install(session, "test")
+    paths = session.posargs or ["-q", "tests/test_example_multihost.py"]
+    session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu", "MULTIHOST": "1"})
+
+
+@nox.session(python=THIS_PYTHON)
 def coverage(session: nox.Session) -> None:
     """Which lines the table of layers runs; ``-- packages/core/tests`` measures other tests."""
     install(session, "test")
