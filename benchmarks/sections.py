@@ -16,6 +16,7 @@ from benchmarks import (
     graph_operations,
     layer_calls,
     memory,
+    runs,
     stacking,
     tracing,
 )
@@ -52,6 +53,7 @@ SECTIONS = {
     ),
     "layers": Section("each layer", layer_calls.measure, layer_calls.report),
     "checkpoints": Section("save and load", checkpoints.measure, checkpoints.report),
+    "runs": Section("what Run adds to a loop", runs.measure, runs.report),
     "stacking": Section("loop and scanned stack", stacking.measure, stacking.report),
 }
 """Name on the command line and in the JSON -> the section."""
