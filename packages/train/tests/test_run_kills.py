@@ -7,7 +7,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -59,12 +58,21 @@ def test_the_first_signal_ends_after_the_step_and_the_second_at_once(
     last = "0.5" if len(signals) == 1 else "60"
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), "5", last]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "here\n"
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.2)
-    out, err = process.communicate(timeout=50)
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        assert process.stdout.readline() == "here\n"
+        err = ""
+        for number in signals:
+            process.send_signal(number)
+            while "the step is finished and saved" not in err:  # two signals at once would be one
+                line = process.stderr.readline()
+                assert line, err
+                err += line
+        out, rest = process.communicate(timeout=50)
+        err += rest
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, out) == (code, ""), err
     assert "the step is finished and saved" in err
     steps = [int(path.stem[5:]) for path in tmp_path.glob("step_*.json")]
