@@ -19,6 +19,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 # before anything starts a backend; `nox -s long` has a mesh of four times two
 jax.config.update("jax_num_cpu_devices", 8 if os.environ.get("EVERY_ROW") else 4)
 
+collect_ignore = ["tests/onnx"]  # a session of its own, with packages of its own
+
 STRICT = ("packages/core/", "packages/layers/", "tests/test_layer")
 
 
