@@ -27,13 +27,12 @@ SAVE_EVERY, LOG_EVERY = 50, 20
 
 def measure(settings: Settings) -> dict[Any, Any]:
     """Returns "steps", "bytes" of the state, and "times": peer -> microseconds of a whole run."""
-    width, steps = (1280, 2 * SAVE_EVERY) if settings.many_modules > 4 else (8, SAVE_EVERY)
-    training = Training(width, steps)
+    training = Training(settings.run_width, settings.run_steps)
     times = round_robin(
         training.peers(), rounds=settings.some_rounds, budget_s=settings.budget_s, repeats=1
     )
     leaves = jax.tree.leaves(nnx.state((training.model, training.optimizer)))
-    return {"steps": steps, "bytes": sum(leaf.nbytes for leaf in leaves), "times": times}
+    return {"steps": training.steps, "bytes": sum(leaf.nbytes for leaf in leaves), "times": times}
 
 
 class Training:

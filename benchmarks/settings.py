@@ -21,6 +21,8 @@ class Settings:
       layer_batch: first axis of the inputs of single layers; None is a realistic size.
       many_modules: how many modules the model of many modules has.
       many_variables: how many Variables the model of many Variables has.
+      run_width: width of the one layer that training runs have; 1280 and Adam make 20 MB.
+      run_steps: steps of a training run.
       first_models: names of the models of first use (``first_models.MODELS``); all by default.
       checkpoint_bytes: size of the large checkpoint.
       checkpoint_arrays: how many arrays the checkpoint of many small ones has.
@@ -37,6 +39,8 @@ class Settings:
     layer_batch: int | None = None
     many_modules: int = 1000
     many_variables: int = 5000
+    run_width: int = 1280
+    run_steps: int = 100
     first_models: tuple[str, ...] = ()
     checkpoint_bytes: int = 1 << 30
     checkpoint_arrays: int = 5000
@@ -62,6 +66,8 @@ QUICK = Settings(
     layer_batch=1,
     many_modules=4,
     many_variables=6,
+    run_width=8,
+    run_steps=50,
     first_models=("tiny LSTM",),
     checkpoint_bytes=1 << 16,
     checkpoint_arrays=6,
