@@ -24,6 +24,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import moduli as nnx
+from moduli.testing import compilations
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import char_gpt
@@ -51,21 +52,6 @@ def on(mesh: Any, *names: Any) -> NamedSharding:
 def make_gpt() -> Any:
     model = char_gpt.GPT(CONFIG, rngs=nnx.Rngs(0))
     return model, nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
-
-
-def compilations(function: Any) -> int:
-    found: list[str] = []
-
-    def listen(name: str, seconds: float, **_: Any) -> None:
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        function()
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    return len(found)
 
 
 def check_char_gpt(count: int) -> None:

@@ -65,6 +65,7 @@ def undeclared(package: str, source: str, path: pathlib.PurePath) -> list[str]:
     later = set[str]()
     if package == "core":
         later |= TESTING_TOOLS if "testing" in path.parts else set()
+        required |= {"pytest", "moduli_pytest"} if "moduli_pytest" in path.parts else set()
     else:
         required |= BY_WAY_OF_CORE
         for extra in about.get("optional-dependencies", {}).values():
@@ -95,6 +96,7 @@ def test_each_package_imports_only_what_it_declares(package: str) -> None:
         ("core", "def f():\n    from moduli_layers import Linear", "src/moduli/a.py"),
         ("core", "def f():\n    import hypothesis", "src/moduli/a.py"),
         ("core", "import hypothesis", "src/moduli/testing/a.py"),
+        ("core", "import pytest", "src/moduli/testing/a.py"),
         ("layers", "from moduli_train.metrics import Average", "src/moduli_layers/a.py"),
         ("layers", "class A:\n    import optax", "src/moduli_layers/a.py"),
         ("debug", "import matplotlib.pyplot", "src/moduli_debug/a.py"),

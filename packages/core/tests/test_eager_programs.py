@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import gc
 import weakref
 
@@ -15,25 +14,9 @@ from jax.experimental import checkify as jax_checkify
 
 import moduli as nnx
 from moduli import errors, plugins
+from moduli.testing import compilations
 
 # -- counting --------------------------------------------------------------------------------------
-
-_COUNTS: collections.Counter[str] = collections.Counter()
-
-
-def _count(event: str, duration_secs: float, **_: object) -> None:
-    _COUNTS[event] += 1
-
-
-jax.monitoring.register_event_duration_secs_listener(_count)
-
-
-def compilations(call, times: int = 1) -> int:
-    """How often XLA compiles during some calls."""
-    before = _COUNTS["/jax/core/compile/backend_compile_duration"]
-    for _ in range(times):
-        jax.block_until_ready(jax.tree.leaves(call()))
-    return _COUNTS["/jax/core/compile/backend_compile_duration"] - before
 
 
 def test_compilations_are_counted():

@@ -14,22 +14,7 @@ from jax.sharding import PartitionSpec as P
 from layout_models import MESH, MESHES, MLP, TENSOR_PARALLEL, Momentum, Trace, pair, step
 
 import moduli as nnx
-
-
-def compilations(function: Any) -> int:
-    """How many programs XLA compiles while a function runs."""
-    found = []
-
-    def listen(name: str, seconds: float, **_: Any) -> None:
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        function()
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    return len(found)
+from moduli.testing import compilations
 
 
 def layouts(optimizer: str) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,23 +13,8 @@ import numpy as np
 import pytest
 
 import moduli
+from moduli.testing import compilations
 from moduli_layers import RNN, Bidirectional, Dropout, GRUCell, Linear, OptimizedLSTMCell, Stack
-
-_COUNTS: collections.Counter[str] = collections.Counter()
-
-
-def _count(event: str, duration_secs: float, **_: object) -> None:
-    _COUNTS[event] += 1
-
-
-jax.monitoring.register_event_duration_secs_listener(_count)
-
-
-def compilations(call: Callable[[], Any]) -> int:
-    """How often XLA compiles in one call."""
-    before = _COUNTS["/jax/core/compile/backend_compile_duration"]
-    jax.block_until_ready(jax.tree.leaves(call()))
-    return _COUNTS["/jax/core/compile/backend_compile_duration"] - before
 
 
 class Noisy(moduli.Module):

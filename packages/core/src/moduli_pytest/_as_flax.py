@@ -1,8 +1,4 @@
-"""The option ``--moduli-as-flax`` of pytest: tests written for flax.nnx run on moduli.
-
-A package of its own that imports nothing at first: pytest imports its plugins at each start, and
-those who do not use the option should not wait for JAX.
-"""
+"""The option ``--moduli-as-flax`` of pytest: tests written for flax.nnx run on moduli."""
 
 from __future__ import annotations
 
@@ -23,9 +19,9 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_load_initial_conftests(early_config: Any) -> None:
     """Does what the option says, before any conftest is imported; a hook of pytest."""
     if early_config.known_args_namespace.moduli_as_flax:
-        from moduli_interop import AsFlaxError, as_flax
+        import moduli
 
         try:
-            as_flax()
-        except AsFlaxError as error:
+            moduli.as_flax()
+        except (moduli.errors.ModuliError, moduli.errors.MissingPluginError) as error:
             raise SystemExit(f"--moduli-as-flax: {error}") from None
