@@ -1,5 +1,6 @@
 """What every test run shares: four CPU devices, compiled programs, strict dtypes, docs as tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if not is_jaxs_own(item)]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Frees what JAX compiled for a file: no other file asks for it, and a worker keeps it all.
+
+    Without this a worker that runs the tests of train alone grows to 3.4 GB (1.0 GB with it), and
+    each test that collects garbage walks through all of it.
+    """
+    if nextitem is not None and nextitem.path != item.path:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
