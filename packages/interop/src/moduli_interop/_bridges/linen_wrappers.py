@@ -1,16 +1,15 @@
 """A module of flax.linen as one of ours, and one of ours as a module of flax.linen.
 
-The names are those of ``flax.nnx.bridge``. Values stand under the same names on both sides: a
-collection of linen is a kind of Variable here (``params``: Param, ``batch_stats``: BatchStat), and
-a path of linen a path of attributes.
+The names are those of ``flax.nnx.bridge``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,21 +17,29 @@ import jax
 import moduli
 from moduli.errors import StructureError
 from moduli_interop._bridges.frameworks import import_framework
+from moduli_interop._bridges.linen_variables import (
+    flat_items,
+    nested,
+    nnx_attrs_to_linen_vars,
+    to_attributes,
+    to_linen_var,
+)
 
 __all__ = [
     "Functional",
     "ToNNX",
     "functional",
+    "initializing",
     "lazy_init",
+    "linen_call",
     "linen_class",
-    "nnx_attrs_to_linen_vars",
+    "take_variables",
     "to_linen",
     "to_linen_class",
-    "to_linen_var",
-    "to_nnx_var",
 ]
 
 _initializing: contextvars.ContextVar[bool] = contextvars.ContextVar("initializing", default=False)
+_mutable: contextvars.ContextVar[Any] = contextvars.ContextVar("mutable", default=False)
 _OWN = "to_nnx__"
 Path = tuple[Any, ...]
 
@@ -41,86 +48,24 @@ def _linen() -> Any:
     return import_framework("flax.linen", "flax")
 
 
-# -- variables -----------------------------------------------------------------------------------
+@contextlib.contextmanager
+def initializing(whether: bool) -> Iterator[None]:
+    """Says whether every :class:`ToNNX` that is called makes its variables."""
+    token = _initializing.set(whether)
+    try:
+        yield
+    finally:
+        _initializing.reset(token)
 
 
-def to_nnx_var(col: str, x: Any) -> moduli.Variable[Any]:
-    """Makes a Variable of a value of linen.
-
-    Args:
-      col: its collection, ``"params"``.
-      x: the value, or one in a box of linen's (``nn.Partitioned``), whose other fields become
-        metadata.
-    """
-    from flax.core import meta
-
-    kind = moduli.variable_type_from_name(col, allow_register=True)
-    if not isinstance(x, meta.AxisMetadata):
-        return kind(x)
-    boxed: Any = x
-    held = boxed.to_nnx_metadata() if hasattr(boxed, "to_nnx_metadata") else dict(vars(boxed))
-    value = held.pop("value")
-    made = kind(jax.numpy.zeros(()), **held, linen_meta_type=type(x))
-    made.set_raw_value(value)
-    return made
-
-
-def to_linen_var(vs: moduli.Variable[Any]) -> Any:
-    """Makes the value of linen of a Variable: its value, in the box it was taken out of, if any."""
-    metadata = vs.get_metadata()
-    kind = metadata.pop("linen_meta_type", None)
-    if kind is None:
-        return vs.get_raw_value()
-    if hasattr(kind, "from_nnx_metadata"):
-        return kind.from_nnx_metadata({"value": vs.get_raw_value(), **metadata})
-    return kind(vs.get_raw_value(), **metadata)
-
-
-def _flat(tree: Mapping[Any, Any], path: Path = ()) -> Iterable[tuple[Path, Any]]:
-    for key, item in tree.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, (*path, key))
-        else:
-            yield (*path, key), item
-
-
-def _nested(flat: Iterable[tuple[Path, Any]]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for path, item in flat:
-        place = found
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-        place[path[-1]] = item
-    return found
-
-
-def _to_attributes(variables: Mapping[str, Any]) -> dict[Path, moduli.Variable[Any]]:
-    """Returns Variables by their paths; two collections may not have one path."""
-    found: dict[Path, moduli.Variable[Any]] = {}
-    for collection, tree in variables.items():
-        for path, value in _flat(tree):
-            if path in found:
-                kind = moduli.variable_name_from_type(type(found[path]))
-                raise StructureError(
-                    f"the collections {kind!r} and {collection!r} both have "
-                    f"`{moduli.errors.format_path(path)}`, where an attribute of ToNNX has one "
-                    "place; rename one of them in the linen module"
-                )
-            found[path] = to_nnx_var(collection, value)
-    return found
-
-
-def nnx_attrs_to_linen_vars(nnx_attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes variables of linen, by collection, of Variables in nested mappings."""
-    flat: list[tuple[Path, Any]] = []
-    for path, item in _flat(nnx_attrs):
-        if not isinstance(item, moduli.Variable):
-            raise StructureError(
-                f"`{moduli.errors.format_path(path)}` is a {type(item).__name__} and no Variable, "
-                "so that no collection of linen is known for it"
-            )
-        flat.append(((moduli.variable_name_from_type(type(item)), *path), to_linen_var(item)))
-    return _nested(flat)
+@contextlib.contextmanager
+def linen_call(mutable: Any) -> Iterator[None]:
+    """Says what may be written in the call of linen's kind that runs."""
+    token = _mutable.set(mutable)
+    try:
+        yield
+    finally:
+        _mutable.reset(token)
 
 
 # -- a module of linen as one of ours ------------------------------------------------------------
@@ -162,6 +107,8 @@ class ToNNX(moduli.Module):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "to_nnx__module" not in self.__dict__:
             raise AttributeError(name)
+        if name in ("module", "rngs"):  # flax's older names
+            return getattr(self, f"{_OWN}{name}")
         method = getattr(type(self.to_nnx__module), name, None)
         if not callable(method):
             raise AttributeError(
@@ -177,7 +124,7 @@ class ToNNX(moduli.Module):
         *args: Any,
         rngs: moduli.Rngs | jax.Array | None = None,
         method: Callable[..., Any] | str | None = None,
-        mutable: Any = False,
+        mutable: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Calls the linen module.
@@ -187,7 +134,8 @@ class ToNNX(moduli.Module):
           rngs: streams of random keys, or a key, in the place of the module's own.
           method: the method to call, ``__call__`` by default.
           mutable: the collections that the call may write, as of ``linen.Module.apply``; what it
-            writes is written into the attributes.
+            writes is written into the attributes. By default those of the call of linen's kind
+            that it is part of (``to_linen``, ``bridge.Module``), else none.
           **kwargs: its inputs.
 
         Returns:
@@ -195,6 +143,7 @@ class ToNNX(moduli.Module):
         """
         keys = _keys(self.to_nnx__rngs if rngs is None else rngs)
         module: Any = self.to_nnx__module
+        mutable = _mutable.get() if mutable is None else mutable
         if _initializing.get():
             out, written = module.init_with_output(keys, *args, method=method, **kwargs)
         else:
@@ -206,23 +155,29 @@ class ToNNX(moduli.Module):
             written = {}
             if mutable is not False:
                 out, written = out
-        self._take(written)
+        take_variables(self, nested(to_attributes(written).items()))
         return out
 
-    def _take(self, variables: Mapping[str, Any]) -> None:
-        """Writes values into the Variables that there are, and makes the others."""
-        new: dict[Path, Any] = {}
-        for path, variable in _to_attributes(variables).items():
-            place: Any = self.__dict__
-            for key in path:
-                place = place.get(key) if isinstance(place, Mapping) else None
-            if isinstance(place, moduli.Variable):
-                place.set_raw_value(variable.get_raw_value())
-            else:
-                new[path] = variable
-        for name, item in _nested(new.items()).items():
-            old = self.__dict__.get(name)
-            setattr(self, name, _joined(old, item) if isinstance(old, Mapping) else item)
+
+def take_variables(model: ToNNX, variables: Mapping[str, Any]) -> None:
+    """Writes values into the Variables that there are, and makes the others.
+
+    Args:
+      model: the module of linen.
+      variables: Variables in nested mappings, as their paths are.
+    """
+    new: dict[Path, Any] = {}
+    for path, variable in flat_items(variables):
+        place: Any = model.__dict__
+        for key in path:
+            place = place.get(key) if isinstance(place, Mapping) else None
+        if isinstance(place, moduli.Variable):
+            place.set_raw_value(variable.get_raw_value())
+        else:
+            new[path] = variable
+    for name, item in nested(new.items()).items():
+        old = model.__dict__.get(name)
+        setattr(model, name, _joined(old, item) if isinstance(old, Mapping) else item)
 
 
 def _joined(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -261,11 +216,8 @@ def lazy_init(fn: Any, *args: Any, **kwargs: Any) -> Any:
         raise StructureError(
             f"lazy_init needs a module or a method of one; got a {type(fn).__name__}"
         )
-    token = _initializing.set(True)
-    try:
+    with initializing(True):
         fn(*args, **kwargs)
-    finally:
-        _initializing.reset(token)
     return fn
 
 
@@ -310,9 +262,12 @@ def linen_class() -> Any:
             module = self.nnx_class(*self.args, **made)
             if self.is_initializing():
                 self._store(module)  # as they are before the call
-                return _method(module, nnx_method)(module, *args, **kwargs)
-            self._fill(module)
-            out = _method(module, nnx_method)(module, *args, **kwargs)
+            else:
+                self._fill(module)
+            with linen_call(self.scope.mutable):
+                out = _method(module, nnx_method)(module, *args, **kwargs)
+            if self.is_initializing():
+                return out
             self._store(module)
             return out
 
@@ -320,7 +275,7 @@ def linen_class() -> Any:
             known = dict(moduli.to_flat_state(moduli.state(module)))
             unknown: list[str] = []
             for collection, tree in unfreeze(self.variables).items():
-                for path, value in _flat(tree):
+                for path, value in flat_items(tree):
                     if isinstance(value, meta.AxisMetadata):
                         value = value.unbox()
                     where = _as_known(path, known)

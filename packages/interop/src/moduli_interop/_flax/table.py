@@ -37,12 +37,13 @@ _GRAPH = """
 MODULES: dict[str, str] = {
     "bridge": "Functional Module ToLinen ToNNX compact functional lazy_init linen_in_bridge_mdl "
     "nnx_attrs_to_linen_vars nnx_in_bridge_mdl to_linen to_linen_class to_nnx_var to_linen_var "
-    "with_partitioning AttrPriority current_context current_module "
+    "with_partitioning AttrPriority NNXMeta Scope current_context current_module initializers "
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule "  # our own
     "HaikuModule from_framework to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
-    "bridge.module": "AttrPriority Module compact current_context current_module",
-    "bridge.variables": "nnx_attrs_to_linen_vars to_linen_var to_nnx_var with_partitioning",
+    "bridge.module": "AttrPriority MODULE_CONTEXT Module ModuleStackEntry Scope compact "
+    "current_context current_module",
+    "bridge.variables": "NNXMeta nnx_attrs_to_linen_vars to_linen_var to_nnx_var with_partitioning",
     "bridge.wrappers": "Functional ToLinen ToNNX functional lazy_init to_linen to_linen_class",
     "compat": """
         backup_keys cached_partial checkify clone cond custom_vjp eval_shape flatten fori_loop
@@ -125,7 +126,8 @@ _BRIDGE = (
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule from_framework "
     "to_framework HaikuModule "
     "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
-    "to_linen_var to_nnx_var"
+    "to_linen_var to_nnx_var compact linen_in_bridge_mdl nnx_in_bridge_mdl AttrPriority NNXMeta "
+    "Scope current_context current_module MODULE_CONTEXT ModuleStackEntry"
 )
 _HERE = {
     "axes": "add_axis get_var_pspec remove_axis",
@@ -152,6 +154,10 @@ HOMES: dict[str, str] = {
         for file, names in _HERE.items()
         for name in names.split()
     },
+    "bridge.Module": "moduli_interop.bridge:Module",
+    "bridge.module.Module": "moduli_interop.bridge:Module",
+    "bridge.with_partitioning": "moduli_interop.bridge:with_partitioning",
+    "bridge.variables.with_partitioning": "moduli_interop.bridge:with_partitioning",
     "reprlib.Object": "moduli_interop._flax.representable:Object",
     "to_opt_state": "moduli_train._opt_state:to_opt_state",
 }
