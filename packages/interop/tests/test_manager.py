@@ -160,6 +160,21 @@ def test_what_cannot_be_saved_is_an_error_at_once(wrong: Any, tmp_path: pathlib.
     assert manager.steps() == []
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_is_to_come_before_a_save_does(asynchronous: bool, tmp_path: pathlib.Path) -> None:
+    manager, seen = CheckpointManager(tmp_path, asynchronous=asynchronous), []
+    manager.save(1, model(1.0), before=lambda: seen.append(os.listdir(tmp_path)))
+    assert manager.steps() == [1] and seen == [[]]
+    with pytest.raises(OSError, match="no space"):
+        manager.save(2, model(2.0), before=lambda: _raise(OSError("no space")))
+        manager.wait()
+    assert manager.steps() == [1]
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def test_a_save_copies_before_a_donated_buffer_is_used_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

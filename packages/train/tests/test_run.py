@@ -300,6 +300,14 @@ def test_run_json_says_with_what_and_how_often_the_run_was_started(tmp_path: pat
     assert starts[0]["command"] and "model" in starts[0]["layout"]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"starts": 3}'])
+def test_a_run_json_that_cannot_be_read_stops_no_run(tmp_path: pathlib.Path, text: str) -> None:
+    seen(tmp_path, [1.0], 4, 4)
+    (tmp_path / "run.json").write_text(text)
+    seen(tmp_path, [1.0], 4)
+    assert [s["step"] for s in json.loads((tmp_path / "run.json").read_text())["starts"]] == [2]
+
+
 def test_without_a_terminal_there_are_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,7 +395,7 @@ def test_a_resume_cuts_rows_columns_and_half_a_line(tmp_path: pathlib.Path) -> N
 def test_each_save_is_the_state_of_its_step_though_steps_are_donated(
     tmp_path: pathlib.Path, asynchronous: bool
 ) -> None:
-    model = nnx.Dict({"w": nnx.Param(jnp.zeros(1000)), "seen": nnx.BatchStat(jnp.zeros(()))})
+    model = nnx.Dict({"w": nnx.Param(jnp.zeros(100)), "seen": nnx.BatchStat(jnp.zeros(()))})
 
     @nnx.jit(donate_argnums=0)
     def step(model: Any) -> None:
@@ -396,13 +404,13 @@ def test_each_save_is_the_state_of_its_step_though_steps_are_donated(
 
     with nnx.Run(tmp_path, model=model, save_every=1, keep=None, progress=False,
                  asynchronous=asynchronous) as run:  # fmt: skip
-        for _ in run.steps(40):
+        for _ in run.steps(100):
             step(model)
     manager = nnx.CheckpointManager(tmp_path)
-    assert manager.steps() == [*range(1, 41)]
+    assert manager.steps() == [*range(1, 101)]
     for number in manager.steps():
         state = nnx.load_state(manager.info(number).path)["model"]
-        assert (state["w"].value == number).all() and state["seen"].value == 1000 * number
+        assert (state["w"].value == number).all() and state["seen"].value == 100 * number
 
 
 # -- the best checkpoint, early stop, evaluation

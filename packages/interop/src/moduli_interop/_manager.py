@@ -165,6 +165,7 @@ class CheckpointManager:
         metrics: Mapping[str, float] | None = None,
         metadata: Mapping[str, Any] | None = None,
         wait: bool = False,
+        before: Callable[[], None] | None = None,
     ) -> None:
         """Saves a step, and removes the steps that are no longer to be kept.
 
@@ -177,6 +178,8 @@ class CheckpointManager:
           metrics: numbers by which ``keep_best`` chooses.
           metadata: facts to keep with it, as in JSON.
           wait: whether to return only when the step is on the disk.
+          before: called before anything is written, in the thread that writes: for what has to be
+            on the disk before the step exists. If it raises, the step is not saved.
 
         Raises:
           UnsupportedValueError: if something in the model, the metrics or the metadata cannot be
@@ -200,12 +203,16 @@ class CheckpointManager:
             if later:
                 leaves = tuple(copied_to_host(checkpoint.leaves))
                 checkpoint = dataclasses.replace(checkpoint, leaves=leaves)
-        if not later:
+
+        def work() -> None:
+            if before is not None:
+                before()
             self._write(step, checkpoint, chosen, values, facts)
+
+        if not later:
+            work()
             return
-        self._pending = _Pending(
-            step, self._folder, lambda: self._write(step, checkpoint, chosen, values, facts)
-        )
+        self._pending = _Pending(step, self._folder, work)
         self._pending.start()
 
     def load(self, model: M, step: int | None = None) -> M:

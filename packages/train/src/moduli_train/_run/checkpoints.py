@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,11 +86,23 @@ class Checkpoints:
         self.saved = self._reported = step
         return facts["moduli_run"]
 
-    def save(self, step: int, facts: dict[str, Any], metrics: dict[str, float], wait: bool) -> None:
+    def save(
+        self,
+        step: int,
+        facts: dict[str, Any],
+        metrics: dict[str, float],
+        wait: bool,
+        before: Callable[[], None],
+    ) -> None:
         """Saves a step; returns when it is copied, or with ``wait`` when it is on the disk."""
         if self._manager is not None:
             self._manager.save(
-                step, self.nodes, metrics=metrics, metadata={"moduli_run": facts}, wait=wait
+                step,
+                self.nodes,
+                metrics=metrics,
+                metadata={"moduli_run": facts},
+                wait=wait,
+                before=before,
             )
             self.saved = step
 

@@ -24,12 +24,9 @@ Row = dict[str, Any]
 
 def replace_file(path: str, text: str) -> None:
     """Writes a file in one step: whoever reads it sees the old text or the new one."""
-    temporary = f"{path}.new"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with open(f"{path}.new", "w", newline="", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    os.replace(f"{path}.new", path)
 
 
 class Log:
@@ -96,24 +93,27 @@ class Log:
         elif found:
             self._waiting.append({"step": step, "epoch": epoch, "seconds": seconds, **found})
 
-    def flush(self, before: int | None = None, *, sync: bool = False) -> None:
+    def flush(self, before: int | None = None) -> None:
         """Reads what waits and writes it: of the steps before one, or all of it.
 
         Args:
           before: leaves this step and later ones waiting: the device may not be done with them.
-          sync: whether to return only when the file is on the disk.
         """
         ready = [row for row in self._waiting if before is None or row["step"] < before]
-        if not ready and not sync:
+        if not ready:
             return
         self._waiting = self._waiting[len(ready) :]
         rows = [{name: _number(value) for name, value in row.items()} for row in _fetched(ready)]
-        self._write(list(rows), sync)
-        if not rows:
-            return
+        self._write(list(rows))
         self._read([(row["step"], {k: v for k, v in row.items() if k not in _OWN}) for row in rows])
 
-    def _write(self, rows: list[Row], sync: bool) -> None:
+    def sync(self) -> None:
+        """Returns when what was written is on the disk."""
+        if self._path is not None and os.path.exists(self._path):
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
+
+    def _write(self, rows: list[Row]) -> None:
         if self._path is None:
             return
         new = [name for name in {k: 0 for row in rows for k in row} if name not in self._columns]
@@ -127,9 +127,6 @@ class Log:
             return
         with open(self._path, "a", newline="", encoding="utf-8") as file:
             file.write(self._text(rows))
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
         self._last = rows[-1] if rows else self._last
 
     def _rewrite(self, rows: list[Row]) -> None:
@@ -148,6 +145,7 @@ class Log:
 def _fetched(rows: list[Row]) -> list[Row]:
     """Brings all values of some rows to the host in one go."""
     arrays = [value for row in rows for value in row.values() if isinstance(value, jax.Array)]
+    jax.block_until_ready(arrays)  # one wait; device_get would begin a copy that waits for each
     values = iter(jax.device_get(arrays))
     return [
         {

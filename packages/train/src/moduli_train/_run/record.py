@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -45,9 +46,10 @@ def write_record(path: str, nodes: dict[str, Any], step: int) -> None:
         "layout": layout,
     }
     starts = []
-    if step and os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            starts = json.load(file)["starts"]
+    unreadable = (OSError, ValueError, LookupError, TypeError)  # after a crash of the machine
+    if step:
+        with contextlib.suppress(*unreadable), open(path, encoding="utf-8") as file:
+            starts = list(json.load(file)["starts"])
     replace_file(path, json.dumps({"starts": [*starts, entry]}, indent=1) + "\n")
 
 

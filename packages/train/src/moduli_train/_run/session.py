@@ -205,8 +205,8 @@ class Session:
     # -- saving
 
     def _save(self, metrics: dict[str, float], wait: bool = False) -> None:
-        """Saves this step, after everything that was logged is read and on the disk."""
-        self._log.flush(sync=True)
+        """Saves this step, after everything that was logged is read and written."""
+        self._log.flush()
         if self._losses.bad or self.folder is None:
             return
         self._report_saved()
@@ -219,7 +219,7 @@ class Session:
             "best": self._best.state(),
             "plugins": self._plugin_states(),
         }
-        self._checkpoints.save(self.step, facts, metrics, wait)
+        self._checkpoints.save(self.step, facts, metrics, wait, before=self._log.sync)
 
     def _plugin_states(self) -> dict[str, Any]:
         states = dict(collect("moduli_run_state", run=self))
