@@ -23,7 +23,7 @@ IMPORT_NAMES = {
     "dm-haiku": "haiku",
 }  # where it is not the distribution's name
 BY_WAY_OF_CORE = {"jax", "jaxlib", "numpy"}
-TESTING_TOOLS = {"hypothesis"}  # moduli.testing takes it when a test asks for a strategy
+TESTING_TOOLS = {"hypothesis", "pytest"}  # moduli.testing takes them when a test asks for them
 
 
 def project(package: str) -> dict[str, Any]:
@@ -116,6 +116,7 @@ def test_an_undeclared_import_is_seen(package: str, source: str, path: str) -> N
             "src/a.py",
         ),
         ("core", "def f():\n    from hypothesis import strategies", "src/moduli/testing/a.py"),
+        ("core", "def f():\n    import pytest", "src/moduli/testing/a.py"),
         ("core", "if TYPE_CHECKING:\n    from moduli_layers import Linear", "src/moduli/a.py"),
         ("debug", "def f():\n    import matplotlib.pyplot", "src/moduli_debug/a.py"),
         ("interop", "def f():\n    import orbax.checkpoint", "src/moduli_interop/a.py"),

@@ -25,6 +25,7 @@ from moduli._plugins.dispatch import call_implementation as call_implementation
 from moduli._plugins.dispatch import collect as collect
 from moduli._plugins.dispatch import instrumented as instrumented
 from moduli._plugins.dispatch import module_created as module_created
+from moduli._plugins.dispatch import only as only
 from moduli._plugins.dispatch import plugin_block as plugin_block
 from moduli._plugins.dispatch import using as using
 from moduli._plugins.dispatch import value_written as value_written
@@ -35,6 +36,7 @@ from moduli._plugins.entry_points import OURS as OURS
 from moduli._plugins.entry_points import Point as Point
 from moduli._plugins.entry_points import canonical as canonical
 from moduli._plugins.entry_points import installed as installed
+from moduli._plugins.inspection import Plugin as Plugin
 from moduli._plugins.plugin_set import PluginSet as PluginSet
 from moduli._plugins.plugin_set import add_hookspecs as add_hookspecs
 from moduli._plugins.records import PluginRecord as PluginRecord

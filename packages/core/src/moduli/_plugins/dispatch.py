@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from moduli import errors
@@ -27,6 +27,7 @@ __all__ = [
     "collected",
     "instrumented",
     "module_created",
+    "only",
     "plugin_block",
     "using",
     "value_written",
@@ -125,6 +126,20 @@ def _extended(current: PluginSet, sources: tuple[Any, ...]) -> PluginSet:
             raise errors.PluginError(f"moduli.using: {record.title} failed {record.cause}")
     extended.warn_of_deprecated()
     return extended
+
+
+@contextlib.contextmanager
+def only(plugins: Iterable[Plugin]) -> Iterator[PluginSet]:
+    """Puts plugins in the place of all others for a block; what fails is in their records."""
+    plugins = list(plugins)
+    with reporting_only():
+        specs.declare_for(hook for plugin in plugins for hook in plugin.record.hooks)
+        made = PluginSet(plugins)
+    token = _overlay.set(made)
+    try:
+        yield made
+    finally:
+        _overlay.reset(token)
 
 
 def collect(hook_name: str, /, **kwargs: Any) -> list[tuple[str, Any]]:

@@ -42,10 +42,11 @@ def assert_equal_graphs(
         raise AssertionError(
             f"the graphs differ in structure:\n{graphdef(actual)!r}\n{graphdef(expected)!r}"
         )
-    _assert_equal_states(state(actual), state(expected), rtol, atol)
+    assert_equal_states(state(actual), state(expected), rtol, atol)
 
 
-def _assert_equal_states(actual: Any, expected: Any, rtol: float, atol: float) -> None:
+def assert_equal_states(actual: Any, expected: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Asserts that two States of the same paths have equal values."""
     right = dict(to_flat_state(expected).items())
     for path, leaf in to_flat_state(actual).items():
         where = errors.format_path(path)
@@ -113,7 +114,7 @@ def assert_unchanged(node: Any, *, values: bool = True) -> Iterator[None]:
     if graphdef(node) is not before:
         raise AssertionError(f"the structure changed from\n{before!r}\nto\n{graphdef(node)!r}")
     if values:
-        _assert_equal_states(state(node), kept, 0.0, 0.0)
+        assert_equal_states(state(node), kept, 0.0, 0.0)
     for cls, known in attributes.items():
         if dict(vars(cls)) != known:
             raise AssertionError(f"the class {cls.__name__} changed")
