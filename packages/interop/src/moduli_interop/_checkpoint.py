@@ -18,7 +18,15 @@ from moduli_interop._parts import Bare, Parts
 from moduli_interop._progress import Progress, reporter
 from moduli_interop._quick import no_collection
 from moduli_interop._restore import restore
-from moduli_interop._stored import Checkpoint, Leaf, Path, StoredArray, arrays_in, replaced
+from moduli_interop._stored import (
+    Checkpoint,
+    Leaf,
+    Path,
+    StoredArray,
+    arrays_in,
+    placed_arrays,
+    replaced,
+)
 
 __all__ = ["described", "fill", "load", "load_state", "save", "write"]
 
@@ -96,8 +104,8 @@ def write(
     progress: Progress,
 ) -> None:
     """Writes a checkpoint with a format's ``save``, and reports how far it is."""
-    arrays = [array for leaf in checkpoint.leaves for array in arrays_in(leaf.value)]
-    add = reporter(progress, f"saving {file}", sum(array.nbytes for array in arrays))
+    total = sum(array.nbytes for _, array in placed_arrays(checkpoint.leaves))
+    add = reporter(progress, f"saving {file}", total)
     if add is not None:
         report = add
 

@@ -63,7 +63,8 @@ def check_savable(leaves: Iterable[Leaf], *, shards: bool) -> None:
       UnsupportedValueError: naming the place of such an array.
     """
     for leaf in leaves:
-        for array in arrays_in(leaf.value):
+        held = leaf.value
+        for array in (held,) if type(held) is StoredArray else arrays_in(held):
             if array.read is None:
                 raise UnsupportedValueError(
                     f"`{leaf.name}` holds a jax.ShapeDtypeStruct, the shape and dtype of an array "
@@ -80,12 +81,17 @@ def _check_live(array: jax.Array, leaf: Leaf, shards: bool) -> None:
             f"`{leaf.name}` has been deleted, probably by a jitted function to which it "
             "was donated; save before that call, or save what the call returned"
         )
-    if not (shards or array.is_fully_addressable or array.is_fully_replicated):
+    if not (shards or _is_here(array.sharding) or array.is_fully_replicated):
         raise UnsupportedValueError(
             f"`{leaf.name}` is spread over several hosts, and this one cannot read all of it; save "
             'it with format="orbax", which writes from each process its part, or gather it first '
             "with jax.experimental.multihost_utils.process_allgather"
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _is_here(sharding: jax.sharding.Sharding) -> bool:
+    return sharding.is_fully_addressable
 
 
 def copied_to_host(leaves: Iterable[Leaf]) -> list[Leaf]:
@@ -137,7 +143,7 @@ def _kind_name(kind: type[Any]) -> str | None:
 
 def _check_path(path: Path) -> None:
     for part in path:
-        if not _is_name(part):
+        if type(part) is not str and not _is_name(part):
             raise UnsupportedValueError(
                 f"the path `{format_path(path)}` has the {type(part).__name__} {part!r} in it; "
                 "a checkpoint names leaves by attribute names and by keys that are str, int or "
@@ -150,7 +156,9 @@ def _is_name(part: object) -> bool:
 
 
 def _stored(value: Any, path: tuple[Any, ...]) -> Any:
-    if isinstance(value, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
+    if isinstance(value, jax.Array):
+        return _stored_jax(value, path)
+    if isinstance(value, (np.ndarray, np.generic, jax.ShapeDtypeStruct)):
         return _stored_array(value, path)
     if type(value) in _SCALARS:
         return value
@@ -171,12 +179,24 @@ def _stored(value: Any, path: tuple[Any, ...]) -> Any:
     )
 
 
-def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:
+def _stored_jax(array: jax.Array, path: tuple[Any, ...]) -> StoredArray:
     if isinstance(array, jax.core.Tracer):
         raise UnsupportedValueError(
             f"`{format_path(path)}` is being traced and has no value yet; save and load outside "
             "of jit, grad and JAX's other transforms"
         )
+    kind = jax.typeof(array)
+    name = dtype_name(kind.dtype)
+    if name is None:
+        return _stored_array(array, path)
+
+    def read() -> np.ndarray:
+        return to_bits(np.asarray(array), name)
+
+    return StoredArray(name, kind.shape, "jax", bool(kind.weak_type), None, read, False, array)
+
+
+def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:
     if isinstance(array, np.ndarray) and type(array) not in _NUMPY:
         raise UnsupportedValueError(
             f"`{format_path(path)}` holds a {type(array).__module__}.{type(array).__qualname__}, "
@@ -200,9 +220,6 @@ def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:
     def read() -> np.ndarray:
         return to_bits(np.asarray(array), name)
 
-    if isinstance(array, jax.Array):
-        weak = bool(jax.typeof(array).weak_type)
-        return StoredArray(name, shape, "jax", weak, None, read, False, array)
     container = "numpy" if isinstance(array, np.ndarray) else "numpy scalar"
     return StoredArray(name, shape, container, read=read)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
+import jax
+
 import moduli
 from moduli_interop._errors import UnsupportedValueError
 from moduli_interop._stored import Path
@@ -71,7 +73,9 @@ class Parts:
         bare: list[tuple[Path, Any]] = []
 
         def visit(value: Any, path: Path) -> None:
-            if isinstance(value, (moduli.Pytree, moduli.Variable)):
+            if isinstance(value, jax.Array):
+                bare.append((path, Bare(value)))
+            elif isinstance(value, (moduli.Pytree, moduli.Variable)):
                 nodes.append((path, value))
             elif isinstance(value, moduli.State):
                 for inner, leaf in _flat(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,13 +52,14 @@ def restore(
         else:
             wanted.extend(_wanted(value, old))
     arrays = [array for array, _ in wanted]
+    narrowed = functools.lru_cache(_is_narrowed)  # for this call: a user may change the mode
     if read_all is not None:
         placed = iter(read_all([(array, _sharding(array, like)) for array, like in wanted]))
-        live = [_finished(array, next(placed), like) for array, like in wanted]
+        live = [_finished(array, next(placed), like, narrowed) for array, like in wanted]
     else:
         live = []
         for (array, like), bits in zip(wanted, read_in_order(arrays), strict=True):
-            live.append(_array(array, bits, like))
+            live.append(_array(array, bits, like, narrowed))
             done(array.nbytes)
     rest = iter(live)
     return [
@@ -100,14 +102,16 @@ def _assembled(value: Any, like: Any, live: Iterator[Any]) -> Any:
     return value
 
 
-def _array(stored: StoredArray, bits: np.ndarray, like: Any) -> Any:
+def _array(
+    stored: StoredArray, bits: np.ndarray, like: Any, narrowed: Callable[[np.dtype], bool]
+) -> Any:
     try:
         if not stored.owned:
             bits = np.array(bits, copy=True)
         array = from_bits(bits, stored.dtype).reshape(stored.shape)
         if stored.container == "numpy scalar":
             return array[()]
-        if stored.container == "numpy" or _is_narrowed(array.dtype):
+        if stored.container == "numpy" or narrowed(array.dtype):
             return array
         return _typed(stored, _placed(_weak(array) if stored.weak_type else array, like), like)
     except (ValueError, TypeError, OverflowError) as error:
@@ -118,11 +122,13 @@ def _array(stored: StoredArray, bits: np.ndarray, like: Any) -> Any:
         ) from error
 
 
-def _finished(stored: StoredArray, array: Any, like: Any) -> Any:
+def _finished(
+    stored: StoredArray, array: Any, like: Any, narrowed: Callable[[np.dtype], bool]
+) -> Any:
     """Finishes what a format has read itself: an array on its devices, or the bits of one."""
     if isinstance(array, jax.Array):
         return _placed(_made_weak(array), array) if stored.weak_type else array
-    return _array(stored, array, like)
+    return _array(stored, array, like, narrowed)
 
 
 def _typed(stored: StoredArray, array: Any, like: Any) -> Any:

@@ -28,6 +28,7 @@ __all__ = [
     "arrays_in",
     "describe",
     "named_arrays",
+    "placed_arrays",
     "replaced",
 ]
 
@@ -66,10 +67,10 @@ class StoredArray:
     owned: bool = dataclasses.field(default=False, compare=False, repr=False)
     live: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    @functools.cached_property
+    @property
     def nbytes(self) -> int:
         """Size of the bits."""
-        return math.prod(self.shape) * dtype_from_name(self.dtype).itemsize
+        return _nbytes(self.dtype, self.shape)
 
     def read_bits(self) -> np.ndarray:
         """Returns the bits; for arrays that have some."""
@@ -86,6 +87,11 @@ class StoredArray:
         assert self.read is not None
         rows = getattr(self.read, "rows", None)
         return self.read()[start:stop] if rows is None else rows(start, stop)
+
+
+@functools.lru_cache(maxsize=256)
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype_from_name(dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +167,17 @@ def arrays_in(value: Any) -> Iterator[StoredArray]:
 
 def named_arrays(leaves: Iterable[Leaf]) -> Iterator[tuple[str, StoredArray]]:
     """Yields the place of every array as a person would write it, and the array, in order."""
+    for path, array in placed_arrays(leaves):
+        yield format_path(path), array
+
+
+def placed_arrays(leaves: Iterable[Leaf]) -> Iterator[tuple[Path, StoredArray]]:
+    """Yields the path of every array, and the array, in order."""
     for leaf in leaves:
-        for path, array in _places(leaf.value, leaf.path):
-            yield format_path(path), array
+        if type(leaf.value) is StoredArray:
+            yield leaf.path, leaf.value
+        else:
+            yield from _places(leaf.value, leaf.path)
 
 
 def _places(value: Any, path: Path) -> Iterator[tuple[Path, StoredArray]]:

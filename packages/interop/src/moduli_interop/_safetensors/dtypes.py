@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
@@ -41,6 +43,7 @@ BITS: dict[str, int] = {tag: 8 * dtype.itemsize for tag, dtype in DTYPES.items()
 _TAGS = {dtype: tag for tag, dtype in DTYPES.items() if BITS[tag] == 8 * dtype.itemsize}
 
 
+@functools.lru_cache(maxsize=256)
 def tag_of(dtype: np.dtype) -> str | None:
     """Returns safetensors' name of a dtype, whatever its byte order; None if it has none.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,10 @@ from moduli_interop._tensors.errors import TensorFileError
 __all__ = ["Spec", "layout", "write", "write_to"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+class Spec(NamedTuple):
     """A tensor to write.
 
     Attributes:
@@ -38,7 +39,7 @@ class Spec:
     @property
     def nbytes(self) -> int:
         """How many bytes it takes in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape, start=self.dtype.itemsize)
 
 
 def layout(
@@ -47,7 +48,8 @@ def layout(
     """Makes the beginning of a file, and the order in which its tensors follow.
 
     Those with wide numbers come first, so that each begins at a multiple of its numbers' width and
-    a mapped file gives aligned arrays.
+    a mapped file gives aligned arrays; otherwise they stay in their order, so that what is read
+    together stands together.
 
     Args:
       specs: the tensors.
@@ -61,23 +63,25 @@ def layout(
       TensorFileError: if two have one name, one has a dtype that the format lacks, or the header
         would be over its limit.
     """
-    ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
-    header: dict[str, object] = {}
-    if metadata:
-        header["__metadata__"] = dict(metadata)
+    ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+    names = {"__metadata__"}
+    header = [f'"__metadata__":{_json(dict(metadata))}'] if metadata else []
     at = 0
     for spec in ordered:
-        tag = tag_of(spec.dtype)
+        name, tag = spec.name, tag_of(spec.dtype)
         if tag is None:
             raise TensorFileError(
                 path, f"safetensors has no dtype {spec.dtype}; cast it before", spec.name
             )
-        if spec.name in header or spec.name == "__metadata__":
+        if name in names:
             raise TensorFileError(path, "two tensors cannot have one name", spec.name)
-        offsets = [at, at + spec.nbytes]
-        header[spec.name] = {"dtype": tag, "shape": list(spec.shape), "data_offsets": offsets}
-        at = offsets[1]
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        names.add(name)
+        begin, at = at, at + spec.nbytes
+        shape = ",".join(map(str, spec.shape))
+        header.append(
+            f'{_json(name)}:{{"dtype":"{tag}","shape":[{shape}],"data_offsets":[{begin},{at}]}}'
+        )
+    text = f"{{{','.join(header)}}}".encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise TensorFileError(

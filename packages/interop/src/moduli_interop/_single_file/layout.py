@@ -22,6 +22,7 @@ before it was compared with the length of the file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import zlib
@@ -77,28 +78,34 @@ def member_name(path: tuple[Any, ...]) -> str:
 
 def stored_as(array: StoredArray) -> tuple[np.dtype, tuple[int, ...]]:
     """Returns the dtype and shape under which safetensors keeps an array."""
-    dtype = dtype_from_name(array.dtype)
+    dtype = _stored_dtype(array.dtype)
+    return dtype, array.shape if array.dtype != "complex128" else (*array.shape, 2)
+
+
+@functools.lru_cache(maxsize=256)
+def _stored_dtype(name: str) -> np.dtype:
+    dtype = dtype_from_name(name)
     if dtype == np.complex128:
-        return np.dtype(np.float64), (*array.shape, 2)
+        return np.dtype(np.float64)
     if tag_of(dtype) is None or dtype == ml_dtypes.float4_e2m1fn:
-        return storage_dtype(array.dtype).newbyteorder("="), array.shape
-    return dtype, array.shape
+        return storage_dtype(name).newbyteorder("=")
+    return dtype
 
 
 def described(array: StoredArray) -> tuple[str | None, tuple[int, ...]]:
     """Returns the dtype and shape of an array as the header says them."""
-    tag = _TAGS.get(array.dtype)
-    if tag is None:
-        tag = _TAGS[array.dtype] = tag_of(stored_as(array)[0])
-    return tag, array.shape if array.dtype != "complex128" else (*array.shape, 2)
-
-
-_TAGS: dict[str, str | None] = {}
+    dtype, shape = stored_as(array)
+    return tag_of(dtype), shape
 
 
 def start_of(member: str, array: StoredArray) -> int:
     """Returns what the digest of an array begins with."""
-    return zlib.crc32(f"{member} {array.dtype} {array.shape}".encode())
+    return zlib.crc32(f"{member}{_kind(array.dtype, array.shape)}".encode())
+
+
+@functools.lru_cache(maxsize=256)
+def _kind(dtype: str, shape: tuple[int, ...]) -> str:
+    return f" {dtype} {shape}"
 
 
 def place_of(header: bytes, key: str, length: int) -> int:

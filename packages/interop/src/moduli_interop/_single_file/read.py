@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from moduli.errors import format_path
 from moduli_interop._errors import (
     CheckpointError,
     CheckpointVersionError,
@@ -31,7 +33,13 @@ from moduli_interop._single_file.layout import (
     place_of,
     start_of,
 )
-from moduli_interop._stored import Checkpoint, StoredArray, named_arrays
+from moduli_interop._stored import (
+    Checkpoint,
+    Path,
+    StoredArray,
+    named_arrays,
+    placed_arrays,
+)
 
 __all__ = ["read", "verify"]
 
@@ -98,15 +106,15 @@ def _read(file: SharedFile) -> Checkpoint:
     header = json.loads(first[8:])
     texts = header.pop("__metadata__")
     _check_places(file, header, len(first))
-    names: dict[str, str] = {}
-    reader = _reader(file, header, texts[SUMS], names, len(first))
+    paths: dict[str, Path] = {}
+    reader = _reader(file, header, texts[SUMS], paths, len(first))
     checkpoint = decode_manifest(texts[MANIFEST], reader, owned=True)
-    missing = header.keys() - names.keys()
-    if missing:
-        raise ValueError(f"no value of the manifest is the array {sorted(missing)[0][:200]!r}")
-    members = iter(list(names))
-    for name, _ in named_arrays(checkpoint.leaves):
-        names[next(members)] = name
+    if len(paths) < len(header):
+        missing = sorted(header.keys() - paths.keys())
+        raise ValueError(f"no value of the manifest is the array {missing[0][:200]!r}")
+    members = list(paths)
+    for member, (path, _) in zip(members, placed_arrays(checkpoint.leaves), strict=True):
+        paths[member] = path
     return checkpoint
 
 
@@ -171,7 +179,7 @@ def _check_places(file: SharedFile, header: dict[str, Any], start: int) -> None:
 
 
 def _reader(
-    file: SharedFile, header: dict[str, Any], digits: str, names: dict[str, str], start: int
+    file: SharedFile, header: dict[str, Any], digits: str, paths: dict[str, Path], start: int
 ) -> Callable[[str, StoredArray], BlockRead]:
     """Returns what makes the readers of the arrays, in the order of the manifest."""
     sums = np.frombuffer(bytes.fromhex(digits), ">u4").tolist()
@@ -180,14 +188,18 @@ def _reader(
         raise ValueError("the digests are not those of the arrays")
     at = 0
 
+    def damaged(member: str) -> CorruptCheckpointError:
+        return _damaged(file.path, f"`{format_path(paths[member])}`")
+
     def reader(member: str, array: StoredArray) -> BlockRead:
         entry = header[member]
         tag, shape = described(array)
         begin, end = entry["data_offsets"]
+        nbytes = array.nbytes
         if (
             entry["dtype"] != tag
             or tuple(entry["shape"]) != shape
-            or end - begin != array.nbytes
+            or end - begin != nbytes
             or len(entry) != 3
         ):
             raise ValueError(
@@ -195,15 +207,15 @@ def _reader(
                 f"{array.dtype}{list(array.shape)}"
             )
         nonlocal at
-        names[member] = member
-        first, at = at, at + -(-array.nbytes // BLOCK)
+        paths[member] = (member,)
+        first, at = at, at + -(-nbytes // BLOCK)
         return BlockRead(
             file,
             start + begin,
             array,
             sums[first:at],
             start_of(member, array),
-            lambda: _damaged(file.path, f"`{names[member]}`"),
+            functools.partial(damaged, member),
         )
 
     return reader

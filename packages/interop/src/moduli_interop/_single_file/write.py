@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import BinaryIO
 
@@ -34,6 +35,7 @@ __all__ = ["write"]
 
 _WAITING = 16  # blocks whose digests may be under way
 _SMALL = 1 << 18  # bytes that are not worth a thread
+_TOGETHER = 1 << 20  # bytes of small arrays that one call writes
 
 
 def write(path: str, checkpoint: Checkpoint) -> None:
@@ -66,7 +68,7 @@ def write(path: str, checkpoint: Checkpoint) -> None:
         sums = [sum for name in arrays for sum in found[name]]
         header = bytearray(first)
         start = place_of(first, SUMS, 8 * blocks)
-        header[start : start + 8 * blocks] = "".join(f"{sum:08x}" for sum in sums).encode()
+        header[start : start + 8 * blocks] = np.array(sums, ">u4").tobytes().hex().encode()
         start = place_of(first, DIGEST, DIGITS)
         header[start : start + DIGITS] = header_digest(bytes(header)).encode()
         file.seek(0)
@@ -75,21 +77,30 @@ def write(path: str, checkpoint: Checkpoint) -> None:
 
 def _write_arrays(file: BinaryIO, arrays: dict[str, StoredArray]) -> dict[str, list[int]]:
     """Writes arrays, and returns the digests of their blocks, found in other threads meanwhile."""
-    sums: dict[str, list[int | Future[int]]] = {}
+    sums: dict[str, Sequence[int | Future[int]]] = {}
     waiting: deque[Future[int]] = deque()
+    small: list[bytes] = []  # written together: a call for each would take longer than its bytes
+    together = 0
     with Workers() as pool:
         for name, array in arrays.items():
             bits = array.read_bits()
-            data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
-            if len(data) != array.nbytes:
-                raise ValueError(f"an array of {array.nbytes} bytes gave {len(data)}")
+            if bits.nbytes != array.nbytes:
+                raise ValueError(f"an array of {array.nbytes} bytes gave {bits.nbytes}")
             begin = start_of(name, array)
-            mine = sums[name] = []
-            if len(data) <= _SMALL:
-                if len(data):
-                    mine.append(block_digest(data, begin, 0))
-                    file.write(data)
+            if bits.nbytes <= _SMALL:
+                copied = bits.tobytes()
+                sums[name] = (block_digest(copied, begin, 0),) if copied else ()
+                small.append(copied)
+                together += len(copied)
+                if together > _TOGETHER:
+                    file.write(b"".join(small))
+                    small, together = [], 0
                 continue
+            file.write(b"".join(small))
+            small, together = [], 0
+            mine: list[Future[int]] = []
+            sums[name] = mine
+            data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
             for block, start in enumerate(range(0, len(data), BLOCK)):
                 piece = data[start : start + BLOCK]
                 future = pool.submit(block_digest, piece, begin, block)
@@ -100,6 +111,7 @@ def _write_arrays(file: BinaryIO, arrays: dict[str, StoredArray]) -> dict[str, l
                 start_writing_back(file, place, len(piece))
                 if len(waiting) > _WAITING:
                     waiting.popleft().result()
+        file.write(b"".join(small))
     return {
         name: [sum if isinstance(sum, int) else sum.result() for sum in mine]
         for name, mine in sums.items()
