@@ -1,4 +1,8 @@
-"""What every test run shares: four CPU devices, compiled programs, strict dtypes, docs as tests."""
+"""What every test run shares: devices, compiled programs, strict dtypes, docs as tests.
+
+The tests run on what the environment asks for: ``JAX_PLATFORMS``, ``JAX_NUM_CPU_DEVICES`` (or
+``XLA_FLAGS``) and ``JAX_ENABLE_X64``. Where it asks for nothing they run on four CPU devices.
+"""
 
 import gc
 import os
@@ -17,8 +21,12 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-# before anything starts a backend; `nox -s long` has a mesh of four times two
-jax.config.update("jax_num_cpu_devices", 8 if os.environ.get("EVERY_ROW") else 4)
+ASKED_FOR_DEVICES = (
+    "JAX_NUM_CPU_DEVICES" in os.environ
+    or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+)
+if not ASKED_FOR_DEVICES:  # before anything starts a backend; `nox -s long` has a mesh of 4 times 2
+    jax.config.update("jax_num_cpu_devices", 8 if os.environ.get("EVERY_ROW") else 4)
 
 collect_ignore = ["tests/onnx"]  # a session of its own, with packages of its own
 
