@@ -40,10 +40,10 @@ MADE: dict[str, Any] = {
 }
 BAD: dict[str, tuple[Any, ...]] = {
     "int": (4.0, "4", True, jnp.ones(2), [4], {}, len),
-    "int | Sequence[int]": (4.5, "4", False, [4.0], [[4]], jnp.ones((1, 1), int), {4}),
+    "int | Sequence[int]": (4.5, "4", False, [4.0], [[4]], jnp.ones((1, 1), int), {4.5}),
     "Sequence[int]": (1, "1", [1.5], ["1"]),
     "bool": ("no", 2, [True], 0.5, jnp.ones(2)),
-    "float": ("0.5", True, [0.5], jnp.ones(2), len),
+    "float": ("0.5", True, [0.5], len),
     "DTypeLike": ("float99", jnp.ones(2), 3, "S4", [("a", int)]),
     "initializers.Initializer": ("normal", 0.0, jnp.ones(4), layers.initializers.lecun_normal),
     "Mapping[str, Any]": ("a", 3, {3: 1}),
@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "str": (3, ["a", []]),
     "str | None": (3.0, [[]]),
     "Padding": (1.5, [1.5], len, {}),
-    "Mapping[int, int]": ([1], {0: 1.5}),
+    "Mapping[int, int]": ([1], {0: 1.5}, [(0,)]),
     "Sequence[Sequence[int]]": (1, [1], [[0.5]]),
     "moduli.Rngs": (None, 0, "params"),
 }

@@ -14,7 +14,7 @@ import functools
 import inspect
 import numbers
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -181,12 +181,14 @@ def _size(value: Any) -> int:
 
 
 def _several(value: Any) -> list[Any] | None:
-    """Returns the items of a sequence or of an array with axes; None for anything else."""
+    """Returns the items of an iterable or of an array with axes; None for anything else."""
     if isinstance(value, Tracer):
         return None
     if isinstance(value, (np.ndarray, jax.Array)):
         return list(np.asarray(value)) if value.ndim else None
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if isinstance(value, (str, bytes, Mapping, np.generic, moduli.Variable)):
+        return None
+    return list(value) if isinstance(value, Iterable) else None
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -199,9 +201,14 @@ def _sizes(value: Any) -> tuple[int, ...]:
         raise _WrongError("a tuple of ints") from None
 
 
+def _unroll(value: Any) -> int | bool:
+    return value if isinstance(value, bool) else _size(value)
+
+
 def _size_or_sizes(value: Any) -> int | tuple[int, ...]:
+    items = _several(value)  # once: an iterator has its items but once
     try:
-        return _size(value) if _several(value) is None else _sizes(value)
+        return _size(value) if items is None else _sizes(items)
     except _WrongError as wrong:
         text = str(wrong)
         raise _WrongError(
@@ -230,35 +237,30 @@ def _padding(value: Any) -> Any:
 
 
 def _sizes_by_axis(value: Any) -> dict[int, int]:
-    if not isinstance(value, Mapping):
-        raise _WrongError("a dict of axes and their sizes, as {0: 8}")
-    return {_size(axis): _size(size) for axis, size in value.items()}
+    try:
+        return {_size(axis): _size(size) for axis, size in dict(value).items()}
+    except (TypeError, ValueError, _WrongError):
+        raise _WrongError("a dict of axes and their sizes, as {0: 8}") from None
 
 
 def _flag(value: Any) -> bool:
     if type(value) is bool:
         return value
     value = _scalar(value)
-    if value is None or (isinstance(value, int) and value in (0, 1)):
+    if value is None or (isinstance(value, (int, float)) and value in (0, 1)):
         return bool(value)
     raise _WrongError("True or False")
 
 
 def _number(value: Any) -> Any:
     value = _scalar(value)
-    if isinstance(value, Tracer) and value.ndim == 0:
-        return value
+    if isinstance(value, (Tracer, np.ndarray, jax.Array, moduli.Variable)):
+        return value  # one for each feature, or one that is learned or set later
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
     raise _WrongError("a number")
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, (jax.Array, np.ndarray)):
-        return value
-    return _number(value)
 
 
 def _stored_dtype(value: Any) -> Any:
@@ -368,6 +370,7 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 _CHECKS: dict[str, _Check] = {
     "int": _size,
     "int | None": _or_none(_size),
+    "int | bool": _unroll,
     "Sequence[int]": _sizes,
     "int | Sequence[int]": _size_or_sizes,
     "int | Sequence[int] | None": _or_none(_size_or_sizes),
@@ -379,7 +382,7 @@ _CHECKS: dict[str, _Check] = {
     "bool": _flag,
     "bool | None": _or_none(_flag),
     "float": _number,
-    "float | ArrayLike": _numbers,
+    "float | ArrayLike": _number,
     "DTypeLike": _stored_dtype,
     "DTypeLike | None": _or_none(_dtype),
     "initializers.Initializer": _initializer,

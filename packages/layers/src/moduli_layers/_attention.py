@@ -76,7 +76,8 @@ class MultiHeadAttention(moduli.Module):
       num_heads: number of heads; it divides ``qkv_features``.
       in_features: size of the last axis of the inputs for queries.
       qkv_features: total size of the heads' queries; ``in_features`` by default.
-      out_features: size of the last axis of the outputs; ``in_features`` by default.
+      out_features: size of the last axis of the outputs, or sizes of as many axes;
+        ``in_features`` by default.
       num_kv_heads: number of heads of keys and values; it divides ``num_heads``, and each is shared
         by ``num_heads // num_kv_heads`` queries (grouped-query attention; 1 is multi-query).
         ``num_heads`` by default.
@@ -145,7 +146,7 @@ class MultiHeadAttention(moduli.Module):
         num_heads: int,
         in_features: int,
         qkv_features: int | None = None,
-        out_features: int | None = None,
+        out_features: int | Sequence[int] | None = None,
         num_kv_heads: int | None = None,
         in_kv_features: int | None = None,
         *,
@@ -191,11 +192,13 @@ class MultiHeadAttention(moduli.Module):
             "num_heads",
             "in_features",
             "qkv_features",
-            "out_features",
             "num_kv_heads",
             "in_kv_features",
         ):
             check_positive(self, **{name: getattr(self, name)})
+        out = self.out_features
+        for size in out if isinstance(out, Sequence) else (out,):
+            check_positive(self, out_features=size)
         check_rngs(self, rngs)
         kind = type(self).__name__
         if self.qkv_features % num_heads:

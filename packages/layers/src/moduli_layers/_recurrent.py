@@ -94,7 +94,7 @@ class RNN(moduli.Module):
         return_carry: bool = False,
         reverse: bool = False,
         keep_order: bool = False,
-        unroll: int = 1,
+        unroll: int | bool = 1,
         state_axes: Mapping[Any, Any] | None = None,
         broadcast_rngs: Any = None,
         rngs: Streams | bool = True,
@@ -161,7 +161,8 @@ class RNN(moduli.Module):
             ``initialize_carry`` makes.
           seq_lengths: integers of the shape of the batch: how many steps of each sequence count,
             from its start (0 to time). The returned carry is that after the last step that counts,
-            and ``reverse`` turns round only those steps. Outputs behind them have no meaning.
+            and ``reverse`` turns round only those steps. Outputs behind them have no meaning. One
+            number holds for all of them.
           return_carry: in the place of the attribute.
           time_major: in the place of the attribute.
           reverse: in the place of the attribute.
@@ -176,10 +177,10 @@ class RNN(moduli.Module):
           ShapeError: inputs, carry or lengths have a shape that does not fit.
           DtypeError: the lengths are no integers, or the carry holds integers.
         """
-        return_carry = self.return_carry if return_carry is None else return_carry
-        time_major = self.time_major if time_major is None else time_major
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
+        return_carry = bool(self.return_carry if return_carry is None else return_carry)
+        time_major = bool(self.time_major if time_major is None else time_major)
+        reverse = bool(self.reverse if reverse is None else reverse)
+        keep_order = bool(self.keep_order if keep_order is None else keep_order)
 
         inputs = jnp.asarray(inputs)
         time_axis = self._time_axis(inputs, time_major)
@@ -265,6 +266,7 @@ class RNN(moduli.Module):
 
     def _lengths(self, given: ArrayLike, batch: tuple[int, ...], time: int) -> jax.Array:
         lengths = jnp.asarray(given)
+        lengths = jnp.broadcast_to(lengths, batch) if lengths.ndim == 0 else lengths
         name = type(self).__name__
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise DtypeError(

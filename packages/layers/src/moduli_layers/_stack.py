@@ -100,7 +100,7 @@ class Stack(moduli.Module, Generic[M]):
         scan: bool = True,
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
-        unroll: int = 1,
+        unroll: int | bool = 1,
         transform_metadata: Mapping[str, Any] | None = None,
     ) -> None: ...
     @overload
@@ -113,7 +113,7 @@ class Stack(moduli.Module, Generic[M]):
         scan: bool = True,
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
-        unroll: int = 1,
+        unroll: int | bool = 1,
         transform_metadata: Mapping[str, Any] | None = None,
     ) -> None: ...
     @checked
@@ -126,7 +126,7 @@ class Stack(moduli.Module, Generic[M]):
         scan: bool = True,
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
-        unroll: int = 1,
+        unroll: int | bool = 1,
         transform_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(block, moduli.Module) or not callable(block):
@@ -173,7 +173,7 @@ class Stack(moduli.Module, Generic[M]):
         scan: bool = True,
         remat: bool = False,
         policy: Callable[..., bool] | None = None,
-        unroll: int = 1,
+        unroll: int | bool = 1,
         transform_metadata: Mapping[str, Any] | None = None,
     ) -> Stack[M]:
         """Makes a Stack of blocks that exist, by stacking copies of their values.

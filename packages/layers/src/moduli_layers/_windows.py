@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
+import moduli
 from moduli.errors import ShapeError
 from moduli_layers.errors import ArgumentError
 
@@ -17,8 +20,15 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 
 
 def as_static(value: Any) -> Any:
-    """Turns lists into tuples: an attribute that holds a list would be data, not configuration."""
-    return tuple(map(as_static, value)) if isinstance(value, (list, tuple)) else value
+    """Turns lists, arrays and other iterables into tuples.
+
+    An attribute that holds one of these would be data, or have no value to compare.
+    """
+    if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer):
+        return as_static(value.tolist())
+    if isinstance(value, (str, Mapping, moduli.Variable)) or not isinstance(value, Iterable):
+        return value
+    return tuple(map(as_static, value))
 
 
 def per_dimension(
@@ -40,7 +50,8 @@ def per_dimension(
     """
     if value is None:
         return (1,) * rank
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+    given: Any = as_static(value)
+    numbers: tuple[int, ...] = given if isinstance(given, tuple) else (given,) * rank
     if len(numbers) != rank or any(number < 1 for number in numbers):
         example = "(" + "1, " * (rank - 1) + ("1,)" if rank == 1 else "1)")
         raise ArgumentError(
@@ -71,7 +82,7 @@ def padding_pairs(
     if isinstance(padding, str):
         if padding.upper() in named:
             return padding.upper()
-    elif isinstance(padding, SupportsIndex):
+    elif (padding := as_static(padding)) is not None and isinstance(padding, SupportsIndex):
         return ((int(padding), int(padding)),) * rank
     elif isinstance(padding, Sequence) and len(padding) == rank:
         pairs = [(side, side) if isinstance(side, SupportsIndex) else side for side in padding]

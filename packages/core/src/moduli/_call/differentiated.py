@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import trace_state
+from moduli._base.positions import as_positions, is_several
 from moduli._call.bind import PASS
 from moduli._call.call import Call, Labels, Spot
 from moduli._call.frame import Frame
@@ -71,18 +72,21 @@ class Targets:
     """
 
     def __init__(self, transform: str, argnums: Any, count: int, function: Function):
-        self._transform, self._many = transform, isinstance(argnums, (list, tuple))
+        self._transform, self._many = transform, is_several(argnums)
         self._shift = len(function.bound)  # how many arguments come before the user's own
         self._filters: list[Any] = []
         self._positions: list[int] = []
         numbers: list[int] = []
         for item in argnums if self._many else (argnums,):
-            if not isinstance(item, (int, DiffState)) or isinstance(item, bool):
+            try:
+                if isinstance(item, bool):
+                    raise TypeError
+                (number,) = as_positions(item.argnum if isinstance(item, DiffState) else item)
+            except (TypeError, ValueError):
                 raise errors.StructureError(
                     f"{transform}: argnums takes ints and DiffState(argnum, filter), or a sequence "
                     f"of them; got {item!r}"
-                )
-            number = item.argnum if isinstance(item, DiffState) else item
+                ) from None
             numbers.append(number + count if number < 0 else number)
             if not 0 <= numbers[-1] < count:
                 raise errors.StructureError(

@@ -15,6 +15,7 @@ import jax
 from moduli import errors
 from moduli._base.folded_frames import fold as fold
 from moduli._base.node import Node
+from moduli._base.positions import as_positions as as_positions
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.deleted import deleted_in_call
 
@@ -235,9 +236,8 @@ def split_static(
     Raises:
       StructureError: if a position is no argument, or a static argument holds a module.
     """
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     values: dict[int, Any] = {}
-    for number in numbers:
+    for number in as_positions(static_argnums):
         position = number + len(args) if number < 0 else number
         if not 0 <= position < len(args):
             raise errors.StructureError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from moduli import errors
@@ -12,7 +12,7 @@ from moduli._base.node import Node
 from moduli._base.static_keys import UnhashableStatic, static_key
 from moduli._call.bind import Binding, owners
 
-__all__ = ["StaticArguments", "as_names", "as_numbers", "check_plain", "match_names"]
+__all__ = ["StaticArguments", "as_names", "check_plain", "match_names"]
 
 
 class StaticArguments:
@@ -97,13 +97,6 @@ def as_names(value: str | Iterable[str] | None) -> frozenset[str]:
     if value is None:
         return frozenset()
     return frozenset((value,) if isinstance(value, str) else value)
-
-
-def as_numbers(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Returns the positions of an option such as ``static_argnums``."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def match_names(

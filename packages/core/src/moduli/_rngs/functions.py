@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import is_key_array
+from moduli._base.positions import is_several
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.flatten import flatten_roots
@@ -467,7 +468,7 @@ def _shaped_rules(kind: str, given: Any, change: Callable[[Shape], Change]) -> l
 def _shape(splits: Any, what: str) -> Shape:
     """Checks an int or a tuple of ints."""
     try:
-        items = splits if isinstance(splits, (tuple, list)) else (splits,)
+        items = tuple(splits) if is_several(splits) else (splits,)
         if any(isinstance(item, bool) for item in items):
             raise TypeError
         shape = tuple([operator.index(item) for item in items])

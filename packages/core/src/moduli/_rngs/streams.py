@@ -17,6 +17,7 @@ import numpy as np
 
 from moduli import errors
 from moduli._base.compat import is_key_array
+from moduli._base.positions import as_positions
 from moduli._module.pytree import Pytree
 from moduli._rngs.draws import FLAT, flat_draw
 from moduli._variable.box import Variable
@@ -177,7 +178,7 @@ class RngStream(Pytree, Draws):
           k: shape of the array, in front of the key's own.
         """
         key = self()
-        shape = (k,) if isinstance(k, int) else tuple(k)
+        shape = as_positions(k)
         return RngStream(jnp.broadcast_to(key, shape + key.shape), tag=self.tag)
 
     def last(self) -> jax.Array:
@@ -212,6 +213,8 @@ class Rngs(Pytree, Draws):
             default = dict(default.items())
         if isinstance(default, Mapping):
             streams = {**default, **streams}
+        elif "default" in streams and streams["default"] is None:  # as if it were not given
+            del streams["default"]
         elif default is not None:
             streams["default"] = default
         for name, seed in streams.items():

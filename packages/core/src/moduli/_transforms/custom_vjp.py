@@ -17,7 +17,14 @@ from moduli._call.change_texts import describe_changes
 from moduli._call.cotangents import Cotangents
 from moduli._call.differentiated import DiffState
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, function_name, holds_modules
+from moduli._call.function import (
+    Function,
+    as_positions,
+    check_callable,
+    folded,
+    function_name,
+    holds_modules,
+)
 from moduli._call.naming import naming
 from moduli._call.running import running
 from moduli._call.signature import Leaf
@@ -90,12 +97,7 @@ def custom_vjp(
     if fun is None:
         return functools.partial(custom_vjp, nondiff_argnums=nondiff_argnums)
     check_callable(fun, "custom_vjp", "nondiff_argnums=...")
-    numbers = (
-        (nondiff_argnums,)
-        if isinstance(nondiff_argnums, (int, DiffState))
-        else tuple(nondiff_argnums)
-    )
-    return CustomVjp(fun, numbers)
+    return CustomVjp(fun, as_positions(nondiff_argnums, kept=(DiffState,)))
 
 
 class CustomVjp(Generic[P, R]):

@@ -12,7 +12,7 @@ import jax
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.bind import Binding, bind, read_value
-from moduli._call.function import Function, fold, options_of, unbound
+from moduli._call.function import Function, as_positions, fold, options_of, unbound
 from moduli._call.jit_program import JitProgram, donated_marks
 from moduli._call.jit_shardings import Layout
 from moduli._call.kept_shardings import Kept, kept_shardings
@@ -25,7 +25,6 @@ from moduli._call.stages import Lowered, Traced
 from moduli._call.static_arguments import (
     StaticArguments,
     as_names,
-    as_numbers,
     check_plain,
     match_names,
 )
@@ -487,10 +486,10 @@ def jit(
     bound, call = unbound(fun)
     shift = 0 if bound is None else 1
     static = match_names(
-        call, tuple(n + shift for n in as_numbers(static_argnums)), as_names(static_argnames)
+        call, tuple(n + shift for n in as_positions(static_argnums)), as_names(static_argnames)
     )
     donated = match_names(
-        call, tuple(n + shift for n in as_numbers(donate_argnums)), as_names(donate_argnames)
+        call, tuple(n + shift for n in as_positions(donate_argnums)), as_names(donate_argnames)
     )
     chosen = {"device": device, "backend": backend}
     wrapped = JitWrapped(

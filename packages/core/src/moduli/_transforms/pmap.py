@@ -13,7 +13,15 @@ from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, options_of, split_static, wraps
+from moduli._call.function import (
+    Function,
+    as_positions,
+    check_callable,
+    folded,
+    options_of,
+    split_static,
+    wraps,
+)
 from moduli._call.mapped_axes import all_axes, find_batched, map_over
 from moduli._call.naming import code_of, named, naming, replace_text
 from moduli._call.partition_names import PartitionNames
@@ -103,7 +111,7 @@ def pmap(
     check_callable(f, "pmap", "axis_name=...")
     function = Function(f)
     names = PartitionNames(transform_metadata, "pmap")
-    donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
+    donated = as_positions(donate_argnums)
     key_of_options = options_key_or_none("pmap", options, len(function.bound))
     programs, function.call = shared(function.call, key_of_options, Programs)
     name, parameters = function.name, function.signature
