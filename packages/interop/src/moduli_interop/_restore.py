@@ -17,6 +17,7 @@ from moduli_interop._stored import StoredArray, StoredNamedTuple
 
 __all__ = ["restore"]
 
+_WORTH_SHARING = 1 << 14  # bytes; below, asarray takes less time
 _KINDS = {"b": False, "i": 0, "u": 0, "f": 0.0, "c": 0j}
 
 
@@ -167,7 +168,8 @@ def _placed(array: Any, like: Any) -> jax.Array:
     """Puts an array where the one that it replaces is, if that place was chosen by the user."""
     sharding = _chosen(like)
     if sharding is None or (isinstance(array, jax.Array) and not array.is_fully_addressable):
-        return jnp.asarray(array)
+        # device_put takes over aligned memory, which is ours alone, where asarray copies it
+        return jax.device_put(array) if array.nbytes > _WORTH_SHARING else jnp.asarray(array)
     if sharding.is_fully_addressable or isinstance(array, jax.Array):
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,4 +1,4 @@
-"""Very many small arrays: read together and described as text, with what a call for each gives."""
+"""Large arrays, and very many small ones: what saving and loading them fast must not change."""
 
 from __future__ import annotations
 
@@ -167,3 +167,19 @@ def test_arrays_of_one_width_stay_in_the_order_of_the_model(tmp_path) -> None:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     in_model = [".".join(map(str, key)) for key in nnx.to_flat_state(nnx.state(model)).paths]
     assert [name for name in header if name != "__metadata__"] == in_model
+
+
+def test_a_large_array_is_in_memory_once_and_may_be_donated(tmp_path, monkeypatch) -> None:
+    made = []
+    empty = reading.aligned_empty
+    monkeypatch.setattr(reading, "aligned_empty", lambda size: made.append(empty(size)) or made[-1])
+    path = tmp_path / "large.safetensors"
+    save(path, {"x": jnp.arange(1 << 16, dtype=jnp.float32)})
+    x = load_state(path)["x"]
+    assert [np.shares_memory(np.asarray(x), memory) for memory in made] == [True]
+    assert not x.committed
+    made.clear()
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    y = add(add(x))
+    assert x.is_deleted()
+    np.testing.assert_array_equal(y, np.arange(1 << 16) + 2)
