@@ -2,7 +2,9 @@
 
 Random numbers, since orbax compresses constants. The peers do what they do by default: moduli
 proves every array when it loads and has the file on the disk when it has saved, safetensors
-neither. Every load ends with arrays of JAX. Each has its turn in each round.
+neither. Every load ends with arrays of JAX. Each has its turn in each round. CPU time, that of all
+threads, is told beside the time on the clock: it is what remains comparable on a machine that has
+other work, and it leaves out the waiting for the disk.
 """
 
 from __future__ import annotations
@@ -26,16 +28,20 @@ from benchmarks.tables import spread_cell, table
 SEVERAL = 16  # arrays of the large model
 
 PEAK = """
-import sys
+import sys, tempfile
 import jax, jax.numpy as jnp
 from benchmarks.checkpoints import PEERS
 name, path = sys.argv[1:]
+save, load = PEERS[name]
+with tempfile.TemporaryDirectory() as folder:  # what importing a library takes is no copy
+    save(folder + "/small", {"x": jnp.ones(3)})
+    load(folder + "/small")
 def most():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
 jax.devices(); jnp.ones(3).block_until_ready()
 before = most()
-arrays = jax.block_until_ready(PEERS[name][1](path))
+arrays = jax.block_until_ready(load(path))
 print((most() - before) * 1024 / sum(x.nbytes for x in arrays.values()))
 """
 
@@ -87,25 +93,32 @@ PEERS: dict[str, tuple[Callable[[str, dict[str, Any]], None], Callable[[str], di
 
 
 def measure(settings: Settings) -> dict[Any, Any]:
-    """Returns "times": case -> "save" or "load" -> peer -> seconds; "peak": peer -> model sizes."""
+    """Returns the times and the memory.
+
+    Returns:
+      "times" and "cpu": case -> "save" or "load" -> peer -> seconds; "peak": peer -> model sizes.
+    """
     times: dict[str, Any] = {}
+    cpu: dict[str, Any] = {}
     peak: dict[str, float] = {}
     peers = {name: peer for name, peer in PEERS.items() if _is_there(name)}
     with tempfile.TemporaryDirectory() as folder:
         for case, arrays in _cases(settings).items():
-            found = {what: {name: [] for name in peers} for what in ("save", "load")}
+            for found in (times, cpu):
+                found[case] = {what: {name: [] for name in peers} for what in ("save", "load")}
             for number in range(settings.few_rounds + 1):
                 for name, (save, load) in peers.items():
                     path = str(pathlib.Path(folder, name))
-                    took = _seconds(save, path, arrays), _seconds(load, path)
-                    if number:  # the first round makes the files and warms up
-                        found["save"][name].append(took[0])
-                        found["load"][name].append(took[1])
-            times[case] = found
+                    took = {"save": _seconds(save, path, arrays), "load": _seconds(load, path)}
+                    if not number:  # the first round makes the files and warms up
+                        continue
+                    for what, (seconds, of_cpu) in took.items():
+                        times[case][what][name].append(seconds)
+                        cpu[case][what][name].append(of_cpu)
             if case.startswith("large") and sys.platform == "linux":
                 for name in peers:
                     peak[name] = _peak(name, str(pathlib.Path(folder, name)))
-    return {"times": times, "peak": peak}
+    return {"times": times, "cpu": cpu, "peak": peak}
 
 
 def _cases(settings: Settings) -> dict[str, dict[str, jax.Array]]:
@@ -132,10 +145,11 @@ def _is_there(name: str) -> bool:
     return importlib.util.find_spec(modules[name]) is not None
 
 
-def _seconds(call: Callable[..., Any], *args: Any) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[..., Any], *args: Any) -> tuple[float, float]:
+    """Returns the time on the clock and the CPU time of all threads."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(call(*args))
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 def _peak(name: str, path: str) -> float:
@@ -151,19 +165,24 @@ def report(found: dict[Any, Any]) -> list[str]:
     """Formats seconds, and how often moduli is faster than the fastest other one."""
     lines = ["Save and load, seconds, and the fastest other's time relative to moduli's:", ""]
     for case, by_kind in found["times"].items():
-        names = list(by_kind["save"])
-        rows = []
-        for what, times in by_kind.items():
-            others = [times[name] for name in names if name != "moduli"]
-            ratio = [
-                min(values) / mine for mine, *values in zip(times["moduli"], *others, strict=True)
-            ]
-            cells = [spread_cell(times[name], 3) for name in names]
-            rows.append([what, *cells, spread_cell(ratio) if others else ""])
-        lines += table([case, *names, "ratio"], rows)
+        lines += _table(case, by_kind, found["cpu"][case])
     peaks = [f"{name} {value:.2f}" for name, value in found["peak"].items()]
     return [
         *lines,
         f"Growth of a process that loads the large one: {', '.join(peaks)} times it.",
         "",
     ]
+
+
+def _table(case: str, times: dict[str, Any], cpu: dict[str, Any]) -> list[str]:
+    names = list(times["save"])
+    rows = []
+    for what in times:
+        for label, by_peer in ((what, times[what]), (f"{what}, CPU", cpu[what])):
+            others = [by_peer[name] for name in names if name != "moduli"]
+            ratio = [
+                min(values) / mine for mine, *values in zip(by_peer["moduli"], *others, strict=True)
+            ]
+            cells = [spread_cell(by_peer[name], 3) for name in names]
+            rows.append([label, *cells, spread_cell(ratio) if others else ""])
+    return table([case, *names, "ratio"], rows)
