@@ -6,6 +6,7 @@ What stands after ``--`` goes to the session: ``nox -s tests -- packages/core/te
 
 import os
 import pathlib
+import shutil
 import sys
 
 import nox
@@ -197,6 +198,18 @@ def docs(session: nox.Session) -> None:
     """The documentation, as HTML in docs/_build; warnings are errors."""
     install(session, "docs")
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python=THIS_PYTHON)
+def docs_looks(session: nox.Session) -> None:
+    """The documentation in a browser: widths, links; pictures in docs/_build/looks."""
+    install(session, "docs")
+    session.install("playwright>=1.50")
+    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
+    if not shutil.which("chromium"):
+        session.run("playwright", "install", "chromium")
+    options = ["docs/_build/html", "--pictures", "docs/_build/looks"]
+    session.run("python", "tools/check_site.py", *options)
 
 
 @nox.session(python=THIS_PYTHON)

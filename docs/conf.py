@@ -22,6 +22,7 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"  # light and dark, wide and narrow
 html_title = "moduli"
+pygments_dark_style = "monokai"  # furo's own underlines every name
 html_static_path = ["_static"]
 html_css_files = ["moduli.css"]
 
@@ -31,6 +32,7 @@ myst_enable_extensions = ["colon_fence"]
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_preserve_defaults = True  # as written in the source
 autodoc_default_options = {"members": True, "undoc-members": False}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
