@@ -27,7 +27,7 @@ def adaptive_avg_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     ``ceil((i + 1) * n / k)``, as in PyTorch: windows differ by one in size, and may overlap by one.
 
     Args:
-      inputs: array of shape ``(*batch, *spatial, features)``; integers become float32.
+      inputs: array of shape ``(*batch, *spatial, features)``; integers become JAX's default float.
       output_size: how many parts each spatial axis is divided into; None keeps an axis.
 
     Returns:
@@ -45,7 +45,7 @@ def adaptive_avg_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     """
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact):
-        inputs = inputs.astype(jnp.float32)
+        inputs = inputs.astype(jax.dtypes.canonicalize_dtype(float))
 
     def average(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
         counts = jnp.asarray(inside.sum(axis), windows.dtype)

@@ -78,7 +78,7 @@ def avg_pool(
     """Averages over every position of a sliding window.
 
     Args:
-      inputs: array of shape ``(*batch, *spatial, features)``; integers become float32.
+      inputs: array of shape ``(*batch, *spatial, features)``; integers become JAX's default float.
       window_shape: size of the window in each spatial dimension.
       strides: step of the window; None is 1. See :func:`pool`.
       padding: see :func:`pool`.
@@ -101,7 +101,7 @@ def avg_pool(
     """
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact):
-        inputs = inputs.astype(jnp.float32)
+        inputs = inputs.astype(jax.dtypes.canonicalize_dtype(float))
     arguments = (window_shape, strides, padding, ceil_mode)
     zero = np.zeros((), inputs.dtype)  # concrete under jit too: else JAX finds no gradient
     sums = _pool("avg_pool", inputs, zero, lax.add, *arguments)
