@@ -47,6 +47,11 @@ def is_jaxs_own(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first: at the end one worker would wait for the other."""
     items[:] = [item for item in items if not is_jaxs_own(item)]
+    if jax.config.read("jax_enable_x64"):
+        shows_32_bits = pytest.mark.skip(reason="x64: examples show what JAX prints without it")
+        for item in items:
+            if isinstance(item, pytest.DoctestItem):
+                item.add_marker(shows_32_bits)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -65,9 +70,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Core and layers rely on no implicit promotion of dtypes; optax does, and so do its users."""
+    """Core and layers rely on no implicit promotion of dtypes; optax does, and so do its users.
+
+    With x64, arrays of JAX's own are float64 where nothing else is asked for, and parameters are
+    float32 as always: every program that does not name its dtypes has both.
+    """
     path = request.path.relative_to(request.config.rootpath).as_posix()
-    mode = "strict" if path.startswith(STRICT) else "standard"
+    strict = path.startswith(STRICT) and not jax.config.read("jax_enable_x64")
+    mode = "strict" if strict else "standard"
     with jax.numpy_dtype_promotion(mode):
         yield
 

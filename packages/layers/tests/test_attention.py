@@ -40,7 +40,7 @@ def attention(**config) -> MultiHeadAttention:
 
 
 def inputs(length: int = 7, seed: int = 0) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (2, length, 16))
+    return jax.random.normal(jax.random.key(seed), (2, length, 16), jnp.float32)
 
 
 # -- the cache ------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def test_a_frozen_layer_stays_frozen_in_train() -> None:
         (lambda: batch_norm(3)(X[:0]), ShapeError, r"at least one entry.*\(0, 5, 3\)"),
         (lambda: batch_norm(3)(X, mask=jnp.ones((6,), bool)), ShapeError, r"\(6, 5, 3\).*\(6,\)"),
         (
-            lambda: batch_norm(3)(X, mask=jnp.ones((6, 1, 1))),
+            lambda: batch_norm(3)(X, mask=jnp.ones((6, 1, 1), jnp.float32)),
             DtypeError,
             "boolean mask, got float32",
         ),

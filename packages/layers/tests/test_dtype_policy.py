@@ -206,9 +206,10 @@ def test_an_error_half_way_leaves_the_model_as_it_was() -> None:
 def test_jit_sees_the_change() -> None:
     layer = Linear(3, 2, rngs=moduli.Rngs(0))
     call = moduli.jit(lambda layer, x: layer(x))
-    assert call(layer, jnp.ones((1, 3))).dtype == jnp.float32
+    x = jnp.ones((1, 3), jnp.float32)
+    assert call(layer, x).dtype == jnp.float32
     set_dtypes(layer, DtypePolicy(compute=jnp.bfloat16))
-    assert call(layer, jnp.ones((1, 3))).dtype == jnp.bfloat16
+    assert call(layer, x).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("field", ["param", "compute", "accumulate", "norm"])

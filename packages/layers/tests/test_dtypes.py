@@ -53,7 +53,7 @@ def test_strict_promotion_says_what_to_write() -> None:
         jax.numpy_dtype_promotion("strict"),
         pytest.raises(DtypeError, match=r"\(bfloat16, float32\).*dtype=jnp.bfloat16.*or cast"),
     ):
-        promote_dtype((jnp.ones(2, jnp.bfloat16), jnp.ones(2)))
+        promote_dtype((jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.float32)))
 
 
 def test_integer_dtype_is_refused_where_numbers_must_be_inexact() -> None:

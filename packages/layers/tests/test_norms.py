@@ -172,7 +172,7 @@ def test_torch_settings_go_both_ways() -> None:
             r"LayerNorm expects a mask.*\(3, 6, 4\), got shape \(6,\)",
         ),
         (
-            lambda: GroupNorm(4, 2, rngs=RNGS)(X, mask=jnp.ones((6, 1))),
+            lambda: GroupNorm(4, 2, rngs=RNGS)(X, mask=jnp.ones((6, 1), jnp.float32)),
             DtypeError,
             "GroupNorm expects a boolean mask, got float32; write mask=mask != 0",
         ),
@@ -184,5 +184,5 @@ def test_torch_settings_go_both_ways() -> None:
     ],
 )
 def test_errors_say_what_was_got_and_what_to_write(call: Any, error: Any, text: str) -> None:
-    with pytest.raises(error, match=text):
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(error, match=text):
         call()

@@ -126,7 +126,7 @@ def test_the_compiled_loop_is_the_one_written_by_hand() -> None:
             h = jax.nn.sigmoid(o) * jnp.tanh(c)
             return (c, h), h
 
-        zeros = jnp.zeros((x.shape[0], 4))
+        zeros = jnp.zeros((x.shape[0], 4), x.dtype)
         _, y = jax.lax.scan(step, (zeros, zeros), jnp.moveaxis(x, 1, 0))
         return jnp.sum(jnp.moveaxis(y, 0, 1) ** 2)
 
@@ -338,7 +338,7 @@ def test_torchs_bias_inside_of_the_reset_gate_has_to_be_zero() -> None:
     cell = GRUCell(3, 4, rngs=moduli.Rngs(0))
     tensors = cell.torch_counterpart.to_theirs(cell)
     assert (tensors["bias_hh"] == 0).all()
-    tensors["bias_hh"] = np.arange(12.0) * (np.arange(12) < 8)
+    tensors["bias_hh"] = np.arange(12, dtype=np.float32) * (np.arange(12) < 8)
     cell.torch_counterpart.to_ours(cell, tensors)
     np.testing.assert_array_equal(cell.dense_i.bias.value, tensors["bias_hh"])
     tensors["bias_hh"][8] = 1
@@ -442,7 +442,7 @@ def test_wrong_lengths() -> None:
         DtypeError,
         "RNN expects seq_lengths of integers, got float32; write seq_lengths.astype(jnp.int32)",
     ):
-        rnn(X, seq_lengths=jnp.ones(2))
+        rnn(X, seq_lengths=jnp.ones(2, jnp.float32))
     with pytest.raises(DtypeError, match=re.escape("got bool; write seq_lengths=mask.sum(-1) for")):
         rnn(X, seq_lengths=jnp.ones((2, 5), bool))
 

@@ -284,7 +284,7 @@ class Keeper(moduli.Module):
         self.rngs = rngs
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x + jax.random.uniform(self.rngs.noise(), x.shape)
+        return x + jax.random.uniform(self.rngs.noise(), x.shape, x.dtype)
 
 
 @both_forms
@@ -401,7 +401,7 @@ ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((), {"mask": MASK}),
     ((None,), {"mode": "negative"}),
     ((), {"scale": 2}),
-    ((MASK,), {"mode": "negative", "scale": jnp.arange(3.0), "f": jnp.sin}),
+    ((MASK,), {"mode": "negative", "scale": jnp.arange(3, dtype=X.dtype), "f": jnp.sin}),
 ]
 
 
@@ -431,8 +431,8 @@ def test_a_module_among_the_arguments_is_one_module_for_all_blocks(form: Any) ->
 @each_form
 def test_gradients_reach_the_other_arguments(form: Any) -> None:
     stack = make(Flexible, **form)
-    grads = moduli.grad(lambda scale: stack(X, scale=scale).sum())(jnp.ones(3))
-    expected = jax.grad(lambda scale: loop(list(stack), X, scale=scale).sum())(jnp.ones(3))
+    grads = moduli.grad(lambda scale: stack(X, scale=scale).sum())(jnp.ones(3, X.dtype))
+    expected = jax.grad(lambda scale: loop(list(stack), X, scale=scale).sum())(jnp.ones(3, X.dtype))
     np.testing.assert_allclose(grads, expected, rtol=1e-4)
 
 
@@ -501,7 +501,7 @@ def linear(**options: Any) -> Linear:
 
 def wide() -> Linear:
     block = linear()
-    block.kernel.value = jnp.ones((3, 4))
+    block.kernel.value = jnp.ones((3, 4), jnp.float32)
     return block
 
 
@@ -773,10 +773,10 @@ class Pair(moduli.Module):
 
 class Counts(moduli.Module):
     def __init__(self) -> None:
-        self.total = moduli.Variable(jnp.zeros(()))
+        self.total = moduli.Variable(jnp.zeros((), jnp.float32))
 
     def __call__(self, x: jax.Array, other: Any) -> jax.Array:
-        other.total.value = jnp.zeros(2)
+        other.total.value = jnp.zeros(2, jnp.float32)
         return x
 
 
