@@ -110,6 +110,22 @@ def multihost(session: nox.Session) -> None:
 
 
 @nox.session(python=THIS_PYTHON)
+def packages(session: nox.Session) -> None:
+    """The distributions: built twice with equal bytes, twine check, all 16 subsets installed."""
+    session.install("uv>=0.5", "build", "twine>=6.1", "packaging")
+    session.run("python", "tests/packages.py", *session.posargs, env=CPU)
+
+
+@nox.session(python=THIS_PYTHON)
+def changes(session: nox.Session) -> None:
+    """The changelog as the fragments in ``changes`` make it; a release writes it with options."""
+    projects = nox.project.load_toml(ROOT / "pyproject.toml")
+    session.install(*nox.project.dependency_groups(projects, "changes"))
+    options = session.posargs or ["build", "--draft", "--version", "Unreleased"]
+    session.run("towncrier", *options)
+
+
+@nox.session(python=THIS_PYTHON)
 def coverage(session: nox.Session) -> None:
     """Which lines the table of layers runs; ``-- packages/core/tests`` measures other tests."""
     install(session, "test")

@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import pathlib
-import shutil
-import subprocess
-import sys
-import venv
 import zipfile
 
 import pytest
+from clean_environments import PACKAGES, Environment, build, run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGES = ("core", "layers", "debug", "train", "interop")
 pytestmark = pytest.mark.slow
-
-CLOSURE = """
-import importlib.metadata as m, json, re, sys
-from packaging.requirements import Requirement
-def norm(name): return re.sub(r"[-_.]+", "-", name).lower()
-def closure(names):
-    todo, seen = list(names), set()
-    while todo:
-        name = norm(todo.pop())
-        if name in seen: continue
-        try: dist = m.distribution(name)
-        except m.PackageNotFoundError: continue
-        seen.add(name)
-        for text in dist.requires or ():
-            need = Requirement(text)
-            if need.marker is None or need.marker.evaluate({"extra": ""}): todo.append(need.name)
-    return seen
-installed = {norm(d.metadata["Name"]) for d in m.distributions()}
-print(json.dumps([sorted(installed), sorted(closure(sys.argv[1:]))]))
-"""
-
-
-def environment() -> dict[str, str]:
-    """The environment without what would let this checkout's packages in."""
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("MODULI_", "PYTHONPATH"))}
-    return {**keep, "JAX_PLATFORMS": "cpu"}
-
-
-def run(command: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), check=False, cwd=ROOT
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def uv() -> list[str] | None:
-    if shutil.which("uv"):
-        return ["uv"]
-    return [sys.executable, "-m", "uv"] if importlib.util.find_spec("uv") else None
-
-
-class Environment:
-    """A virtual environment with nothing in it."""
-
-    def __init__(self, path: pathlib.Path):
-        venv.create(path, with_pip=uv() is None)
-        scripts = "Scripts" if os.name == "nt" else "bin"
-        self.python = str(path / scripts / "python")
-
-    def install(self, *arguments: str) -> None:
-        tool = uv()
-        if tool is not None:
-            run([*tool, "pip", "install", "--python", self.python, *arguments])
-        else:
-            run([self.python, "-m", "pip", "install", *arguments])
-
-    def run(self, code: str, *arguments: str) -> str:
-        return run([self.python, "-W", "error", "-c", code, *arguments]).stdout
-
-    def distributions(self, *roots: str) -> tuple[set[str], set[str]]:
-        """Returns what is installed, and what the roots need."""
-        installed, needed = json.loads(self.run(CLOSURE, *roots))
-        tools = {"pip", "setuptools", "wheel", "packaging"}
-        return set(installed) - tools, set(needed) - tools
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The five wheels, built from this checkout."""
     target = tmp_path_factory.mktemp("wheels")
-    for name in PACKAGES:
-        source = f"./packages/{name}"
-        tool = uv()
-        if tool is not None:
-            run([*tool, "build", "--wheel", "--out-dir", str(target), source])
-        else:
-            run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(target), source])
+    build(target, *PACKAGES, wheels_only=True)
     return target
 
 
