@@ -161,6 +161,50 @@ def test_a_models_life_fires_the_hooks_in_order_with_their_arguments():
     assert everything.fired == calls
 
 
+def test_a_context_that_takes_the_method_is_around_every_public_method():
+    found = []
+
+    class Around:
+        @nnx.hookimpl
+        @contextlib.contextmanager
+        def moduli_call_context(self, method, path, number):
+            found.append(("enter", method, path, number))
+            try:
+                yield
+            finally:
+                found.append(("leave", method))
+
+    class Inner(nnx.Module):
+        def __call__(self, x):
+            return self.scaled(x, by=10)
+
+        def scaled(self, x, *, by):
+            return by * x
+
+    class Outer(nnx.Module):
+        def __init__(self):
+            self.inner = Inner()
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    model = Outer()
+    with nnx.using(Around()):
+        assert model(1) == 10
+        with pytest.raises(TypeError):
+            model.inner.scaled(1)
+    inner = [("enter", "scaled", ("inner",), None), ("leave", "scaled")]
+    assert found == [
+        ("enter", "__call__", (), 0),
+        ("enter", "__call__", ("inner",), 0),
+        *inner,
+        ("leave", "__call__"),
+        ("leave", "__call__"),
+        ("enter", "scaled", (), None),
+        ("leave", "scaled"),
+    ]
+
+
 def test_hooks_fire_while_tracing_and_not_inside_the_program():
     everything = Everything()
     model, run = Outer(), nnx.jit(lambda model, x: model(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import io
 import pickle
+import re
 import traceback
 from typing import Any, NamedTuple
 
@@ -231,6 +232,109 @@ def test_a_method_of_another_name() -> None:
     assert rows[""].outputs == shape(1, 4)
     assert (rows["encoder"].calls, rows["decoder"].calls) == (2, 0)
     assert rows[""].flops == rows["encoder"].flops == 2 * (2 * 16 + 4)
+
+
+class Coder(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+
+    def size(self) -> int:
+        return 4
+
+    def encode(self, x: Any) -> Any:
+        return self._twice(self.linear(x))
+
+    def _twice(self, x: Any) -> Any:
+        return self.again(self.linear(x))
+
+    def again(self, x: Any) -> Any:
+        return self.linear(x)
+
+
+class Coded(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.coder, self.embed = Coder(rngs), nnx.Embed(5, 4, rngs=rngs)
+        self.parts: dict[str, Any] = {}
+
+    def __call__(self, tokens: Any) -> Any:
+        x = self.embed(tokens)
+        for _ in range(self.coder.size() // 2):
+            x = self.helper(x)
+        return self.embed.attend(x)
+
+    def helper(self, x: Any) -> Any:
+        return self.coder.encode(x)
+
+
+@pytest.mark.parametrize("lift", [lambda f: f, nnx.jit, nnx.remat], ids=["plain", "jit", "remat"])
+def test_methods_called_on_submodules_have_rows(lift: Any) -> None:
+    class Lifted(Coded):
+        def helper(self, x: Any) -> Any:
+            return lift(lambda coder, x: coder.encode(x))(self.coder, x)
+
+    summary = tabulate(abstract(Lifted), TOKENS)
+    rows = rows_of(summary)
+    assert list(rows) == ["", "embed", "embed/attend", "coder/encode", "coder/linear"]
+    product = 2 * 10 * 4 * 4
+    encode, attend = rows["coder/encode"], rows["embed/attend"]
+    assert (encode.path, encode.method, encode.type) == (("coder",), "encode", Coder)
+    assert (encode.calls, encode.flops) == (2, 6 * product)
+    assert (rows["coder/linear"].calls, rows["coder/linear"].flops) == (6, 6 * product)
+    assert encode.args == (shape(2, 5, 4),) and encode.outputs == shape(2, 5, 4)
+    assert attend.outputs == shape(2, 5, 5) and attend.flops == 2 * 10 * 4 * 5
+    assert attend.sizes == rows["embed"].sizes == {"Param": Size(20, 80)}
+    assert (rows["embed"].calls, attend.calls) == (1, 1)
+    assert rows[""].flops >= encode.flops + attend.flops
+    assert list(rows_of(tabulate(abstract(Lifted), TOKENS, depth=1))) == ["", "embed"]
+    most = 4.05 if lift is nnx.remat else 3.1  # its forward pass runs again, but for the last step
+    assert encode.vjp_flops is not None and 3 <= encode.vjp_flops / encode.flops <= most
+
+
+def test_the_names_and_columns_are_flaxs() -> None:
+    theirs = pytest.importorskip("flax.nnx")
+
+    def first_cells(text: str) -> list[str]:
+        lines = [line.split("│")[1].strip() for line in plain(text) if "│" in line]
+        return [line for line in lines if line and line != "total"]
+
+    def plain(text: str) -> list[str]:
+        return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+    def headings(text: str) -> list[str]:
+        line = next(line for line in plain(text) if "path" in line)
+        return [word.strip() for word in line.strip("┃ ").split("┃")]
+
+    def tables(nnx: Any) -> list[str]:
+        class Block(nnx.Module):
+            def __init__(self, rngs: Any) -> None:
+                self.linear = nnx.Linear(4, 4, rngs=rngs)
+
+            def forward(self, x: Any, options: Any) -> Any:
+                return self.linear(x), {}
+
+        class Model(nnx.Module):
+            def __init__(self, rngs: Any) -> None:
+                self.block, self.none = Block(rngs), {}
+
+            def __call__(self, x: Any) -> Any:
+                return self.block.forward(x, {"a": {}})[0]
+
+        choices = [(False, False), (True, False), (True, True)]
+        options = {"console_kwargs": {"width": 200, "no_color": True}}
+        return [
+            nnx.tabulate(
+                Model(nnx.Rngs(0)),
+                jnp.ones((1, 4)),
+                compute_flops=forward,
+                compute_vjp_flops=backward,
+                **options,
+            )
+            for forward, backward in choices
+        ]
+
+    for ours, other in zip(tables(nnx), tables(theirs), strict=True):
+        assert first_cells(ours) == first_cells(other) == ["block/forward", "block/linear"]
+        assert headings(ours) == headings(other)
 
 
 def test_depth_filter_and_row_filter() -> None:

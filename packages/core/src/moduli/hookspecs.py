@@ -213,17 +213,22 @@ def moduli_before_call(
 
 @hookspec
 def moduli_call_context(
-    module: Module, path: tuple[str | int, ...], number: int
+    module: Module, path: tuple[str | int, ...] | None, number: int | None, method: str
 ) -> AbstractContextManager[Any] | None:
     """Gives a context manager in which a module's ``__call__`` runs.
 
     A value hook; see :func:`moduli_before_call`, after which it is asked. The contexts are entered
     in the order of the plugins, left in the reverse order, and left on exceptions too.
 
+    An implementation that takes ``method`` is asked for the methods of which
+    :func:`moduli_after_method` tells, too.
+
     Args:
       module: the module that is called.
-      path: where it stands; see the top of this file.
-      number: how many of its calls came before.
+      path: where it stands; see the top of this file. None for a method of a module that stands
+        nowhere.
+      number: how many of its calls came before; None for a method other than ``__call__``.
+      method: the name of the method, ``"__call__"`` or another one.
 
     Returns:
       None, or a context manager.

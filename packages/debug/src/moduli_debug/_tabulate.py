@@ -36,6 +36,9 @@ def tabulate(
 ) -> Summary:
     """Makes a table of a model: its modules, their inputs, outputs, sizes and costs.
 
+    A method other than ``__call__`` that is called on a submodule has a row of its own, as
+    ``block/encode``; what a module calls of itself is part of its own row.
+
     The model is not run, and stays as it is: everything is found by tracing it with shapes alone.
     So a model made by ``moduli.eval_shape``, for which nothing was allocated, will do, and
     ``jax.ShapeDtypeStruct`` may stand for inputs.
@@ -115,7 +118,7 @@ def tabulate(
     shown = [
         (row, module)
         for row, module in rows
-        if (depth is None or len(row.path) <= depth)
+        if (depth is None or len(row.full_path) <= depth)
         and row.path in chosen
         and (row_filter is None or row_filter(row))
     ]

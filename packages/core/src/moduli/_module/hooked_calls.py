@@ -63,7 +63,8 @@ def _call_between(
                 known["args"], known["kwargs"] = args, kwargs
         with contextlib.ExitStack() as contexts:
             for impl, record in plugins.implementations("moduli_call_context"):
-                context = call_implementation(impl, record, "moduli_call_context", known)
+                asked = {**known, "method": "__call__"}
+                context = call_implementation(impl, record, "moduli_call_context", asked)
                 if context is not None:
                     contexts.enter_context(_checked_context(context, record))
             running = _here.modules
@@ -84,7 +85,7 @@ def _call_between(
 
 
 def call_method(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Calls a method of a module other than ``__call__``, and the hook after it.
+    """Calls a method of a module other than ``__call__`` between the hooks around and after it.
 
     Args:
       function: the method's function, of the module's class or of a base class.
@@ -105,10 +106,17 @@ def call_method(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     if not recordings():
         with inside((around(module),)):
             return call_method(function, args, kwargs)
-    output = function(*args, **kwargs)
+    plugins = active()
     path = recordings()[0].path_of(module)
+    with contextlib.ExitStack() as contexts:
+        for impl, record in plugins.around_methods:
+            asked = {"module": module, "method": name, "path": path, "number": None}
+            context = call_implementation(impl, record, "moduli_call_context", asked)
+            if context is not None:
+                contexts.enter_context(_checked_context(context, record))
+        output = function(*args, **kwargs)
     known = {"module": module, "method": name, "args": args[1:], "kwargs": kwargs, "path": path}
-    for impl, record in active().implementations("moduli_after_method"):
+    for impl, record in plugins.implementations("moduli_after_method"):
         known["output"] = output
         changed = call_implementation(impl, record, "moduli_after_method", known)
         if changed is not None:

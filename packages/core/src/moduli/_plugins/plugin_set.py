@@ -107,7 +107,9 @@ class PluginSet:
       hook: pluggy's hooks.
       wraps_calls: whether some plugin implements a hook around a module's call.
       watches_creation: whether some plugin implements moduli_module_created.
-      watches_methods: whether some plugin implements moduli_after_method.
+      around_methods: the implementations of moduli_call_context that take the method's name, which
+        are asked for methods other than ``__call__`` too.
+      watches_methods: whether there are some, or some of moduli_after_method.
       watches_writes: whether some plugin implements moduli_value_written.
       token: one object for all sets with the same plugins in programs; part of a program's key.
     """
@@ -115,6 +117,7 @@ class PluginSet:
     hook: Any
     wraps_calls: bool
     watches_creation: bool
+    around_methods: tuple[tuple[Any, PluginRecord], ...]
     watches_methods: bool
     watches_writes: bool
     token: Token
@@ -163,7 +166,14 @@ class PluginSet:
             )
         )
         self.watches_creation = bool(self.implementations("moduli_module_created"))
-        self.watches_methods = bool(self.implementations("moduli_after_method"))
+        self.around_methods = tuple(
+            (impl, record)
+            for impl, record in self.implementations("moduli_call_context")
+            if "method" in impl.argnames
+        )
+        self.watches_methods = bool(
+            self.around_methods or self.implementations("moduli_after_method")
+        )
         self.watches_writes = bool(self.implementations("moduli_value_written"))
         self.wraps_calls = any(map(self.implementations, _AROUND_CALLS))
 

@@ -34,10 +34,19 @@ class Call:
       kwargs: its keyword arguments, likewise.
       outputs: what it returned, likewise.
       caller: the number of the call that made it, None for the method itself.
+      method: the name of the method.
     """
 
-    def __init__(self, path: Path, module: Any, args: Any, kwargs: Any, caller: int | None):
-        self.path, self.type, self.caller = path, type(module), caller
+    def __init__(
+        self,
+        path: Path,
+        module: Any,
+        args: Any,
+        kwargs: Any,
+        caller: int | None,
+        method: str = "__call__",
+    ):
+        self.path, self.type, self.caller, self.method = path, type(module), caller, method
         self.args, self.kwargs = abstract(args), abstract(kwargs)
         self.outputs: Any = None
 
@@ -90,32 +99,71 @@ class Recorder:
         self.calls: dict[int, Call] = {}
         self.failed: Call | None = None
         self._open: list[int] = []
+        self._modules: dict[int, Any] = {}  # of the open calls, by number
+        self._ended: int | None = None  # the method that has just ended, if it has a row
 
     @moduli.hookimpl
     def moduli_before_call(self, module: Any, args: Any, kwargs: Any) -> None:
         """Writes down the arguments."""
-        for recording in plugins.recordings():
-            if recording.owner is self:
-                path = recording.path_of(module)
-                self.note(() if path is None else path, module, args, kwargs)
+        path = self._path_of(module)
+        self.note(() if path is None else path, module, args, kwargs)
 
     @moduli.hookimpl
-    def moduli_call_context(self) -> Any:
-        """Names the scope of the call."""
-        return self.scope(self._open[-1]) if self._open else None
+    def moduli_call_context(self, module: Any, method: str) -> Any:
+        """Names the scope of the call; that of a method too, which is part of no other call of it.
+
+        What a module calls of its own is part of its call.
+        """
+        if method == "__call__":
+            return self.scope(self._open[-1]) if self._open else None
+        path = self._path_of(module)
+        own = any(self._modules[number] is module for number in self._open)
+        if own or path is None or isinstance(module, (moduli.List, moduli.Dict)):
+            return self._method(None)
+        return self._method(self.note(path, module, (), {}, method))
 
     @moduli.hookimpl
     def moduli_after_call(self, output: Any) -> None:
         """Writes down the output."""
         if self._open:
-            self.calls[self._open.pop()].outputs = abstract(output)
+            number = self._open.pop()
+            del self._modules[number]
+            self.calls[number].outputs = abstract(output)
 
-    def note(self, path: Path, module: Any, args: Any, kwargs: Any) -> int:
+    @moduli.hookimpl
+    def moduli_after_method(self, args: Any, kwargs: Any, output: Any) -> None:
+        """Writes down arguments and output of a method."""
+        number, self._ended = self._ended, None
+        if number is not None and self._open:
+            call = self.calls[number]
+            call.args, call.kwargs = abstract(args), abstract(kwargs)
+            self.moduli_after_call(output)
+            makes_calls = any(other.caller == number for other in self.calls.values())
+            if not (makes_calls or arrays_of((args, kwargs, output))):
+                del self.calls[number]  # it only says something of the module
+
+    @contextlib.contextmanager
+    def _method(self, number: int | None) -> Iterator[None]:
+        with contextlib.nullcontext() if number is None else self.scope(number):
+            yield
+        self._ended = number
+
+    def _path_of(self, module: Any) -> Path | None:
+        found = None
+        for recording in plugins.recordings():
+            if recording.owner is self:
+                found = recording.path_of(module)
+        return found
+
+    def note(
+        self, path: Path, module: Any, args: Any, kwargs: Any, method: str = "__call__"
+    ) -> int:
         """Writes down that a call begins; returns its number."""
         number = next(_numbers)
         caller = self._open[-1] if self._open else None
-        self.calls[number] = Call(path, module, args, kwargs, caller)
+        self.calls[number] = Call(path, module, args, kwargs, caller, method)
         self._open.append(number)
+        self._modules[number] = module
         return number
 
     @contextlib.contextmanager

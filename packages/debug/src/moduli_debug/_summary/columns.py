@@ -121,8 +121,9 @@ def _short_paths(rows: Sequence[Row]) -> list[str]:
     shown = {row.path for row in rows}
     written = []
     for row in rows:
-        above = [row.path[:stop] for stop in range(len(row.path)) if row.path[:stop] in shown]
-        rest = row.path[len(above[-1]) :] if above else row.path
+        path = row.full_path
+        above = [path[:stop] for stop in range(len(row.path)) if path[:stop] in shown]
+        rest = path[len(above[-1]) :] if above else path
         also = "".join(f" (= {path_text(path)})" for path in row.other_paths)
         written.append("  " * (len(above) - (() in shown)) + path_text(rest) + also)
     return written

@@ -1,4 +1,4 @@
-"""The rows of a summary: one for each module, as data."""
+"""The rows of a summary: one for each module, and for each method that is called instead."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from moduli_debug._summary.sizes import Held, Size, held_by, kind_of, sizes_of
 __all__ = ["Row", "make_rows"]
 
 Path = tuple[Any, ...]
+Key = tuple[Path, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One module of a model, with everything that is below it.
+
+    A method that is called from outside of the module has a row of its own. A module of which
+    nothing but such methods is called has no other row.
 
     Attributes:
       path: its path from the model, ``()`` for the model itself.
@@ -36,6 +40,7 @@ class Row:
         because a module above it does.
       flops: operations of all its calls, those of its submodules included; None if not counted.
       vjp_flops: operations of all its calls and of their backward pass; None if not counted.
+      method: the name of the method that the row is about; ``"__call__"`` for the module itself.
     """
 
     path: Path
@@ -49,11 +54,17 @@ class Row:
     other_paths: tuple[Path, ...] = ()
     flops: float | None = None
     vjp_flops: float | None = None
+    method: str = "__call__"
+
+    @property
+    def full_path(self) -> Path:
+        """The path, and the method's name behind it, if the row is about one."""
+        return self.path if self.method == "__call__" else (*self.path, self.method)
 
     @property
     def name(self) -> str:
-        """The path as text, such as ``"blocks/0/attention"``."""
-        return path_text(self.path)
+        """The path as text, such as ``"blocks/0/attention"``, or ``"blocks/0/encode"``."""
+        return path_text(self.full_path)
 
     @property
     def size(self) -> Size:
@@ -84,20 +95,28 @@ def make_rows(
     first = {place: path for path, found in places.items() for place in found}
     costs = Costs(compute_flops)
     work = find_work(forward.jaxpr, costs)
-    flops = _by_module(forward.calls, work, costs, first) if compute_flops else {}
+    flops = _by_row(forward.calls, work, costs, first) if compute_flops else {}
     notes = dict(work.notes) if compute_flops or backward else {}
-    vjp_flops: dict[Path, float] = {}
+    vjp_flops: dict[Key, float] = {}
     if backward is not None:
         costs = Costs()
         both = find_work(backward.jaxpr, costs)
-        vjp_flops = _by_module(backward.calls, both, costs, first)
+        vjp_flops = _by_row(backward.calls, both, costs, first)
         notes.update(both.notes)
-    called = _calls_by_module(forward.calls, first)
+    called = _calls_by_row(forward.calls, first)
     runs = _runs(forward.calls, work.runs)
     held = _held_by_module(model, set(modules))
     rows = []
-    for path in _in_order(modules, called):
-        calls = called.get(path, {})
+    methods: dict[Path, list[str]] = {}
+    for path, method in called:
+        methods.setdefault(path, []).append(method)
+    keys = [
+        (path, method)
+        for path in _in_order(modules, methods)
+        for method in sorted(methods.get(path, ["__call__"]), key=lambda name: name != "__call__")
+    ]
+    for path, method in keys:
+        calls = called.get((path, method), {})
         of_first = next(iter(calls.values()), None)
         row = Row(
             path=path,
@@ -109,8 +128,9 @@ def make_rows(
             sizes=sizes_of(modules[path]),
             held=tuple(held.get(path, ())),
             other_paths=_own_places(path, places),
-            flops=flops.get(path, 0.0) if compute_flops else None,
-            vjp_flops=vjp_flops.get(path, 0.0) if backward is not None else None,
+            flops=flops.get((path, method), 0.0) if compute_flops else None,
+            vjp_flops=vjp_flops.get((path, method), 0.0) if backward is not None else None,
+            method=method,
         )
         if calls or row.sizes:
             rows.append((row, modules[path]))
@@ -126,24 +146,32 @@ def _own_places(path: Path, places: Mapping[Path, list[Path]]) -> tuple[Path, ..
     )
 
 
-def _calls_by_module(calls: Mapping[int, Call], first: Mapping[Path, Path]) -> dict[Path, Any]:
-    found: dict[Path, dict[int, Call]] = {}
+def _key(call: Call, first: Mapping[Path, Path]) -> Key:
+    """Returns the path and the method of the row that a call belongs to."""
+    root = call.caller is None and not call.path  # whatever method the user asked for
+    return first.get(call.path, call.path), "__call__" if root else call.method
+
+
+def _calls_by_row(
+    calls: Mapping[int, Call], first: Mapping[Path, Path]
+) -> dict[Key, dict[int, Call]]:
+    found: dict[Key, dict[int, Call]] = {}
     for number, call in calls.items():
-        found.setdefault(first.get(call.path, call.path), {})[number] = call
+        found.setdefault(_key(call, first), {})[number] = call
     return found
 
 
-def _by_module(
+def _by_row(
     calls: Mapping[int, Call], work: Work, costs: Costs, first: Mapping[Path, Path]
-) -> dict[Path, float]:
-    """Returns FLOPs by module; an operation belongs to every module whose call it stands in."""
-    found: dict[Path, float] = {}
+) -> dict[Key, float]:
+    """Returns FLOPs by row; an operation belongs to every call that it stands in."""
+    found: dict[Key, float] = {}
     for numbers, flops in work.flops(costs):
-        paths = {()}  # what stands in no call belongs to the model
+        keys = {((), "__call__")}  # what stands in no call belongs to the model
         for number in numbers:
-            paths.update(first.get(call.path, call.path) for call in _callers(number, calls))
-        for path in paths:
-            found[path] = found.get(path, 0.0) + flops
+            keys.update(_key(call, first) for call in _callers(number, calls))
+        for key in keys:
+            found[key] = found.get(key, 0.0) + flops
     return found
 
 
@@ -161,12 +189,12 @@ def _runs(calls: Mapping[int, Call], known: Mapping[int, int]) -> dict[int, int]
     A transform may trace a function twice and throw one trace away; then its calls stand in no
     program, while those of the other trace do. A call without any operation stands in none either.
     """
-    in_program = {calls[number].path for number in known if number in calls}
+    in_program = {(calls[n].path, calls[n].method) for n in known if n in calls}
     runs: dict[int, int] = {}
     for number, call in calls.items():  # callers come before callees
         if number in known:
             runs[number] = known[number]
-        elif call.path in in_program:
+        elif (call.path, call.method) in in_program:
             runs[number] = 0
         else:
             runs[number] = runs.get(call.caller, 1) if call.caller is not None else 1
