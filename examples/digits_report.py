@@ -479,6 +479,12 @@ def _page(results: Results, more: Mapping[str, str]) -> str:
   table {{ border-collapse: collapse; }}
   th, td {{ text-align: left; vertical-align: top; padding: .25rem 1.25rem .25rem 0;
            border-bottom: 1px solid #e5e5e5; font-variant-numeric: tabular-nums; }}
+  @media (max-width: 40rem) {{
+    body {{ padding: 1rem 1rem 3rem; }}
+    td:first-child {{ white-space: normal; }}
+    th, td {{ padding-right: .75rem; }}
+    section:not(#confusion) img {{ max-width: none; width: 40rem; }}  /* these scroll */
+  }}
 </style>
 </head>
 <body>
