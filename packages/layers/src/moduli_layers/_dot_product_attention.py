@@ -164,7 +164,10 @@ def dot_product_attention(
     q, k, v = promote_dtype((query, key, value), dtype=dtype)
     groups = _check(q, k, v)
     drops = dropout_rate != 0 and not deterministic
-    if not drops and module is None and precision is None and k.shape == v.shape:
+    fused = not drops and module is None and precision is None and k.shape == v.shape
+    if (
+        fused and q.dtype.itemsize <= 4
+    ):  # JAX's own takes the softmax in float32, whatever the dtype
         return _fused(q, k, v, bias, mask, is_causal)
     weights = dot_product_attention_weights(
         q,
