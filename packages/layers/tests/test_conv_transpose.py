@@ -112,8 +112,8 @@ def test_nothing_left_is_refused() -> None:
 
 
 def test_padding_without_a_torch_counterpart() -> None:
-    for padding in ("SAME", "CIRCULAR", [(2, 0)]):
-        layer = ConvTranspose(2, 3, (3,), padding=padding, rngs=moduli.Rngs(0))
+    for padding, strides in (("SAME", 2), ("CAUSAL", 1), ("CIRCULAR", 1), ([(2, 0)], 1)):
+        layer = ConvTranspose(2, 3, (3,), strides, padding=padding, rngs=moduli.Rngs(0))
         assert layer.torch_counterpart is None
     layer = ConvTranspose(2, 3, (3,), padding=[(1, 1)], rngs=moduli.Rngs(0))
     assert layer.torch_counterpart.name == "torch.nn.ConvTranspose1d"

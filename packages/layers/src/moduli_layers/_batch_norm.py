@@ -182,8 +182,11 @@ class BatchNorm(Norm):
 
     @property
     def torch_counterpart(self) -> Counterpart | None:
-        """PyTorch's layer that computes the same; None with only one of scale and bias."""
-        return _COUNTERPART if self.use_scale == self.use_bias else None
+        """PyTorch's layer that computes the same.
+
+        It has none with only one of scale and bias, and for features that are not on the last axis.
+        """
+        return _COUNTERPART if self.use_scale == self.use_bias and self.axis == -1 else None
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Sets the mode, for :func:`moduli.view`.

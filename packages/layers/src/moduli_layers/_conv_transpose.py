@@ -294,6 +294,11 @@ class ConvTranspose(Summing):
             span = spread * (size - 1)
             if padding == "VALID":  # lax adds zeros where the window is smaller than the stride
                 cut, extra = 0, max(stride - span - 1, 0)
+            elif padding == "SAME":  # as lax does it
+                before = span if stride > span else -(-(span + stride - 1) // 2)
+                cut, extra = span - before, span + stride - 1 - 2 * before
+            elif padding == "CAUSAL":
+                cut, extra = 0, stride - span - 1
             elif isinstance(padding, str):
                 return None
             else:

@@ -320,9 +320,9 @@ class InstanceNorm(Norm):
     def torch_counterpart(self) -> Counterpart | None:
         """PyTorch's layer that computes the same.
 
-        It has none with only one of scale and bias, and for several feature axes.
+        It has none with only one of scale and bias, and for other feature axes than the last.
         """
-        fits = self.use_scale == self.use_bias and isinstance(self.feature_axes, int)
+        fits = self.use_scale == self.use_bias and self.feature_axes in (-1, (-1,))
         return _INSTANCE_NORM if fits else None
 
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:

@@ -189,5 +189,6 @@ def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
 
 def _variable(layer: Any, path: str) -> Any:
     for name in path.split("."):
-        layer = None if layer is None else getattr(layer, name)
+        if layer is not None:
+            layer = layer[int(name)] if name.isdigit() else getattr(layer, name)
     return layer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Tensor:
       part: ``(index, number)`` if the tensor is one of several equal parts of our array, along
         ``axis`` of the tensor.
       optional: whether a file may lack the tensor, so that the Variable keeps its value.
+      sizes: sizes of axes in parentheses on the left of ``layout``, all but one of each pair of
+        parentheses: ``Tensor("kernel", "i (g o) -> (g i) o", sizes={"g": 2})``.
 
     Example:
       >>> import numpy as np
@@ -60,6 +63,7 @@ class Tensor:
     rows: int | None = None
     part: tuple[int, int] | None = None
     optional: bool = False
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -195,34 +199,53 @@ class Tensor:
         return [self._back(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _plan(self, rank: int) -> tuple[list[str], list[list[str]]]:
-        """Returns the names of our axes, and of theirs, each the list of those it merges."""
+        """Returns the names of our axes, and of theirs, each the list of those it merges.
+
+        Of axes that are in parentheses on the left, each is an axis of its own here.
+        """
+        ours, theirs = self._sides(rank)
+        return [name for group in ours for name in group], theirs
+
+    def _sides(self, rank: int) -> tuple[list[list[str]], list[list[str]]]:
+        """Returns for each axis of either array the names of those that it merges."""
         if self.layout is None:
-            names = [str(i) for i in range(rank)]
-            return names, [[name] for name in names]
-        left, right = (side.split() for side in _spaced(self.layout).split("->"))
-        rest = [f"...{i}" for i in range(rank - len(left) + 1)] if "..." in left else []
-        ours = [n for name in left for n in (rest if name == "..." else [name])]
-        theirs: list[list[str]] = []
-        group: list[str] | None = None
-        for name in right:
-            if name == "(":
-                group = []
-                theirs.append(group)
-            elif name == ")":
-                group = None
-            else:
-                for each in rest if name == "..." else [name]:
-                    theirs.append([each]) if group is None else group.append(each)
-        if len(ours) != rank or sorted(ours) != sorted(n for g in theirs for n in g):
+            names = [[str(i)] for i in range(rank)]
+            return names, names
+        left, right = (_groups(side.split()) for side in _spaced(self.layout).split("->"))
+        rest = [f"...{i}" for i in range(rank - len(left) + 1)] if ["..."] in left else []
+        ours = [group for each in left for group in _filled_in(each, rest)]
+        theirs = [group for each in right for group in _filled_in(each, rest)]
+        names = sorted(name for group in ours for name in group)
+        merged = any(len(group) > 1 for group in ours) or "(" in self.layout.split("->")[0]
+        if (
+            (merged and not self.sizes)
+            or len(ours) != rank
+            or names != sorted(name for group in theirs for name in group)
+        ):
             raise StructureError(
                 f"the layout {self.layout!r} does not fit an array with {rank} axes; each name "
                 "stands once on either side"
             )
         return ours, theirs
 
+    def _sized(self, shape: Shape) -> dict[str, int]:
+        """Returns the size of each named axis of an array of ours."""
+        found: dict[str, int] = {}
+        for group, size in zip(self._sides(len(shape))[0], shape, strict=True):
+            given = {name: self.sizes[name] for name in group if name in self.sizes}
+            missing = [name for name in group if name not in given]
+            rest, left = divmod(size, math.prod(given.values()) or 1)
+            if left or len(missing) > 1 or (not missing and rest != 1):
+                raise StructureError(
+                    f"the layout {self.layout!r} with sizes={dict(self.sizes)} does not fit an "
+                    f"array of shape {shape}"
+                )
+            found |= given | dict.fromkeys(missing, rest)
+        return found
+
     def _moved(self, shape: Shape) -> Shape:
-        ours, theirs = self._plan(len(shape))
-        sizes = dict(zip(ours, shape, strict=True))
+        _, theirs = self._plan(len(shape))
+        sizes = self._sized(shape)
         return tuple(math.prod(sizes[name] for name in group) for group in theirs)
 
     def _flipped(self, array: np.ndarray, ours: list[str]) -> np.ndarray:
@@ -234,16 +257,44 @@ class Tensor:
         return np.flip(array, tuple(axes)) if axes else array
 
     def _forth(self, array: np.ndarray) -> np.ndarray:
+        shape = array.shape
         ours, theirs = self._plan(array.ndim)
         order = [ours.index(name) for group in theirs for name in group]
-        return self._flipped(array, ours).transpose(order).reshape(self._moved(array.shape))
+        sizes = self._sized(shape)
+        array = array.reshape([sizes[name] for name in ours])
+        return self._flipped(array, ours).transpose(order).reshape(self._moved(shape))
 
     def _back(self, array: np.ndarray, shape: Shape) -> np.ndarray:
         ours, theirs = self._plan(len(shape))
-        sizes = dict(zip(ours, shape, strict=True))
+        sizes = self._sized(shape)
         spread = [name for group in theirs for name in group]
         array = array.reshape([sizes[name] for name in spread])
-        return self._flipped(array.transpose([spread.index(name) for name in ours]), ours)
+        turned = array.transpose([spread.index(name) for name in ours])
+        return self._flipped(turned, ours).reshape(shape)
+
+
+def _groups(names: list[str]) -> list[list[str]]:
+    """Returns the axes of one side of a layout, each the list of names in its parentheses."""
+    found: list[list[str]] = []
+    group: list[str] | None = None
+    for name in names:
+        if name == "(":
+            group = []
+            found.append(group)
+        elif name == ")":
+            group = None
+        elif group is None:
+            found.append([name])
+        else:
+            group.append(name)
+    return found
+
+
+def _filled_in(group: list[str], rest: list[str]) -> list[list[str]]:
+    """Puts the axes for which ``...`` stands in its place: alone they stay axes of their own."""
+    if group == ["..."]:
+        return [[name] for name in rest]
+    return [[name for each in group for name in (rest if each == "..." else [each])]]
 
 
 def _with_rows(array: np.ndarray, rows: int) -> Any:
