@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ def has_counterpart(row: Row) -> bool:
                 "group_norm",
                 "instance_norm",
                 "prelu",
+                "weight_norm",
                 "mlp",
                 "sequential",
                 "attention-self",
@@ -45,6 +47,8 @@ def has_counterpart(row: Row) -> bool:
     ):
         return False
     layer = row.build(moduli.Rngs(0))
+    if isinstance(layer, moduli.WeightNorm):
+        return layer.use_scale and row.name != "weight_norm-every-entry"
     return isinstance(layer, (moduli.MLP, moduli.Sequential)) or (
         getattr(layer, "torch_counterpart", None) is not None
     )
@@ -110,12 +114,42 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "instance_norm2d": (lambda: nn.InstanceNorm2d(3), (2, 3, 4, 5)),
     "instance_norm1d-affine": (lambda: nn.InstanceNorm1d(3, affine=True), (2, 3, 6)),
     "prelu": (lambda: nn.PReLU(), (2, 3)),
+    "prelu-features": (lambda: nn.PReLU(3), (2, 3, 4)),
+    "conv_transpose2d-groups": (
+        lambda: nn.ConvTranspose2d(
+            4, 6, (3, 2), stride=(2, 3), padding=1, output_padding=(0, 2), groups=2, dilation=(2, 1)
+        ),
+        (2, 4, 3, 5),
+    ),
+    "layer_norm-axes": (lambda: nn.LayerNorm((3, 4)), (2, 3, 4)),
+    "rms_norm-axes": (lambda: nn.RMSNorm((3, 4)), (2, 5, 3, 4)),
+    "weight_norm": (lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), (2, 3)),
+    "weight_norm-old": (lambda: old_weight_norm(nn.Conv1d(2, 3, 2, groups=1)), (2, 2, 5)),
+    "weight_norm-old-one-length": (lambda: old_weight_norm(nn.Linear(3, 4), dim=None), (2, 3)),
+    "weight_norm-inputs": (
+        lambda: torch.nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(2, 3, 2), dim=1),
+        (2, 2, 5),
+    ),
+    "lstm-layers": (lambda: nn.LSTM(3, 4, num_layers=3, batch_first=True), (2, 5, 3)),
+    "gru-layers-bidirectional": (
+        lambda: nn.GRU(3, 4, num_layers=2, dropout=0.5, bidirectional=True).eval(), (5, 2, 3),
+    ),
+    "gru": (lambda: nn.GRU(3, 4), (5, 2, 3)),
+    "rnn-relu-layers": (lambda: nn.RNN(3, 4, num_layers=2, nonlinearity="relu"), (5, 2, 3)),
+    "lstm_cell": (lambda: nn.LSTMCell(3, 4), (2, 3)),
+    "gru_cell": (lambda: nn.GRUCell(3, 4), (2, 3)),
+    "rnn_cell-relu": (lambda: nn.RNNCell(3, 4, nonlinearity="relu"), (2, 3)),
     "lstm": (lambda: nn.LSTM(3, 4, batch_first=True), (2, 5, 3)),
     "rnn": (lambda: nn.RNN(3, 4), (5, 2, 3)),
     "lstm-bidirectional": (lambda: nn.LSTM(3, 4, bidirectional=True), (5, 2, 3)),
     "max_pool": (lambda: nn.MaxPool2d(3, stride=2, padding=1), (2, 3, 7, 8)),
     "avg_pool": (lambda: nn.AvgPool1d(2), (2, 3, 8)),
     "avg_pool-padded": (lambda: nn.AvgPool1d(3, padding=1, count_include_pad=False), (2, 3, 8)),
+    "max_pool-ceil": (lambda: nn.MaxPool2d(2, ceil_mode=True), (2, 3, 7, 8)),
+    "avg_pool-ceil": (lambda: nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), (2, 3, 8, 7)),
+    "adaptive_avg_pool": (lambda: nn.AdaptiveAvgPool2d((2, None)), (2, 3, 7, 8)),
+    "adaptive_max_pool": (lambda: nn.AdaptiveMaxPool1d(3), (2, 3, 8)),
+    "softplus-threshold": (lambda: nn.Softplus(2.0, threshold=0.5), (2, 3)),
     "gelu": (lambda: nn.GELU(), (2, 3)),
     "softplus": (lambda: nn.Softplus(2.0), (2, 3)),
     "leaky": (lambda: nn.LeakyReLU(0.2), (2, 3)),
@@ -131,6 +165,12 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+def old_weight_norm(module: Any, **settings: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # for the other form
+        return torch.nn.utils.weight_norm(module, **settings)
+
+
 def outputs(theirs: Any, x: Any) -> Any:
     out = theirs(x)
     return out[0] if isinstance(out, tuple) else out
@@ -141,7 +181,7 @@ def outputs(theirs: Any, x: Any) -> Any:
 def test_a_layer_of_torch_comes_over(make: Any, shape: Any, training: bool) -> None:
     torch.manual_seed(0)
     theirs = make().double()
-    if not any("Dropout" in type(part).__name__ for part in theirs.modules()):
+    if not any("Drop" in type(p).__name__ or getattr(p, "dropout", 0) for p in theirs.modules()):
         theirs.train(training)
     array = np.random.default_rng(0).normal(size=shape)
     with float64():
@@ -154,11 +194,18 @@ def test_a_layer_of_torch_comes_over(make: Any, shape: Any, training: bool) -> N
             out = ours(x)
             return (out * weight(out)).sum(), out
 
+        if isinstance(ours, moduli.bridge.TorchCell):
+            out = outputs(theirs, x), outputs(ours, array)
+            same(out[1], out[0].detach().numpy(), 1e-10)
+            again = moduli.to_torch(ours)
+            same(outputs(again, x).detach().numpy(), out[1], 1e-10)
+            return
         if isinstance(ours, moduli.Module):
             (of_ours, of_x), out = moduli.grad(loss, argnums=(0, 1), has_aux=True)(ours, array)
             norms = [float(np.sum(np.square(g))) for g in jax.tree.leaves(of_ours)]
             squares = sum(float((p.grad**2).sum()) for p in theirs.parameters())
-            if not isinstance(theirs, nn.RNNBase):  # whose second bias is the same as the first
+            # the second bias of a recurrent layer is often the same as the first
+            if not isinstance(theirs, nn.RNNBase):
                 np.testing.assert_allclose(sum(norms), squares, rtol=1e-6)
         else:
             of_x, out = jax.grad(lambda x: loss(ours, x), has_aux=True)(array)
@@ -166,18 +213,28 @@ def test_a_layer_of_torch_comes_over(make: Any, shape: Any, training: bool) -> N
         same(of_x, x.grad.numpy(), 1e-6)
         again = moduli.to_torch(ours)
         same(again(tensor(array)).detach().numpy(), expected.detach().numpy(), 1e-7)
-        if isinstance(theirs, nn.Sequential) and len(theirs) > 2:
-            assert list(again.state_dict()) == list(theirs.state_dict())
+        again = getattr(again, "layer", again)  # of what returns the first output
+        if not isinstance(theirs, nn.Sequential) or len(theirs) > 2:
+            if "weight_g" not in theirs.state_dict():
+                assert list(again.state_dict()) == list(theirs.state_dict())
+
+
+def hooked(module: Any) -> Any:
+    module.register_forward_hook(lambda module, inputs, output: output * 2)
+    return module
 
 
 REFUSED = {
     "Conv2d.*padding_mode='replicate'": lambda: nn.Conv2d(1, 1, 3, padding_mode="replicate"),
-    "ConvTranspose1d.*groups=2": lambda: nn.ConvTranspose1d(2, 2, 3, groups=2),
     "BatchNorm1d.*track_running_stats": lambda: nn.BatchNorm1d(2, track_running_stats=False),
-    "Embedding.*padding_idx=0": lambda: nn.Embedding(3, 2, padding_idx=0),
-    "LayerNorm.*normalized_shape": lambda: nn.LayerNorm((2, 3)),
-    "LSTM.*num_layers=2": lambda: nn.LSTM(2, 2, 2),
-    "MaxPool1d.*ceil_mode": lambda: nn.MaxPool1d(2, ceil_mode=True),
+    "Embedding.*max_norm=1": lambda: nn.Embedding(3, 2, max_norm=1.0),
+    "LSTM.*proj_size=1": lambda: nn.LSTM(2, 2, proj_size=1),
+    "GRUCell.*bias=False": lambda: nn.GRUCell(2, 2, bias=False),
+    "MaxPool1d.*dilation": lambda: nn.MaxPool1d(2, dilation=2),
+    "Linear.*weight is parametrised": lambda: torch.nn.utils.parametrizations.spectral_norm(
+        nn.Linear(2, 2)
+    ),
+    "Linear.*has hooks": lambda: hooked(nn.Linear(2, 2)),
     "Bilinear.*no layer of moduli.*TorchModule": lambda: nn.Bilinear(2, 2, 2),
 }
 
@@ -186,6 +243,48 @@ REFUSED = {
 def test_what_has_no_counterpart_is_refused_with_its_place(match: str, make: Any) -> None:
     with pytest.raises(moduli.BridgeError, match=rf"at `a\[1\]` of the model.*{match}"):
         moduli.from_torch(nn.ModuleDict({"a": nn.Sequential(nn.ReLU(), make())}))
+
+
+def test_the_vector_of_padding_is_not_trained() -> None:
+    theirs = nn.Embedding(4, 3, padding_idx=-2)
+    ours: Any = moduli.from_torch(theirs)
+    tokens = np.array([[0, 2], [2, 3]])
+    theirs(torch.tensor(tokens)).pow(2).sum().backward()
+    grads: Any = moduli.jit(moduli.grad(lambda ours: (ours(tokens) ** 2).sum()))(ours)
+    assert theirs.weight.grad is not None and not theirs.weight.grad[2].any()
+    same(grads.layer.embedding.value, theirs.weight.grad.numpy(), 1e-6)
+    assert moduli.to_torch(ours).padding_idx == 2
+
+
+def own(rngs: Any) -> dict[str, Any]:
+    """Layers with settings of which PyTorch's know nothing."""
+    dot = functools.partial(jax.lax.dot_general, precision="highest")
+    rnn = moduli.RNN(moduli.GRUCell(3, 4, gate_fn=moduli.relu, rngs=rngs))
+    return {
+        r"BatchNorm, which": moduli.BatchNorm(4, axis=1, rngs=rngs),
+        r"InstanceNorm, which": moduli.InstanceNorm(4, feature_axes=1, rngs=rngs),
+        r"Linear, whose `dot_general`": moduli.Linear(4, 4, dot_general=dot, rngs=rngs),
+        r"BatchNorm, whose `axis_name`": moduli.BatchNorm(4, axis_name="i", rngs=rngs),
+        r"MultiHeadAttention, whose `attention_fn`": moduli.MultiHeadAttention(
+            2, 4, attention_fn=lambda q, k, v, **_: q, rngs=rngs
+        ),
+        r"RNN, whose `return_carry`": moduli.RNN(
+            moduli.OptimizedLSTMCell(3, 4, rngs=rngs), return_carry=True
+        ),
+        r"RNN, which.*functions sigmoid": rnn,
+        r"Linear, which computes in bfloat16": moduli.RNN(
+            moduli.GRUCell(3, 4, dtype=jnp.bfloat16, rngs=rngs)
+        ),
+        r"SpectralNorm, which torch computes otherwise": moduli.SpectralNorm(
+            moduli.Linear(3, 4, rngs=rngs), rngs=rngs
+        ),
+    }
+
+
+def test_settings_that_torch_has_not_are_refused() -> None:
+    for match, layer in own(moduli.Rngs(0)).items():
+        with pytest.raises(moduli.BridgeError, match=match):
+            moduli.to_torch(moduli.Sequential(layer))
 
 
 def test_shared_layers_and_parameters_stay_shared() -> None:

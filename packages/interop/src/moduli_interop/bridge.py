@@ -10,6 +10,9 @@ from moduli_interop._bridges.bridge import Bridge as Bridge
 from moduli_interop._bridges.bridge import Conversion as Conversion
 from moduli_interop._bridges.bridge import LayerRule as LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst as ChannelsFirst
+from moduli_interop._bridges.conventions import JoinedAxes as JoinedAxes
+from moduli_interop._bridges.conventions import PaddingEmbed as PaddingEmbed
+from moduli_interop._bridges.conventions import TorchCell as TorchCell
 from moduli_interop._bridges.equinox import EquinoxModule as EquinoxModule
 from moduli_interop._bridges.frameworks import from_framework as from_framework
 from moduli_interop._bridges.frameworks import to_framework as to_framework

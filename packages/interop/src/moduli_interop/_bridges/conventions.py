@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 import moduli
+from moduli.errors import ShapeError
+from moduli_interop._bridges.arguments import parameters
 from moduli_interop._bridges.bridge import Conversion
 
-__all__ = ["ChannelsFirst", "check_dtype"]
+__all__ = ["ChannelsFirst", "JoinedAxes", "PaddingEmbed", "TorchCell", "check_plain"]
 
 
 class ChannelsFirst(moduli.Module):
@@ -55,13 +59,177 @@ class ChannelsFirst(moduli.Module):
         return jnp.moveaxis(self.layer(last, *args, **kwargs), -1, self.axis)
 
 
-def check_dtype(layer: Any, convert: Conversion) -> None:
-    """Raises if a layer of ours computes in another dtype than that of its parameters.
+class JoinedAxes(moduli.Module):
+    """Calls a layer of one axis of features with arrays whose last axes are features.
+
+    Attributes:
+      layer: the layer.
+
+    Args:
+      layer: the layer.
+      shape: the sizes of the axes that are one for the layer.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx
+      >>> norm = nnx.bridge.JoinedAxes(nnx.LayerNorm(6, rngs=nnx.Rngs(0)), (2, 3))
+      >>> norm(jnp.ones((5, 2, 3))).shape
+      (5, 2, 3)
+    """
+
+    __module__ = "moduli_interop.bridge"
+
+    def __init__(self, layer: Any, shape: Sequence[int]) -> None:
+        self.layer = layer
+        self.shape = tuple(shape)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Calls the layer.
+
+        Args:
+          inputs: array of shape ``(..., *shape)``.
+
+        Returns:
+          What the layer returns, in the shape of the inputs.
+
+        Raises:
+          ShapeError: the inputs' last axes have other sizes.
+        """
+        inputs = jnp.asarray(inputs)
+        rank = len(self.shape)
+        if inputs.shape[-rank:] != self.shape:
+            raise ShapeError(
+                f"{type(self).__name__}({type(self.layer).__name__}) expects inputs of shape "
+                f"(..., {', '.join(map(str, self.shape))}), got shape {inputs.shape}"
+            )
+        return self.layer(inputs.reshape((*inputs.shape[:-rank], -1))).reshape(inputs.shape)
+
+
+class PaddingEmbed(moduli.Module):
+    """Looks vectors up as an Embed, one of whose vectors is not trained: that of the padding.
+
+    Attributes:
+      layer: the Embed.
+
+    Args:
+      layer: the Embed.
+      padding_idx: the number whose vector gets no gradient, as in ``torch.nn.Embedding``.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx
+      >>> embed = nnx.bridge.PaddingEmbed(nnx.Embed(3, 2, rngs=nnx.Rngs(0)), padding_idx=0)
+      >>> grads = nnx.grad(lambda embed: embed(jnp.array([0, 1])).sum())(embed)
+      >>> grads.layer.embedding.value
+      Array([[0., 0.],
+             [1., 1.],
+             [0., 0.]], dtype=float32)
+    """
+
+    __module__ = "moduli_interop.bridge"
+
+    def __init__(self, layer: Any, padding_idx: int) -> None:
+        self.layer = layer
+        self.padding_idx = padding_idx
+
+    def __call__(self, inputs: Any) -> Any:
+        """Looks vectors up.
+
+        Args:
+          inputs: integers, an array of any shape.
+
+        Returns:
+          Array of shape (..., features).
+        """
+        vectors = self.layer(inputs)
+        padding = (jnp.asarray(inputs) == self.padding_idx)[..., None]
+        return jnp.where(padding, jax.lax.stop_gradient(vectors), vectors)
+
+
+class TorchCell(moduli.Module):
+    """Calls a recurrent cell as those of PyTorch: ``(inputs, state) -> state``.
+
+    The state of an LSTM is ``(h, c)``, as there, where our cells' carry is ``(c, h)``.
+
+    Attributes:
+      cell: the cell.
+
+    Args:
+      cell: an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx
+      >>> cell = nnx.bridge.TorchCell(nnx.OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0)))
+      >>> h, c = cell(jnp.ones((2, 3)))
+      >>> h, c = cell(jnp.ones((2, 3)), (h, c))
+      >>> h.shape
+      (2, 4)
+    """
+
+    __module__ = "moduli_interop.bridge"
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    def __call__(self, inputs: Any, state: Any = None) -> Any:
+        """Makes one step.
+
+        Args:
+          inputs: array of shape (..., in_features).
+          state: the state before it, h or (h, c); zeros by default.
+
+        Returns:
+          The state after it.
+        """
+        inputs = jnp.asarray(inputs)
+        two = len(self.cell.carry_names) == 2
+        if state is None:
+            carry = self.cell.initialize_carry(inputs.shape)
+        else:
+            carry = (state[1], state[0]) if two else state
+        carry, _ = self.cell(carry, inputs)
+        return (carry[1], carry[0]) if two else carry
+
+
+_OWN = (  # settings for which other frameworks' layers have no place
+    "attention_fn",
+    "axis_index_groups",
+    "axis_name",
+    "broadcast_rngs",
+    "carry_init",
+    "conv_general_dilated",
+    "dot_general",
+    "dot_general_cls",
+    "preferred_element_type",
+    "promote_dtype",
+    "return_carry",
+    "state_axes",
+    "window",
+)
+
+
+def check_plain(layer: Any, convert: Conversion, but: Sequence[str] = ()) -> None:
+    """Raises if a layer of ours, or one inside of it, computes what only ours do.
+
+    That is in another dtype than that of its parameters, or with functions of the user's.
 
     Args:
       layer: the layer.
       convert: the conversion to a framework whose layers compute in the dtype of their parameters.
+      but: settings that the framework has.
     """
+    for _, part in moduli.iter_graph(layer):
+        if not isinstance(part, moduli.Module):
+            continue
+        _check_dtype(part, convert)
+        known = parameters(type(part))
+        for name in _OWN:
+            if name not in known or name in but or not hasattr(part, name):
+                continue
+            value = getattr(part, name)
+            if value is not known[name].default and value != known[name].default:
+                convert.refuse(part, f"whose `{name}` the other framework's layer has not")
+
+
+def _check_dtype(layer: Any, convert: Conversion) -> None:
     dtype, of_params = getattr(layer, "dtype", None), getattr(layer, "param_dtype", None)
     if dtype is not None and of_params is not None and jnp.dtype(dtype) != jnp.dtype(of_params):
         convert.refuse(

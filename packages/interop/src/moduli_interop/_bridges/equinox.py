@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import moduli
 from moduli_interop._bridges.arguments import build, fill
 from moduli_interop._bridges.bridge import Conversion, LayerRule
-from moduli_interop._bridges.conventions import ChannelsFirst, check_dtype
+from moduli_interop._bridges.conventions import ChannelsFirst, check_plain
 from moduli_interop._bridges.frameworks import import_framework, makers
 
 __all__ = ["EquinoxModule", "from_equinox", "rules", "to_equinox"]
@@ -332,7 +332,7 @@ def _replaced(module: Any, **arrays: Any) -> Any:
 def _to_linear(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
-    check_dtype(part, convert)
+    check_plain(part, convert)
     made = nn.Linear(
         part.in_features, part.out_features, use_bias=part.use_bias, key=jax.random.key(0)
     )
@@ -343,14 +343,14 @@ def _to_linear(part: Any, convert: Conversion) -> Any:
 def _to_embedding(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
-    check_dtype(part, convert)
+    check_plain(part, convert)
     return nn.Embedding(weight=_value(part.embedding, convert))
 
 
 def _to_norm(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
-    check_dtype(part, convert)
+    check_plain(part, convert)
     if part.reduction_axes != -1 or part.feature_axes != -1:
         convert.refuse(part, "with other axes than the last")
     bias = getattr(part, "bias", None)
@@ -364,7 +364,7 @@ def _to_norm(part: Any, convert: Conversion) -> Any:
 def _to_prelu(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
-    check_dtype(part, convert)
+    check_plain(part, convert)
     return _replaced(nn.PReLU(), negative_slope=_value(part.negative_slope, convert))
 
 
@@ -394,7 +394,7 @@ def _to_conv(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
     layer = part.layer
-    check_dtype(layer, convert)
+    check_plain(layer, convert)
     if type(layer) is not moduli.Conv:
         convert.refuse(part, "around a layer of which equinox has none with its features first")
     rank = len(layer.kernel_size)

@@ -21,9 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import moduli
+from moduli.errors import StructureError
 from moduli_interop._bridges.arguments import build
 from moduli_interop._bridges.bridge import Conversion, LayerRule
-from moduli_interop._bridges.conventions import ChannelsFirst, check_dtype
+from moduli_interop._bridges.conventions import (
+    ChannelsFirst,
+    JoinedAxes,
+    PaddingEmbed,
+    TorchCell,
+    check_plain,
+)
 from moduli_interop._bridges.frameworks import import_framework, makers
 from moduli_interop._bridges.torch_arrays import as_numpy, as_tensor
 from moduli_interop._bridges.torch_calls import (
@@ -31,6 +38,11 @@ from moduli_interop._bridges.torch_calls import (
     JaxModule,
     TorchModule,
     jax_module_class,
+)
+from moduli_interop._bridges.torch_weight_norms import (
+    is_reparametrised,
+    reparametrised,
+    weight_norm_to_theirs,
 )
 
 __all__ = ["from_torch", "rules", "to_torch"]
@@ -67,13 +79,18 @@ def from_torch(module: Any, *, rngs: moduli.Rngs | None = None) -> Any:
     def fallback(part: Any, convert: Conversion) -> Any:
         import torch
 
-        if type(part).__module__.startswith("torch.") or not isinstance(part, torch.nn.Module):
+        if not isinstance(part, torch.nn.Module):
+            return NotImplemented
+        if is_reparametrised(part):
+            return reparametrised(part, convert, known)
+        if type(part).__module__.startswith("torch."):
             return NotImplemented
         return TorchModule(part, rngs=rngs)
 
+    known = makers("torch", "from")
     conversion = Conversion(
         "torch",
-        makers("torch", "from"),
+        {cls: _without_hooks(maker, known) for cls, maker in known.items()},
         wanted="layer of moduli",
         advice=(
             "put `moduli.bridge.TorchModule(layer)` in its place, which calls it from JAX, or add "
@@ -122,6 +139,21 @@ def to_torch(model: Any) -> Any:
     )(model)
 
 
+def _without_hooks(maker: Any, known: Any) -> Any:
+    """Makes a maker that takes no module whose results hooks change, but for weight norms'."""
+
+    def make(module: Any, convert: Conversion) -> Any:
+        if is_reparametrised(module):
+            return reparametrised(module, convert, known)
+        if module._forward_hooks or module._forward_pre_hooks:
+            convert.refuse(
+                module, "which has hooks that run with its forward and are written for tensors"
+            )
+        return maker(module, convert)
+
+    return make
+
+
 # -- from PyTorch --------------------------------------------------------------------------------
 
 
@@ -140,6 +172,9 @@ def rules() -> list[LayerRule]:
         rule(nn.GroupNorm, _group_norm),
         rule(nn.PReLU, _prelu),
         rule(nn.MultiheadAttention, _attention),
+        rule(nn.LSTMCell, _cell),
+        rule(nn.GRUCell, _cell),
+        rule(nn.RNNCell, _cell),
         rule(nn.LSTM, _recurrent),
         rule(nn.GRU, _recurrent),
         rule(nn.RNN, _recurrent),
@@ -180,6 +215,14 @@ def rules() -> list[LayerRule]:
             rule(getattr(nn, f"Dropout{rank}d"), functools.partial(_dropout, rank=rank)),
             rule(getattr(nn, f"MaxPool{rank}d"), functools.partial(_pool, rank=rank, kind="max")),
             rule(getattr(nn, f"AvgPool{rank}d"), functools.partial(_pool, rank=rank, kind="avg")),
+            rule(
+                getattr(nn, f"AdaptiveMaxPool{rank}d"),
+                functools.partial(_adaptive_pool, rank=rank, function=moduli.adaptive_max_pool),
+            ),
+            rule(
+                getattr(nn, f"AdaptiveAvgPool{rank}d"),
+                functools.partial(_adaptive_pool, rank=rank, function=moduli.adaptive_avg_pool),
+            ),
         ]
     for kind, make in _activations().items():
         found.append(rule(kind, lambda module, _, make=make: make(module)))
@@ -188,13 +231,15 @@ def rules() -> list[LayerRule]:
             moduli.Module, jax_module_class(), from_theirs=lambda module, _: module.to_model()
         )
     )
-    found.append(
-        LayerRule(
-            moduli.Module,
-            _first_output_class(),
-            from_theirs=lambda module, convert: convert(module.layer, "layer"),
-        )
-    )
+    found += [
+        LayerRule(moduli.Module, _first_output_class(), _without_first_output),
+        LayerRule(moduli.Module, _joined_axes_class(), _from_joined_axes),
+        LayerRule(moduli.Module, _carry_first_class(), _from_carry_first),
+        LayerRule(JoinedAxes, nn.Module, None, _joined_axes_to_theirs),
+        LayerRule(PaddingEmbed, nn.Module, None, _padding_embed_to_theirs),
+        LayerRule(TorchCell, nn.Module, None, _torch_cell_to_theirs),
+        LayerRule(moduli.WeightNorm, nn.Module, None, weight_norm_to_theirs),
+    ]
     found.append(
         LayerRule(
             ChannelsFirst,
@@ -232,7 +277,9 @@ def _activations() -> dict[Any, Callable[[Any], Any]]:
         nn.LeakyReLU: lambda module: partial(
             moduli.leaky_relu, negative_slope=module.negative_slope
         ),
-        nn.Softplus: lambda module: partial(_softplus, beta=module.beta),
+        nn.Softplus: lambda module: partial(
+            _softplus, beta=module.beta, threshold=module.threshold
+        ),
         nn.Softmax: lambda module: partial(moduli.softmax, axis=_axis(module.dim)),
         nn.LogSoftmax: lambda module: partial(moduli.log_softmax, axis=_axis(module.dim)),
         nn.GLU: lambda module: partial(moduli.glu, axis=module.dim),
@@ -243,8 +290,9 @@ def _axis(dim: int | None) -> int:
     return -1 if dim is None else dim
 
 
-def _softplus(x: Any, beta: float) -> jax.Array:
-    return moduli.softplus(x * beta) / beta
+def _softplus(x: Any, beta: float, threshold: float) -> jax.Array:
+    x = jnp.asarray(x)
+    return jnp.where(x * beta > threshold, x, moduli.softplus(x * beta) / beta)
 
 
 def _flatten(x: Any, start: int, end: int) -> jax.Array:
@@ -252,9 +300,10 @@ def _flatten(x: Any, start: int, end: int) -> jax.Array:
     return x.reshape((*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 
-def _filled(module: Any, layer: Any, convert: Conversion) -> Any:
-    """Takes the tensors of a module into our layer, by the layer's own counterpart."""
-    counterpart: Any = getattr(layer, "torch_counterpart", None)
+def _filled(module: Any, layer: Any, convert: Conversion, counterpart: Any = None) -> Any:
+    """Takes the tensors of a module into our layer, by the layer's own counterpart or another."""
+    if counterpart is None:
+        counterpart = getattr(layer, "torch_counterpart", None)
     if counterpart is None:
         convert.refuse(module, "whose settings our layer has not in this combination")
     for path, node in list(moduli.iter_graph(layer)):
@@ -280,7 +329,7 @@ def _filled(module: Any, layer: Any, convert: Conversion) -> Any:
                 f"whose parameter `{name}` another layer holds in another layout than ours, so "
                 "that they cannot be one Param",
             )
-        _assign(layer, tensor.paths[0], operator.attrgetter(first[3])(first[2]))
+        _assign(layer, tensor.paths[0], _at(first[2], first[3]))
     return layer
 
 
@@ -291,9 +340,14 @@ def _layout(tensor: Any) -> Any:
 
 def _assign(layer: Any, path: str, variable: Any) -> None:
     *parents, last = path.split(".")
-    for name in parents:
-        layer = getattr(layer, name)
-    setattr(layer, last, variable)
+    setattr(_at(layer, ".".join(parents)), last, variable)
+
+
+def _at(layer: Any, path: str) -> Any:
+    """Returns what stands at a path with dots."""
+    for name in filter(None, path.split(".")):
+        layer = layer[int(name)] if name.isdigit() else getattr(layer, name)
+    return layer
 
 
 def _dtype(module: Any) -> Any:
@@ -319,7 +373,7 @@ def _linear(module: Any, convert: Conversion) -> Any:
 
 
 def _embedding(module: Any, convert: Conversion) -> Any:
-    for name in ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse"):
+    for name in ("max_norm", "scale_grad_by_freq", "sparse"):
         if getattr(module, name) is not None and getattr(module, name) is not False:
             convert.refuse(
                 module,
@@ -329,7 +383,8 @@ def _embedding(module: Any, convert: Conversion) -> Any:
     layer = _make(
         moduli.Embed, module.num_embeddings, module.embedding_dim, param_dtype=_dtype(module)
     )
-    return _filled(module, layer, convert)
+    layer = _filled(module, layer, convert)
+    return layer if module.padding_idx is None else PaddingEmbed(layer, module.padding_idx)
 
 
 def _conv(module: Any, convert: Conversion, rank: int) -> Any:
@@ -366,13 +421,26 @@ def _conv(module: Any, convert: Conversion, rank: int) -> Any:
 
 
 def _conv_transpose(module: Any, convert: Conversion, rank: int) -> Any:
-    if module.groups != 1:
-        convert.refuse(module, f"with groups={module.groups}")
     spans = [(k - 1) * d for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     padding = tuple(
         (span - p, span - p + more)
         for span, p, more in zip(spans, module.padding, module.output_padding, strict=True)
     )
+    if module.groups != 1:  # of which only Conv knows
+        layer = _make(
+            moduli.Conv,
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            padding=padding,
+            input_dilation=module.stride,
+            kernel_dilation=module.dilation,
+            feature_group_count=module.groups,
+            use_bias=module.bias is not None,
+            param_dtype=_dtype(module),
+        )
+        counterpart = _transposed_counterpart(layer)
+        return ChannelsFirst(_filled(module, layer, convert, counterpart), axis=-1 - rank)
     layer = _make(
         moduli.ConvTranspose,
         module.in_channels,
@@ -385,6 +453,43 @@ def _conv_transpose(module: Any, convert: Conversion, rank: int) -> Any:
         param_dtype=_dtype(module),
     )
     return ChannelsFirst(_filled(module, layer, convert), axis=-1 - rank)
+
+
+def _transposed_counterpart(layer: Any) -> Any:
+    """The transposed convolution that a Conv of spread inputs is; None if it is none."""
+    strides, spread, dilation, padding = layer._window()
+    if any(s != 1 for s in strides) or layer.mask is not None or len(strides) > 3:
+        return None
+    spans = [(k - 1) * d for k, d in zip(layer.kernel_size, dilation, strict=True)]
+    if padding == "VALID":
+        padding = ((0, 0),) * len(spans)
+    if isinstance(padding, str):
+        return None
+    cut = tuple(span - before for span, (before, _) in zip(spans, padding, strict=True))
+    more = tuple(after - before for before, after in padding)
+    if any(c < 0 for c in cut) or not all(
+        0 <= m < max(s, d) for m, s, d in zip(more, spread, dilation, strict=True)
+    ):
+        return None
+    groups = layer.feature_group_count
+    return moduli.counterparts.Counterpart(
+        f"torch.nn.ConvTranspose{len(spans)}d",
+        {
+            "weight": moduli.Tensor(
+                "kernel", "... i (g o) -> (g i) o ...", flip=("...",), sizes={"g": groups}
+            ),
+            "bias": moduli.Tensor("bias"),
+        },
+        {
+            "in_channels": "in_features",
+            "out_channels": "out_features",
+            "kernel_size": "kernel_size",
+            "groups": "feature_group_count",
+            "bias": "use_bias",
+        },
+        {"stride": spread, "dilation": dilation, "padding": cut, "output_padding": more},
+        feature_axis=1,
+    )
 
 
 def _batch_norm(module: Any, convert: Conversion, rank: int) -> Any:
@@ -406,31 +511,48 @@ def _batch_norm(module: Any, convert: Conversion, rank: int) -> Any:
 
 
 def _layer_norm(module: Any, convert: Conversion) -> Any:
-    if len(module.normalized_shape) != 1:
-        convert.refuse(module, f"with normalized_shape={tuple(module.normalized_shape)}")
-    layer = _make(
-        moduli.LayerNorm,
-        module.normalized_shape[0],
-        epsilon=module.eps,
-        use_scale=module.elementwise_affine,
-        use_bias=module.bias is not None,
-        param_dtype=_dtype(module),
-    )
-    return _filled(module, layer, convert)
+    settings = {
+        "epsilon": module.eps,
+        "use_scale": module.elementwise_affine,
+        "use_bias": module.bias is not None,
+        "param_dtype": _dtype(module),
+    }
+    return _of_last_axes(moduli.LayerNorm, module, settings, convert)
 
 
 def _rms_norm(module: Any, convert: Conversion) -> Any:
-    if len(module.normalized_shape) != 1:
-        convert.refuse(module, f"with normalized_shape={tuple(module.normalized_shape)}")
     dtype = _dtype(module)
-    layer = _make(
-        moduli.RMSNorm,
-        module.normalized_shape[0],
-        epsilon=float(jnp.finfo(dtype).eps) if module.eps is None else module.eps,
-        use_scale=module.elementwise_affine,
-        param_dtype=dtype,
+    settings = {
+        "epsilon": float(jnp.finfo(dtype).eps) if module.eps is None else module.eps,
+        "use_scale": module.elementwise_affine,
+        "param_dtype": dtype,
+    }
+    return _of_last_axes(moduli.RMSNorm, module, settings, convert)
+
+
+def _of_last_axes(cls: Any, module: Any, settings: dict[str, Any], convert: Conversion) -> Any:
+    shape = tuple(module.normalized_shape)
+    axes = convert.kept.pop("axes", None)
+    if axes is not None:
+        settings |= {"reduction_axes": axes, "feature_axes": axes}
+    layer = _make(cls, math.prod(shape), **settings)
+    if len(shape) == 1 and axes is None:
+        return _filled(module, layer, convert)
+    flat = f"(f{' f'.join(map(str, range(len(shape))))})"
+    layout = f"{flat} -> {flat[1:-1]}"
+    sizes = {f"f{n}": size for n, size in enumerate(shape)}
+    names = [name for name in ("scale", "bias") if getattr(layer, name, None) is not None]
+    theirs = {"scale": "weight", "bias": "bias"}
+    layer = _filled(
+        module,
+        layer,
+        convert,
+        moduli.counterparts.Counterpart(
+            f"torch.nn.{type(module).__name__}",
+            {theirs[name]: moduli.Tensor(name, layout, sizes=sizes) for name in names},
+        ),
     )
-    return _filled(module, layer, convert)
+    return layer if axes is not None else JoinedAxes(layer, shape)
 
 
 def _group_norm(module: Any, convert: Conversion) -> Any:
@@ -461,9 +583,10 @@ def _instance_norm(module: Any, convert: Conversion, rank: int) -> Any:
 
 
 def _prelu(module: Any, convert: Conversion) -> Any:
-    if module.num_parameters != 1:
-        convert.refuse(module, f"with num_parameters={module.num_parameters}")
-    return _filled(module, _make(moduli.PReLU, param_dtype=_dtype(module)), convert)
+    number = module.num_parameters
+    layer = _make(moduli.PReLU, num_parameters=number, param_dtype=_dtype(module))
+    layer = _filled(module, layer, convert)
+    return layer if number == 1 else ChannelsFirst(layer, axis=1)
 
 
 def _dropout(module: Any, convert: Conversion, rank: int) -> Any:
@@ -500,34 +623,105 @@ def _attention(module: Any, convert: Conversion) -> Any:
     return _filled(module, layer, convert)
 
 
-def _recurrent(module: Any, convert: Conversion) -> Any:
-    cells = {"LSTM": moduli.OptimizedLSTMCell, "GRU": moduli.GRUCell, "RNN": moduli.SimpleCell}
-    odd = {
-        f"num_layers={module.num_layers}": module.num_layers != 1,
-        "proj_size": module.proj_size != 0,
-        "bias=False": not module.bias,
-    }
-    for name, yes in odd.items():
-        if yes:
-            convert.refuse(module, f"with {name}")
+_CELLS = {"LSTM": moduli.OptimizedLSTMCell, "GRU": moduli.GRUCell, "RNN": moduli.SimpleCell}
+
+
+def _cell_settings(module: Any, kind: str, convert: Conversion) -> dict[str, Any]:
+    """Returns the settings of our cells for a recurrent layer or cell of PyTorch."""
+    if not module.bias:
+        convert.refuse(module, "with bias=False")
     settings: dict[str, Any] = {"param_dtype": _dtype(module)}
-    if module.mode == "RNN_RELU":
-        settings["activation_fn"] = moduli.relu
-    if type(module).__name__ == "RNN":
+    if kind == "RNN":
         settings["dtype"] = None
+        mode = getattr(module, "mode", "") or getattr(module, "nonlinearity", "")
+        if mode.upper() in ("RELU", "RNN_RELU"):
+            settings["activation_fn"] = moduli.relu
+    if kind == "GRU":
+        # ours without a hidden bias went there with zeros
+        biases = [b for name, b in module.named_parameters() if name.startswith("bias_hh")]
+        own = convert.kept.pop("made here", False)
+        settings["use_hidden_bias"] = not own or any(bool(b.any()) for b in biases)
+    return settings
 
-    def network() -> Any:
-        cell = _make(
-            cells[type(module).__name__], module.input_size, module.hidden_size, **settings
-        )
-        return moduli.RNN(cell, time_major=not module.batch_first, rngs=False)
 
-    layer: Any = network()
-    if module.bidirectional:
-        layer = moduli.Bidirectional(
-            layer, network(), time_major=not module.batch_first, rngs=False
-        )
-    return _filled(module, layer, convert)
+def _recurrent(module: Any, convert: Conversion) -> Any:
+    kind = type(module).__name__
+    if module.proj_size != 0:
+        convert.refuse(module, f"with proj_size={module.proj_size}")
+    settings = _cell_settings(module, kind, convert)
+    directions = 2 if module.bidirectional else 1
+    major = not module.batch_first
+
+    def network(size: int) -> Any:
+        cell = _make(_CELLS[kind], size, module.hidden_size, **settings)
+        return moduli.RNN(cell, time_major=major, rngs=False)
+
+    layers: list[Any] = []
+    for number in range(module.num_layers):
+        size = module.hidden_size * directions if number else module.input_size
+        layer: Any = network(size)
+        if module.bidirectional:
+            layer = moduli.Bidirectional(layer, network(size), time_major=major, rngs=False)
+        if number and module.dropout:
+            layers.append(
+                moduli.Dropout(
+                    module.dropout,
+                    deterministic=not module.training,
+                    rngs=convert.kept.get("rngs"),
+                )
+            )
+        layers.append(layer)
+    if len(layers) == 1:
+        return _filled(module, layers[0], convert)
+    chain = moduli.Sequential(*layers)
+    return _filled(module, chain, convert, _chain_counterpart(chain))
+
+
+def _chain_counterpart(chain: Any) -> Any:
+    """The recurrent layer of several that a chain of ours is; None if it is none."""
+    dropouts = [layer for layer in chain.layers if type(layer) is moduli.Dropout]
+    rnns = [layer for layer in chain.layers if type(layer) in (moduli.RNN, moduli.Bidirectional)]
+    regular = chain.layers[::2] == rnns and chain.layers[1::2] == dropouts
+    if (
+        len(rnns) < 2
+        or not (regular or not dropouts)
+        or len(rnns) + len(dropouts) != len(chain.layers)
+    ):
+        return None
+    if any((d.rate, d.broadcast_dims) != (dropouts[0].rate, ()) for d in dropouts):
+        return None
+    counterparts: list[Any] = [getattr(layer, "torch_counterpart", None) for layer in rnns]
+    if None in counterparts or len(set(map(id, rnns))) != len(rnns):
+        return None
+    given = [c.arguments(layer) for c, layer in zip(counterparts, rnns, strict=True)]
+    inner = given[0]["hidden_size"] * (2 if given[0].get("bidirectional") else 1)
+    sizes = [arguments.pop("input_size") for arguments in given]
+    if (
+        any(c.name != counterparts[0].name for c in counterparts)
+        or any(arguments != given[0] for arguments in given)
+        or any(set(c.tensors) != set(counterparts[0].tensors) for c in counterparts)
+        or sizes[1:] != [inner] * (len(rnns) - 1)
+        or len({d.deterministic for d in dropouts}) > 1
+    ):
+        return None
+    tensors = {}
+    for layer, counterpart in zip(rnns, counterparts, strict=True):
+        place = next(n for n, item in enumerate(chain.layers) if item is layer)
+        for name, tensor in counterpart.tensors.items():
+            number = f"_l{rnns.index(layer)}"
+            tensors[name.replace("_l0", number)] = tensor.below(f"layers.{place}.")
+    rate = dropouts[0].rate if dropouts else 0.0
+    fixed = {**given[0], "input_size": sizes[0], "num_layers": len(rnns), "dropout": rate}
+    return moduli.counterparts.Counterpart(
+        counterparts[0].name, tensors, fixed=fixed, output=counterparts[0].output
+    )
+
+
+def _cell(module: Any, convert: Conversion) -> Any:
+    kind = type(module).__name__.removesuffix("Cell")
+    settings = _cell_settings(module, kind, convert)
+    cell = _make(_CELLS[kind], module.input_size, module.hidden_size, **settings)
+    return TorchCell(_filled(module, cell, convert))
 
 
 def _pool(module: Any, convert: Conversion, rank: int, kind: str) -> Any:
@@ -535,9 +729,9 @@ def _pool(module: Any, convert: Conversion, rank: int, kind: str) -> Any:
         return (value,) * rank if isinstance(value, int) else tuple(value)
 
     dilation = each(getattr(module, "dilation", 1))
-    if module.ceil_mode or any(d != 1 for d in dilation) or getattr(module, "return_indices", 0):
-        convert.refuse(module, "with ceil_mode, dilation or return_indices")
-    settings: dict[str, Any] = {}
+    if any(d != 1 for d in dilation) or getattr(module, "return_indices", 0):
+        convert.refuse(module, "with dilation or return_indices")
+    settings: dict[str, Any] = {"ceil_mode": True} if module.ceil_mode else {}
     if kind == "avg":
         if getattr(module, "divisor_override", None) is not None:
             convert.refuse(module, "with divisor_override")
@@ -552,6 +746,14 @@ def _pool(module: Any, convert: Conversion, rank: int, kind: str) -> Any:
         **settings,
     )
     return ChannelsFirst(pool, axis=-1 - rank)
+
+
+def _adaptive_pool(module: Any, convert: Conversion, rank: int, function: Any) -> Any:
+    if getattr(module, "return_indices", False):
+        convert.refuse(module, "with return_indices")
+    size = module.output_size
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size,) * rank
+    return ChannelsFirst(functools.partial(function, output_size=size), axis=-1 - rank)
 
 
 # -- to PyTorch ----------------------------------------------------------------------------------
@@ -596,23 +798,45 @@ def _without_axes(module: Any, convert: Conversion) -> Any:
 
 
 def _channels_first(layer: Any, convert: Conversion) -> Any:
-    pool = layer.layer
-    if isinstance(pool, functools.partial) and pool.func in (moduli.max_pool, moduli.avg_pool):
-        return _pool_to_theirs(**pool.keywords, maximum=pool.func is moduli.max_pool)
+    pool = _pool_to_theirs(layer.layer)
+    if pool is not None:
+        return pool
     convert.kept["rank"] = layer.rank
     made = convert(layer.layer, "layer")
     convert.kept["rank"] = None
     return made.layer if isinstance(made, _channels_last_class()) else made
 
 
-def _pool_to_theirs(
-    window_shape: Any, strides: Any, padding: Any, maximum: bool, **settings: Any
-) -> Any:
+def _pool_to_theirs(function: Any) -> Any:
+    """Returns PyTorch's layer for a function that pools; None if it has none."""
     import torch
 
-    kind = f"{'Max' if maximum else 'Avg'}Pool{len(window_shape)}d"
-    before = tuple(pair[0] for pair in padding)  # made of the same on both sides
-    return getattr(torch.nn, kind)(window_shape, strides, before, **settings)
+    if not isinstance(function, functools.partial) or function.args:
+        return None
+    settings = dict(function.keywords)
+    kind = {
+        moduli.max_pool: "MaxPool",
+        moduli.avg_pool: "AvgPool",
+        moduli.adaptive_max_pool: "AdaptiveMaxPool",
+        moduli.adaptive_avg_pool: "AdaptiveAvgPool",
+    }.get(function.func)
+    window = settings.pop("output_size", None) or settings.pop("window_shape", None)
+    if kind is None or not isinstance(window, (tuple, list)) or not 1 <= len(window) <= 3:
+        return None
+    cls = getattr(torch.nn, f"{kind}{len(window)}d")
+    if kind.startswith("Adaptive"):
+        return None if settings else cls(tuple(window))
+    strides, padding = settings.pop("strides", None), settings.pop("padding", "VALID")
+    if isinstance(padding, str):
+        if padding.upper() != "VALID":
+            return None
+        padding = 0
+    if isinstance(padding, int):
+        padding = (padding,) * len(window)
+    pairs = [side if isinstance(side, (tuple, list)) else (side, side) for side in padding]
+    if any(a != b or 2 * a > size for (a, b), size in zip(pairs, window, strict=True)):
+        return None
+    return cls(tuple(window), strides or 1, tuple(a for a, _ in pairs), **settings)
 
 
 def _to_theirs(part: Any, convert: Conversion) -> Any:
@@ -623,6 +847,14 @@ def _to_theirs(part: Any, convert: Conversion) -> Any:
     if isinstance(part, moduli.Dict):
         return torch.nn.ModuleDict({key: convert(item, key) for key, item in part.items()})
     if type(part) is moduli.Sequential:
+        joined = _chain_counterpart(part)
+        if joined is not None:
+            rnns = [layer for layer in part.layers if type(layer) is not moduli.Dropout]
+            for rnn in rnns:
+                check_plain(rnn, convert)
+            made = _layer_to_theirs(part, joined, convert)
+            dropouts: list[Any] = [f for f in part.layers if type(f) is moduli.Dropout]
+            return made.train(not any(layer.deterministic for layer in dropouts))
         return torch.nn.Sequential(*(convert(f, "layers", n) for n, f in enumerate(part.layers)))
     if type(part) is moduli.Dropout:
         dims = part.broadcast_dims
@@ -632,17 +864,44 @@ def _to_theirs(part: Any, convert: Conversion) -> Any:
         return getattr(torch.nn, kind)(part.rate).train(not part.deterministic)
     if type(part) is moduli.MLP:
         return _mlp(part, convert)
+    if type(part) in (moduli.LayerNorm, moduli.RMSNorm):
+        axes = part.reduction_axes
+        several = isinstance(axes, tuple) and len(axes) > 1 and axes == tuple(range(-len(axes), 0))
+        if several and part.feature_axes == axes:
+            return _norm_of_last_axes(part, convert)
     if isinstance(part, moduli.Module):
-        counterpart = getattr(part, "torch_counterpart", None)
+        counterpart = _counterpart_of(part)
         if counterpart is not None:
-            return _layer_to_theirs(part, counterpart, convert)
+            made = _layer_to_theirs(part, counterpart, convert)
+            return _carry_first_class()(made) if isinstance(part, moduli.RNNCellBase) else made
         if type(part).__module__.partition(".")[0] in ("moduli", "moduli_layers"):
-            convert.refuse(part, "which, with these settings, torch has not")
+            convert.refuse(
+                part, _REASONS.get(type(part), "which, with these settings, torch has not")
+            )
         return JaxModule(part)
     if callable(part):
+        pool = _pool_to_theirs(part)
+        if pool is not None:
+            return _channels_last_class()(pool, int(type(pool).__name__[-2]))
         made = _function_to_theirs(part, convert)
         return JaxModule(FunctionModule(part)) if made is NotImplemented else made
     return NotImplemented
+
+
+_REASONS: dict[Any, str] = {
+    moduli.SpectralNorm: (
+        "which torch computes otherwise: there the weights stay as they are and only training "
+        "iterates, here training keeps the divided weights and evaluation iterates too"
+    ),
+}
+
+
+def _counterpart_of(part: Any) -> Any:
+    """Returns what a layer says of its counterpart, or what this file knows."""
+    counterpart = getattr(part, "torch_counterpart", None)
+    if counterpart is None and type(part) is moduli.Conv:
+        return _transposed_counterpart(part)
+    return counterpart
 
 
 def _mlp(part: Any, convert: Conversion) -> Any:
@@ -665,7 +924,7 @@ def _mlp(part: Any, convert: Conversion) -> Any:
 def _layer_to_theirs(part: Any, counterpart: Any, convert: Conversion) -> Any:
     import torch
 
-    check_dtype(part, convert)
+    check_plain(part, convert)
     name = counterpart.name
     kind = name.rpartition(".")[2]
     rank: Any = 0
@@ -675,9 +934,11 @@ def _layer_to_theirs(part: Any, counterpart: Any, convert: Conversion) -> Any:
     elif counterpart.feature_axis == 1:
         rank = int(kind[-2]) if kind[-2:-1].isdigit() else None
     home, _, kind = name.rpartition(".")
-    module = getattr(operator.attrgetter(home.partition(".")[2])(torch), kind)(
-        **counterpart.arguments(part)
-    )
+    try:
+        arguments = counterpart.arguments(part)
+    except StructureError as error:
+        convert.refuse(part, f"which, with these settings, torch has not: {error}")
+    module = getattr(operator.attrgetter(home.partition(".")[2])(torch), kind)(**arguments)
     held = {name: as_tensor(np.array(x)) for name, x in counterpart.to_theirs(part).items()}
     wide = [value.dtype for value in held.values() if value.is_floating_point()]
     if wide:
@@ -717,13 +978,106 @@ def _first_output_class() -> Any:
     return FirstOutput
 
 
+def _without_first_output(module: Any, convert: Conversion) -> Any:
+    convert.kept["made here"] = True
+    made = convert(module.layer, "layer")
+    convert.kept.pop("made here", None)
+    return made
+
+
+@functools.cache
+def _joined_axes_class() -> Any:
+    torch: Any = import_framework("torch", "torch")
+
+    class JoinedLastAxes(torch.nn.Module):
+        """Calls a layer of one axis of features with the last ``number`` axes as one."""
+
+        def __init__(self, layer: Any, number: int) -> None:
+            super().__init__()
+            self.layer, self.number = layer, number
+
+        def forward(self, x: Any) -> Any:
+            """Calls the layer."""
+            return self.layer(x.flatten(-self.number)).reshape(x.shape)
+
+    return JoinedLastAxes
+
+
+def _from_joined_axes(module: Any, convert: Conversion) -> Any:
+    convert.kept["axes"] = tuple(range(-module.number, 0))
+    return convert(module.layer, "layer")
+
+
+def _joined_axes_to_theirs(part: Any, convert: Conversion) -> Any:
+    import torch
+
+    flat = convert(part.layer, "layer")
+    if type(flat) not in (torch.nn.LayerNorm, torch.nn.RMSNorm):
+        convert.refuse(part, f"around a {type(part.layer).__name__}")
+    settings: dict[str, Any] = {"elementwise_affine": flat.elementwise_affine}
+    if type(flat) is torch.nn.LayerNorm:
+        settings["bias"] = flat.bias is not None
+    made = type(flat)(part.shape, eps=flat.eps, **settings).train(flat.training)
+    for name, parameter in flat.named_parameters():
+        shaped = torch.nn.Parameter(parameter.detach().reshape(part.shape))
+        setattr(made, name, shaped)
+    return made
+
+
+def _norm_of_last_axes(part: Any, convert: Conversion) -> Any:
+    """Makes a norm over several last axes, whose sizes only its inputs tell."""
+    axes = part.reduction_axes
+    flat = moduli.clone(part)
+    flat.reduction_axes = flat.feature_axes = -1
+    return _joined_axes_class()(convert(flat, "layer"), len(axes))
+
+
+def _padding_embed_to_theirs(part: Any, convert: Conversion) -> Any:
+    made = convert(part.layer, "layer")
+    made.padding_idx = part.padding_idx % made.num_embeddings
+    return made
+
+
+@functools.cache
+def _carry_first_class() -> Any:
+    torch: Any = import_framework("torch", "torch")
+
+    class CarryFirst(torch.nn.Module):
+        """Calls a cell of ``torch.nn`` as ours are: (carry, inputs) -> (carry, outputs)."""
+
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, carry: Any, x: Any) -> Any:
+            """Makes one step."""
+            if isinstance(self.layer, torch.nn.LSTMCell):
+                h, c = self.layer(x, (carry[1], carry[0]))
+                return (c, h), h
+            h = self.layer(x, carry)
+            return h, h
+
+    return CarryFirst
+
+
+def _from_carry_first(module: Any, convert: Conversion) -> Any:
+    convert.kept["made here"] = True
+    made = convert(module.layer, "layer").cell
+    convert.kept.pop("made here", None)
+    return made
+
+
+def _torch_cell_to_theirs(part: Any, convert: Conversion) -> Any:
+    return convert(part.cell, "cell").layer
+
+
 def _tie(part: Any, module: Any, counterpart: Any, convert: Conversion) -> None:
     """Makes one parameter of what is one Variable in two layers."""
     tied = convert.kept.setdefault("tied", {})
     for name, tensor in counterpart.tensors.items():
         if len(tensor.paths) != 1 or name not in dict(module.named_parameters()):
             continue
-        variable = operator.attrgetter(tensor.paths[0])(part)
+        variable = _at(part, tensor.paths[0])
         first = tied.setdefault(id(variable), (variable, _layout(tensor), module, name))
         if first[2] is module:
             continue
@@ -746,7 +1100,7 @@ def _function_to_theirs(function: Any, convert: Conversion) -> Any:
     if inner is _flatten:
         return nn.Flatten(settings["start"], settings["end"])
     if inner is _softplus:
-        return nn.Softplus(settings["beta"])
+        return nn.Softplus(settings["beta"], settings["threshold"])
     name = getattr(inner, "__name__", None)
     if not isinstance(name, str) or inner not in (
         getattr(moduli, name, None),

@@ -38,7 +38,8 @@ MODULES: dict[str, str] = {
     "bridge": "Functional Module ToLinen ToNNX compact functional lazy_init linen_in_bridge_mdl "
     "nnx_attrs_to_linen_vars nnx_in_bridge_mdl to_linen to_linen_class to_nnx_var to_linen_var "
     "with_partitioning AttrPriority NNXMeta Scope current_context current_module initializers "
-    "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule "  # our own
+    "Bridge ChannelsFirst Conversion EquinoxModule JaxModule JoinedAxes LayerRule "
+    "PaddingEmbed TorchCell TorchModule "  # our own
     "HaikuModule from_framework to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
     "bridge.module": "AttrPriority MODULE_CONTEXT Module ModuleStackEntry Scope compact "
@@ -123,7 +124,8 @@ _AUTHORS = (
     "modified_orthogonal"
 )
 _BRIDGE = (
-    "Bridge ChannelsFirst Conversion EquinoxModule JaxModule LayerRule TorchModule from_framework "
+    "Bridge ChannelsFirst Conversion EquinoxModule JaxModule JoinedAxes LayerRule "
+    "PaddingEmbed TorchCell TorchModule from_framework "
     "to_framework HaikuModule "
     "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
     "to_linen_var to_nnx_var compact linen_in_bridge_mdl nnx_in_bridge_mdl AttrPriority NNXMeta "
