@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
 import moduli
 
-__all__ = ["RunningMax", "RunningScale"]
+__all__ = ["RunningScale", "RunningScaleMax"]
 
 
-class RunningMax(moduli.Variable):
-    """The largest absolute value seen so far; a kind of its own, so that filters can find it."""
+class RunningScaleMax(moduli.Variable[jax.Array]):
+    """The largest absolute value seen so far: a kind of its own, for filters."""
 
 
 class RunningScale(moduli.Module):
     """Divides by the largest absolute value seen in training.
 
     Attributes:
-      max: RunningMax of shape ().
-      use_running_max: divide by the stored maximum without changing it; ``model.eval()`` sets it.
+      max: the largest value, of shape ().
+      use_running_scale_max: divide by it without changing it; ``eval()`` sets this.
 
     Example:
       >>> import jax.numpy as jnp
@@ -29,11 +28,13 @@ class RunningScale(moduli.Module):
     """
 
     def __init__(self) -> None:
-        self.max = RunningMax(jnp.zeros(()))
-        self.use_running_max = False
+        self.max = RunningScaleMax(jnp.zeros(()))
+        self.use_running_scale_max = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales an array of any shape; the result has the same shape."""
-        if not self.use_running_max:
-            self.max.value = jnp.maximum(self.max.value, jnp.abs(x).max().astype(jnp.float32))
-        return x / self.max.value.astype(x.dtype)
+        if not self.use_running_scale_max:
+            seen = jnp.abs(x).max().astype(jnp.float32)
+            self.max.value = jnp.maximum(self.max.value, seen)
+        largest = self.max.value
+        return x / jnp.where(largest > 0, largest, 1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m moduli plugins``, ``doctor``, ``as-flax``, and extensions'.
+"""The command line: ``python -m moduli plugins``, ``doctor``, ``new-plugin``, and others.
 
 ``plugins order HOOK`` says who runs in a hook, ``plugins trace -- SCRIPT`` who did what in one run
 of a program. The reports are plain text, or with ``--json`` one JSON object with stable keys. Their
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,14 @@ _EXTENSIONS = {
     "verify": ("interop", "read every byte of checkpoints; says which arrays are damaged"),
     "convert": ("interop", "write a checkpoint in another format"),
     "diff": ("interop", "compare two checkpoints"),
+}
+
+_PARTS = {
+    "layer": "a layer that has a kind of Variable and a mode of its own",
+    "tool": "a tool that records under every transform",
+    "format": "a file format for checkpoints",
+    "bridge": "layers from and to another framework",
+    "transform": "a transform of JAX's for functions of modules",
 }
 
 
@@ -55,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _as_flax(options)
     if options.command in _EXTENSIONS:
         return options.run(options)
+    if options.command == "new-plugin":
+        return _new_plugin(options)
     action = getattr(options, "action", None)
     if action == "trace":
         plugin_commands.trace(options.target, options.arguments, as_module=options.as_module)
@@ -70,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.PluginError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(report, indent=2) if options.json else render(report))
+    _print(json.dumps(report, indent=2) if options.json else render(report))
     return 1 if report.get("problems") else 0
 
 
@@ -82,6 +93,29 @@ def _as_flax(options: argparse.Namespace) -> int:
         return 2
     run_program.run(options.target, options.arguments, as_module=options.as_module)
     return 0
+
+
+def _new_plugin(options: argparse.Namespace) -> int:
+    from moduli._facade.new_plugin import generate  # needed here alone
+
+    try:
+        folder = generate(options.name, options.parts or (), options.into)
+    except (errors.PluginError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _print(
+        f"made {folder}; its README.md says what is where. Next:\n\n"
+        f'  cd {folder}\n  pip install -e ".[test,lint]"\n  pytest'
+    )
+    return 0
+
+
+def _print(text: str) -> None:
+    """Prints a report; whoever reads only its beginning (``| head``) gets that."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # and Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -110,6 +144,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     command.add_argument("-m", action="store_true", dest="as_module", help="target is a module")
     command.add_argument("target", metavar="SCRIPT_OR_MODULE", help="train.py, or a module's name")
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
+    _add_new_plugin(commands)
     for name, (package, text) in _EXTENSIONS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in arguments:  # the others stay untouched
@@ -117,6 +152,21 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             extension.add_arguments(command)
             command.set_defaults(run=extension.run)
     return parser
+
+
+def _add_new_plugin(commands: Any) -> None:
+    text = "make a package that is a tested plugin from the start"
+    command = commands.add_parser(
+        "new-plugin", help=text, description=f"{text}; by default with --layer and --tool"
+    )
+    command.add_argument("name", metavar="NAME", help="as pip will know it: moduli-shiny")
+    for part, what in _PARTS.items():
+        command.add_argument(
+            f"--{part}", dest="parts", action="append_const", const=part, help=f"with {what}"
+        )
+    command.add_argument(
+        "--into", metavar="FOLDER", default=".", help="where to make it; by default here"
+    )
 
 
 def _add_actions(command: argparse.ArgumentParser) -> None:

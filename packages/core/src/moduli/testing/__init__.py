@@ -12,6 +12,7 @@ from moduli.testing._format_checks import FormatCase as FormatCase
 from moduli.testing._format_checks import check_format as check_format
 from moduli.testing._fresh_plugins import forget_plugins as forget_plugins
 from moduli.testing._kit import Case as Case
+from moduli.testing._kit import Check as Check
 from moduli.testing._kit import parametrize_with_checks as parametrize_with_checks
 from moduli.testing._layer_checks import LayerCase as LayerCase
 from moduli.testing._layer_checks import check_layer as check_layer
