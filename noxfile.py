@@ -34,14 +34,15 @@ TRANSFORMATIONS = "packages/train/tests/test_optimizer_every_transformation.py"
 
 
 def what_to_install(*groups: str) -> list[str]:
-    """Returns the five packages of this checkout, editable, and dependency groups."""
+    """Returns the packages of this checkout, editable, and dependency groups."""
     projects = nox.project.load_toml(ROOT / "pyproject.toml")
     wanted = [item for group in groups for item in nox.project.dependency_groups(projects, group)]
-    return [*(part for name in PACKAGES for part in ("-e", f"./packages/{name}")), *wanted]
+    editable = [part for name in [*PACKAGES, "matrix"] for part in ("-e", f"./packages/{name}")]
+    return [*editable, *wanted]
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Installs the five packages from this checkout, editable, and dependency groups."""
+    """Installs the packages from this checkout, editable, and dependency groups."""
     session.install(*what_to_install(*groups))
 
 

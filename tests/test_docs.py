@@ -60,7 +60,7 @@ def public_names(module: types.ModuleType) -> set[str]:
 PUBLIC = """moduli moduli.errors moduli.filterlib moduli.plugins moduli.testing moduli.lowlevel
 moduli_layers moduli_layers.errors moduli_layers.initializers moduli_layers.counterparts
 moduli_debug moduli_debug.errors moduli_debug.reducers moduli_train moduli_train.metrics
-moduli_train.hookspecs moduli_interop moduli_interop.bridge""".split()
+moduli_train.hookspecs moduli_interop moduli_interop.bridge moduli_matrix""".split()
 
 
 @pytest.mark.parametrize("name", PUBLIC)
