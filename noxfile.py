@@ -114,7 +114,7 @@ def multihost(session: nox.Session) -> None:
 def packages(session: nox.Session) -> None:
     """The distributions: built twice with equal bytes, twine check, all 16 subsets installed."""
     session.install("uv>=0.5", "build", "twine>=6.1", "packaging")
-    session.run("python", "tests/packages.py", *session.posargs, env=CPU)
+    session.run("python", "tests/distributions.py", *session.posargs, env=CPU)
 
 
 @nox.session(python=THIS_PYTHON)

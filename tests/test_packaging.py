@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-import packages
+import distributions
 import pytest
 from clean_environments import SUBSET
 
@@ -201,7 +201,7 @@ def test_fragments_of_the_changelog_are_named_and_written_as_towncrier_reads_the
 @pytest.mark.slow
 def test_the_same_bytes_each_time(tmp_path: pathlib.Path) -> None:
     """The short form of ``nox -s packages``: one package."""
-    found = packages.build_twice(tmp_path / "a", tmp_path / "b", "matrix")
+    found = distributions.build_twice(tmp_path / "a", tmp_path / "b", "matrix")
     wheel, sdist = sorted(found, reverse=True, key=lambda name: name.endswith(".whl"))
     inside = zipfile.ZipFile(tmp_path / "a" / wheel).namelist()
     assert any(name.endswith("licenses/LICENSE") for name in inside)

@@ -1,6 +1,6 @@
 """The distributions as they would be uploaded: the same bytes each time, complete, in every subset.
 
-``python tests/packages.py`` (``nox -s packages``) does all of it and prints what it did;
+``python tests/distributions.py`` (``nox -s packages``) does all of it and prints what it did;
 ``test_packaging.py`` has a short form. ``--into FOLDER`` keeps the distributions.
 """
 
