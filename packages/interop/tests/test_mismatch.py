@@ -32,20 +32,20 @@ def problems(file: pathlib.Path, saved: Any, model: Any) -> tuple[str, ...]:
 def test_all_problems_come_at_once(file: pathlib.Path) -> None:
     saved = nnx.Dict(
         {
-            "dense": nnx.Dict({"kernel": nnx.Param(jnp.ones((2, 3)))}),
-            "bias": nnx.Param(jnp.ones(3)),
-            "scale": nnx.Param(jnp.ones(3)),
-            "mean": nnx.BatchStat(jnp.ones(3)),
-            "good": nnx.Param(jnp.ones(3)),
+            "dense": nnx.Dict({"kernel": nnx.Param(jnp.ones((2, 3), jnp.float32))}),
+            "bias": nnx.Param(jnp.ones(3, jnp.float32)),
+            "scale": nnx.Param(jnp.ones(3, jnp.float32)),
+            "mean": nnx.BatchStat(jnp.ones(3, jnp.float32)),
+            "good": nnx.Param(jnp.ones(3, jnp.float32)),
         }
     )
     model = nnx.Dict(
         {
-            "dense": nnx.Dict({"kernels": nnx.Param(jnp.zeros((2, 3)))}),
-            "bias": nnx.Param(jnp.zeros(4)),
+            "dense": nnx.Dict({"kernels": nnx.Param(jnp.zeros((2, 3), jnp.float32))}),
+            "bias": nnx.Param(jnp.zeros(4, jnp.float32)),
             "scale": nnx.Param(jnp.zeros(3, jnp.bfloat16)),
-            "mean": nnx.Param(jnp.zeros(3)),
-            "good": nnx.Param(jnp.zeros(3)),
+            "mean": nnx.Param(jnp.zeros(3, jnp.float32)),
+            "good": nnx.Param(jnp.zeros(3, jnp.float32)),
         }
     )
     assert problems(file, saved, model) == (
@@ -66,7 +66,7 @@ def test_near_miss_prefers_the_same_type(file: pathlib.Path) -> None:
 
 
 def test_sharing_that_was_dissolved_or_added_is_explained(file: pathlib.Path) -> None:
-    weight, other = nnx.Param(jnp.ones(2)), nnx.Param(jnp.ones(2))
+    weight, other = nnx.Param(jnp.ones(2, jnp.float32)), nnx.Param(jnp.ones(2, jnp.float32))
     tied = nnx.Dict({"a": weight, "b": weight})
     untied = nnx.Dict({"a": weight, "b": other})
     assert problems(file, tied, untied) == (
@@ -81,7 +81,7 @@ def test_sharing_that_was_dissolved_or_added_is_explained(file: pathlib.Path) ->
 
 @pytest.mark.parametrize("kind", [nnx.Intermediate, nnx.Perturbation])
 def test_what_tools_left_behind_is_explained(kind: Any, file: pathlib.Path) -> None:
-    saved = nnx.Dict({"x": nnx.Param(1.0), "seen": kind((jnp.ones(2),))})
+    saved = nnx.Dict({"x": nnx.Param(1.0), "seen": kind((jnp.ones(2, jnp.float32),))})
     (problem,) = problems(file, saved, nnx.Dict({"x": nnx.Param(0.0)}))
     assert problem == (
         f"unexpected: the model has no `seen` ({kind.__name__} (float32[2],)); take it out before "

@@ -121,7 +121,9 @@ def test_shapes_that_do_not_fit(
 
 def test_labels_that_are_no_classes() -> None:
     with pytest.raises(VariableError, match=r"labels of an Accuracy are ints; got float32"):
-        nnx.metrics.Accuracy().update(logits=jnp.ones((2, 2)), labels=jnp.ones(2))
+        nnx.metrics.Accuracy().update(
+            logits=jnp.ones((2, 2), jnp.float32), labels=jnp.ones(2, jnp.float32)
+        )
     with pytest.raises(VariableError, match=r"threshold=\.\.\.\) takes a float or None; got 1"):
         nnx.metrics.Accuracy(threshold=1)  # pyright: ignore[reportArgumentType]
 
