@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fractions
 import itertools
 import json
 import os
@@ -290,6 +291,49 @@ def test_the_log_may_get_columns_and_merges_what_one_step_logs(tmp_path: pathlib
     assert run.last == {"before": True, "loss": 2.5, "test, of all": 7, "end": 0.0}
 
 
+def test_a_log_takes_numbers_of_every_kind_as_they_are_at_that_moment(
+    tmp_path: pathlib.Path,
+) -> None:
+    torch = pytest.importorskip("torch")
+    model, host = nnx.Dict({"w": nnx.Param(jnp.zeros(())), "n": nnx.Variable(0)}), np.zeros(())
+    step = nnx.jit(lambda model: model["w"].set_value(model["w"].value + 1), donate_argnums=0)
+    kinds: dict[str, Callable[[], Any]] = {
+        "array of numpy": lambda: host,
+        "Variable": lambda: model["w"],  # its buffer is donated to the next step
+        "Variable of an int": lambda: model["n"],
+        "float32": lambda: np.float32(host),
+        "int8": lambda: jnp.int8(host),
+        "bfloat16": lambda: jnp.bfloat16(host),
+        "of ml_dtypes": lambda: np.asarray(jnp.bfloat16(host)),
+        "bool": lambda: bool(host >= 2),
+        "bool array": lambda: jnp.array(host >= 2),
+        "fraction": lambda: fractions.Fraction(int(host)),
+        "tensor": lambda: torch.tensor(float(host)),
+    }
+    with nnx.Run(tmp_path, model=model, log_every=10, progress=False) as run:
+        for _ in run.steps(3):
+            host += 1
+            model["n"].value += 1
+            step(model)
+            run.log({name: make() for name, make in kinds.items()}, more=run.step)
+    for number, row in enumerate(logged(tmp_path), 1):
+        for name in [*kinds, "more"]:
+            expected = number >= 2 if name.startswith("bool") else number
+            found = {"True": True, "False": False}.get(row[name], row[name])
+            assert float(found) == expected, (name, number)
+
+
+@pytest.mark.parametrize("save_every", [None, 5])
+def test_patience_counts_a_metric_of_each_step_too(save_every: int | None) -> None:
+    with nnx.Run(
+        best="loss", patience=3, log_every=2, save_every=save_every, progress=False
+    ) as run:
+        for _ in run.steps(99):
+            run.log(loss=float(max(1, 4 - run.step)))
+    assert run.step == (10 if save_every is None else 20)  # at 4, 6, 8, 10 or at 5, 10, 15, 20
+    assert run.best == ((4, 1.0) if save_every is None else (5, 1.0))
+
+
 def test_run_json_says_with_what_and_how_often_the_run_was_started(tmp_path: pathlib.Path) -> None:
     seen(tmp_path, [1.0], 4, 4)
     seen(tmp_path, [1.0], 4)
@@ -346,7 +390,7 @@ def test_report_draws_what_was_logged(tmp_path: pathlib.Path) -> None:
     model = nnx.Dict({"w": nnx.Param(jnp.zeros(()))})
     with nnx.Run(tmp_path, model=model, data=[0.5], progress=False) as run:
         for batch in run.steps(3):
-            run.log(loss=batch)
+            run.log(loss=batch, good=True)
             if run.every(2):
                 run.log(test=1.0)
         page = run.report()

@@ -6,8 +6,10 @@ import math
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import moduli as nnx
@@ -194,6 +196,72 @@ def test_a_loss_that_is_not_finite_may_be_warned_of_once(tmp_path: pathlib.Path)
     assert nnx.CheckpointManager(tmp_path).steps() == [2, 6, 8]
 
 
+def no_numbers() -> list[Any]:
+    return [
+        None, [1.0], 1j, np.complex64(1), np.str_("1"), np.zeros(1), np.array("1"),
+        np.datetime64("2026-01-01"), jnp.zeros((1, 1)), jnp.complex64(1), jax.random.key(0),
+        nnx.Param(jnp.zeros(2)),
+    ]  # fmt: skip
+
+
+def test_a_run_is_used_within_its_block(tmp_path: pathlib.Path) -> None:
+    run = nnx.Run(tmp_path, model=scalar(), data=[1.0], progress=False)
+    with pytest.raises(RunError, match=r"and run.log\(...\) within"):
+        run.log(loss=1.0)
+    with run:
+        loop = run.steps(3)
+        next(loop)
+    for use in (
+        lambda: run.log(loss=1.0), lambda: run.steps(9), lambda: next(loop),
+        lambda: run.evaluate(lambda model: {}),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match="the run is over; make another to go on"):
+            use()
+
+
+def test_a_logged_array_that_a_later_step_deletes_is_named() -> None:
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    with (
+        pytest.raises(VariableError, match=r"run.log\(w=...\) of step 2: the array was donated"),
+        nnx.Run(progress=False, log_every=2) as run,
+    ):
+        value = jnp.zeros(())
+        for _ in run.steps(9):
+            if run.step == 2:
+                run.log(w=value)
+            value = step(value)
+
+
+@pytest.mark.parametrize("keyword", ["save_evry", "data_", "opt_state"])
+def test_what_is_no_node_is_no_silent_option(keyword: str) -> None:
+    given: dict[str, Any] = {
+        "save_evry": 3,
+        "data_": jnp.zeros(2),
+        "opt_state": optax.adam(1.0).init(jnp.zeros(2)),
+    }
+    near = {"save_evry": "did you mean save_every=?", "data_": "did you mean data=?"}
+    with pytest.raises(VariableError) as caught:
+        nnx.Run(model=scalar(), **{keyword: given[keyword]})
+    text = str(caught.value)
+    assert text.startswith(f"{keyword}= is a ") and near.get(keyword, "stands in a dict") in text
+    assert nnx.Run(model=(1, scalar()), more={"state": jnp.zeros(2)}).nodes
+
+
+def test_a_best_metric_that_is_never_logged_is_named(tmp_path: pathlib.Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="best='tset_loss': no such metric.*logged were train_loss"),
+    ):
+        run_losses(tmp_path, [1.0, 2.0], best="tset_loss")
+
+
+def test_sys_exit_in_the_loop_keeps_the_log(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SystemExit), nnx.Run(tmp_path, model=scalar(), progress=False) as run:
+        for _ in run.steps(3):
+            run.log(loss=1.0)
+            raise SystemExit(3)
+    assert "loss" in (tmp_path / "log.csv").read_text()
+
+
 def test_what_a_log_does_not_take() -> None:
     with nnx.Run(data=[1.0], progress=False) as run:
         for _ in run.steps(1):
@@ -202,6 +270,25 @@ def test_what_a_log_does_not_take() -> None:
                 run.log(loss=jnp.zeros(3))
             with pytest.raises(VariableError, match="got a str"):
                 run.log(loss="low")
+            for value in no_numbers():
+                with pytest.raises(VariableError, match=r"run.log\(a=...\) takes one number; got"):
+                    run.log(a=value)
+            with pytest.raises(
+                VariableError, match=r"Numbers by name are logged by `run.log\(\*\*"
+            ):
+                run.log(test={"loss": 1.0})
+            with pytest.raises(VariableError, match="outside of jit: let the step return it"):
+                jax.jit(lambda x: run.log(loss=x))(1.0)
+            others: list[Any] = [0.5, [("loss", 0.5)]]
+            for wrong in others:
+                with pytest.raises(
+                    VariableError, match=r"takes numbers by name; got a (float|list)"
+                ):
+                    run.log(wrong)
+            with pytest.raises(VariableError, match="by name; 3 is no text"):
+                run.log({3: 0.5})
+            with pytest.raises(VariableError, match=r"returns numbers by name.*got a float"):
+                run.evaluate(lambda: 3.0)
             with pytest.raises(VariableError, match="the log has a column 'step' already"):
                 run.log(step=3)
 
@@ -215,6 +302,12 @@ def test_what_a_log_does_not_take() -> None:
         ({"save_every": 0}, "save_every= is a number of steps, at least 1; got 0"),
         ({"log_every": 2.5}, "log_every= is a number of steps"),
         ({"on_nonfinite": "ignore"}, 'on_nonfinite= is "stop" or "warn"'),
+        ({"keep": 0}, "keep= is a number of steps, at least 1"),
+        ({"prefetch": "2"}, "prefetch= is a number of steps, at least 0; got '2'"),
+        ({"prefetch": -1}, "prefetch= is a number of steps, at least 0"),
+        ({"best": "loss", "patience": True}, "patience= is a number of steps, at least 1"),
+        ({"best": 3}, 'write "min" or "max" with a name'),
+        ({"best": ("loss",)}, 'write "min" or "max" with a name'),
     ],
 )
 def test_arguments_that_mean_nothing(options: Any, text: str) -> None:
@@ -227,6 +320,20 @@ def test_a_folder_needs_something_to_save_and_a_run_its_block(tmp_path: pathlib.
         nnx.Run(tmp_path)
     with pytest.raises(RunError, match=r"around `for batch in run\.steps"):
         nnx.Run(data=[1.0]).steps(3)
+    with nnx.Run(data=[1.0], progress=False) as run:
+        wrong: list[Any] = ["3", None, -1, True, 2.5]
+        for total in wrong:
+            with pytest.raises(VariableError, match=r"run.steps\(total\): total is a number of"):
+                run.steps(total)
+        with pytest.raises(VariableError, match="prefetch= is a number"):
+            run.steps(2, prefetch=-2)
+        assert [*run.steps(np.int64(1))] == [1.0]
+        for steps in [0, *wrong]:
+            with pytest.raises(VariableError, match=r"run.every\(steps\): steps is a number"):
+                run.every(steps)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"writes into a folder, and .*file is a file"):
+        nnx.Run(tmp_path / "file", model=scalar()).__enter__()
     with nnx.Run(data=[1.0], progress=False) as run, pytest.raises(RunError, match="entered once"):
         run.__enter__()
 

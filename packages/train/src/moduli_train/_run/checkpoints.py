@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,35 +16,19 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """Saves and restores; without a folder it does nothing.
-
-    Args:
-      folder: where the checkpoints stand, or None.
-      nodes: what they hold, by name.
-      best: the metric whose best step is kept.
-      keep: how many of the newest steps are kept.
-      format: of the files; by default orbax's for arrays that no process has whole.
-      asynchronous: whether files are written in a thread.
-
-    Raises:
-      RunError: moduli-interop is not installed.
-    """
+    """Saves nodes and restores them; without a folder it does nothing."""
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str] | None,
-        nodes: dict[str, Any],
-        best: Best,
-        keep: int | None,
-        format: str | None,
-        asynchronous: bool,
+        self, folder: Any, nodes: dict[str, Any], best: Best, keep: Any, format: Any, later: bool
     ) -> None:
-        self.nodes, self.folder, self.saved = nodes, None, -1
+        self.nodes, self.folder, self.saved = nodes, None, -1  # the step that was saved last
         self._manager: Any = None
         self._reported = -1
         if folder is None:
             return
         self.folder = os.path.abspath(os.fspath(folder))
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
+            raise RunError(f"a run writes into a folder, and {self.folder} is a file")
         if format is None and not all(map(_is_whole, jax.tree.leaves(list(nodes.values())))):
             format = "orbax"
         try:
@@ -55,20 +38,13 @@ class Checkpoints:
                 "a run with a folder writes checkpoints, which are in the package moduli-interop: "
                 '`pip install "moduli[interop]"`. Without a folder nothing is written'
             ) from error
+        named: Any = None if best.name is None else (best.name, best.mode)
         self._manager = manager(
-            self.folder,
-            keep_last=keep,
-            keep_best=None if best.name is None else (best.name, best.mode),
-            format=format,
-            asynchronous=asynchronous,
+            self.folder, keep_last=keep, keep_best=named, format=format, asynchronous=later
         )
 
     def restore(self) -> dict[str, Any] | None:
-        """Fills the nodes with the newest whole step; returns its metadata, None without one.
-
-        Raises:
-          RunError: the folder has the run of another model.
-        """
+        """Fills the nodes with the newest whole step; returns its metadata, None without one."""
         if self._manager is None or (step := self._manager.latest()) is None:
             return None
         facts = dict(self._manager.metadata(step))
@@ -86,25 +62,11 @@ class Checkpoints:
         self.saved = self._reported = step
         return facts["moduli_run"]
 
-    def save(
-        self,
-        step: int,
-        facts: dict[str, Any],
-        metrics: dict[str, float],
-        wait: bool,
-        before: Callable[[], None],
-    ) -> None:
+    def save(self, step: int, facts: dict[str, Any], metrics: Any, **more: Any) -> None:
         """Saves a step; returns when it is copied, or with ``wait`` when it is on the disk."""
-        if self._manager is not None:
-            self._manager.save(
-                step,
-                self.nodes,
-                metrics=metrics,
-                metadata={"moduli_run": facts},
-                wait=wait,
-                before=before,
-            )
-            self.saved = step
+        metadata = {"moduli_run": facts}
+        self._manager.save(step, self.nodes, metrics=metrics, metadata=metadata, **more)
+        self.saved = step
 
     def written(self) -> int | None:
         """Waits for the save that is under way; returns its step if it was not returned before."""

@@ -54,7 +54,7 @@ def fit(
     with Run(folder, **nodes, data=data, **patience, **options) as run:
         for batch in run.steps(steps):
             found = train_step(*nodes.values(), batch)
-            run.log(**(found if isinstance(found, Mapping) else {"loss": found}))
+            run.log(found if isinstance(found, Mapping) else {"loss": found})
             if evaluate is not None and (run.every(every) or run.step == steps):
                 values = run.evaluate(evaluate)
                 if callable(stop) and stop(values):

@@ -16,12 +16,7 @@ __all__ = ["Losses"]
 class Losses:
     """Looks at values with "loss" in their name, and at the metric that counts.
 
-    Args:
-      on_nonfinite: "stop" or "warn".
-      metric: the metric that counts, or None.
-
-    Attributes:
-      bad: whether the last loss was not finite.
+    ``bad`` says whether the last loss was not finite.
     """
 
     def __init__(self, on_nonfinite: Any, metric: str | None) -> None:
@@ -31,11 +26,7 @@ class Losses:
         self._stops, self._metric = on_nonfinite == "stop", metric
 
     def look(self, rows: Iterable[tuple[int, Mapping[str, float]]], saved: int) -> None:
-        """Looks at the values of some steps.
-
-        Raises:
-          NonFiniteLossError: one is not finite, and the run is to stop.
-        """
+        """Looks at the values of some steps; ``saved`` is the step of the last checkpoint."""
         for step, values in rows:
             losses = {k: v for k, v in values.items() if "loss" in k.lower() or k == self._metric}
             wrong = [f"`{name}` is {v}" for name, v in losses.items() if not math.isfinite(v)]

@@ -14,7 +14,8 @@ _SECONDS = 10.0
 
 def _bar(wanted: bool | None, **options: Any) -> Any:
     """Returns tqdm's bar where one can be shown, else None."""
-    if wanted is False or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if wanted is False or not (terminal or "ipykernel" in sys.modules):
         return None
     try:
         from tqdm.auto import tqdm
@@ -30,17 +31,11 @@ def counting(items: Iterable[Any], what: str, wanted: bool | None) -> Iterable[A
 
 
 class Progress:
-    """Shows step, rate, time left and the last values.
-
-    Args:
-      total: the last step.
-      step: the step that is done.
-      wanted: False shows nothing.
-    """
+    """Shows step, rate, time left and the last values; ``wanted=False`` shows nothing."""
 
     def __init__(self, total: int, step: int, wanted: bool | None) -> None:
         self._bar = _bar(wanted, total=total, initial=step, desc="step", dynamic_ncols=True)
-        self._lines = wanted is not False and self._bar is None
+        self._lines = wanted is not False and self._bar is None and sys.stderr is not None
         self._total, self._first, self._step = total, step, step
         self._start = self._last = time.monotonic()
         self._values: dict[str, float] = {}
@@ -62,8 +57,8 @@ class Progress:
     def _write(self) -> None:
         self._last = time.monotonic()
         rate = (self._step - self._first) / max(self._last - self._start, 1e-9)
-        left = (self._total - self._step) / rate if rate else 0.0
-        clock = f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02}"
+        left = int((self._total - self._step) / rate) if rate else 0
+        clock = f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
         values = "".join(f"  {name} {value:.4g}" for name, value in self._values.items())
         line = f"step {self._step}/{self._total}  {rate:.3g} steps/s  {clock} left{values}\n"
         sys.stderr.write(line)

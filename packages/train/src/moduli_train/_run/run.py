@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import moduli
-from moduli_train._errors import RunError
+from moduli.errors import VariableError
+from moduli_train._run.arguments import whole
 from moduli_train._run.record import write_report
 from moduli_train._run.session import Session, Steps
 
@@ -89,17 +90,17 @@ class Run(Session):
           DataEndedError: there are no more batches.
           NonFiniteLossError: a loss that was logged is not finite.
         """
-        if not self._entered:
-            raise RunError("write `with nnx.Run(...) as run:` around `for batch in run.steps(...)`")
+        self._check_open("steps(...)")
+        last = whole("run.steps(total): total", total, 0)
         self._finish_step()
         self._asked = True
         if prefetch is not None:
-            self._feed.prefetch = prefetch
-        return Steps(self, total, batch_sharding)
+            self._feed.prefetch = whole("prefetch=", prefetch, 0)
+        return Steps(self, last, batch_sharding)
 
     def every(self, steps: int) -> bool:
         """Returns whether this step is a multiple of ``steps``."""
-        return self.step > 0 and self.step % steps == 0
+        return self.step > 0 and self.step % whole("run.every(steps): steps", steps) == 0
 
     def stop(self) -> None:
         """Ends the run after this step, for good: a run that resumes ends there, too."""
@@ -107,20 +108,30 @@ class Run(Session):
 
     # -- logging
 
-    def log(self, **values: Any) -> None:
+    def log(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Logs numbers of this step. Arrays are not read before the next log point.
 
         Args:
-          **values: a number, or an array or Variable that holds one, by name.
+          values: numbers by name, whatever the names: ``{"test/loss": loss}``.
+          **more: a number, or an array or Variable that holds one, by name.
 
         Raises:
           VariableError: a value is not one number.
+          RunError: the run has not begun, or is over.
         """
+        self._check_open("log(...)")
         if self._resumed and not self._asked:
             return  # before the loop of a run that resumes: it stands in the log already
+        if values is not None and not isinstance(values, Mapping):
+            raise VariableError(
+                f"run.log takes numbers by name; got a {type(values).__name__}. Write "
+                "`run.log(loss=value)`"
+            )
         seconds = round(time.monotonic() - self._start, 3)
-        self._log.put(self.step, self.epoch, seconds, values)
-        self._best.put(values)
+        given = more if values is None else {**values, **more}
+        found = self._log.put(self.step, self.epoch, seconds, given)
+        if self._best.name in found:
+            self._best.waiting = found[self._best.name]
 
     def evaluate(
         self, function: Callable[..., Mapping[str, Any]], *nodes: Any
@@ -131,9 +142,15 @@ class Run(Session):
           function: returns numbers by name.
           *nodes: its arguments, by default the first node of the run.
         """
+        self._check_open("evaluate(...)")
         given = nodes or tuple(self.nodes.values())[:1]
         values = function(*[moduli.clone(node) for node in given])
-        self.log(**values)
+        if not isinstance(values, Mapping):
+            raise VariableError(
+                "what run.evaluate calls returns numbers by name, such as {'test_loss': loss}; got "
+                f"a {type(values).__name__}"
+            )
+        self.log(values)
         return values
 
     def report(self, report: Any = None) -> Path:

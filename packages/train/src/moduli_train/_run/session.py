@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -16,13 +17,14 @@ import jax
 
 from moduli.errors import VariableError
 from moduli.plugins import PluginWarning, collect
+from moduli_train._data.feed import Feed
 from moduli_train._errors import DataEndedError, RunError
+from moduli_train._run.arguments import nodes_of, whole
 from moduli_train._run.best import Best
 from moduli_train._run.checkpoints import Checkpoints
-from moduli_train._run.feed import Feed
 from moduli_train._run.log import Log
 from moduli_train._run.losses import Losses
-from moduli_train._run.progress import Progress
+from moduli_train._run.progress import Progress, counting
 from moduli_train._run.record import tensorboard_writer, write_record
 from moduli_train._run.signals import Signals
 from moduli_train._run.unsaved import Watch
@@ -52,30 +54,29 @@ class Session:
         tensorboard: bool = False,
         format: str | None = None,
         asynchronous: bool = True,
-        unsaved: Iterable[str] = (),
+        unsaved: str | Iterable[str] = (),
         **nodes: Any,
     ) -> None:
-        for name, value in {"save_every": save_every, "log_every": log_every}.items():
-            if value is not None and (type(value) is not int or value < 1):
-                raise VariableError(f"{name}= is a number of steps, at least 1; got {value!r}")
-        self.nodes = {name: node for name, node in nodes.items() if node is not None}
+        self.nodes = nodes_of(nodes, inspect.signature(Session.__init__).parameters)
         if folder is not None and not self.nodes:
             raise VariableError(
                 "a run with a folder needs what to save: `nnx.Run(folder, model=…)`"
             )
+        self._save_every = None if save_every is None else whole("save_every=", save_every)
+        self._log_every = whole("log_every=", log_every)
+        self._keeping = None if keep is None else whole("keep=", keep), format, asynchronous
         self.step, self.epoch, self.last, self.stopped = 0, 0, {}, False
-        self._best = Best.of(best, patience)
-        self._folder = folder
-        self._keeping = keep, format, asynchronous
-        self._save_every, self._log_every = save_every, log_every
-        self._losses, self._unsaved = Losses(on_nonfinite, self._best.name), tuple(unsaved)
+        self._best, self._folder = Best.of(best, patience), folder
+        self._losses = Losses(on_nonfinite, self._best.name)
+        self._unsaved = (unsaved,) if isinstance(unsaved, str) else tuple(unsaved)
         self._show, self._tensorboard = progress, tensorboard
-        self._feed = Feed(data, prefetch)
+        self._feed = Feed(data, whole("prefetch=", prefetch, 0))
         self._signals = Signals()
         self._progress: Progress | None = None
         self._watch: Watch | None = None
         self._writer: Any = None
-        self._entered = self._resumed = self._asked = self._began = self._in_step = False
+        self._entered = self._over = False
+        self._resumed = self._asked = self._began = self._in_step = False
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -83,15 +84,14 @@ class Session:
         first = jax.process_index() == 0
         self._show = self._show if first else False
         self._checkpoints = Checkpoints(self._folder, self.nodes, self._best, *self._keeping)
-        folder = self.folder
+        folder = self.folder if first else None
         facts = self._checkpoints.restore()
-        self._resumed = facts is not None
-        before = self._restore(facts) if facts is not None else 0.0
-        self._start = time.monotonic() - before
-        path = os.path.join(folder, "log.csv") if folder is not None and first else None
-        self._log = Log(path, self._read)
+        self._start = time.monotonic()
+        if facts is not None:
+            self._restore(facts)
+        self._log = Log(None if folder is None else os.path.join(folder, "log.csv"), self._read)
         self._log.cut(self.step if self._resumed else None)
-        if folder is not None and first:
+        if folder is not None:
             write_record(os.path.join(folder, "run.json"), self.nodes, self.step)
         if self._tensorboard and first:
             self._writer = tensorboard_writer(folder, self.step)
@@ -102,12 +102,13 @@ class Session:
         self._signals.start()
         return self
 
-    def _restore(self, facts: dict[str, Any]) -> float:
+    def _restore(self, facts: dict[str, Any]) -> None:
+        self._resumed, self._start = True, self._start - facts["seconds"]
         self.step, self.epoch, self.stopped = facts["step"], facts["epoch"], facts["stopped"]
         for name, value in facts["best"].items():
             setattr(self._best, name, value)
-        self._feed.restore(facts["data"], self._show)
-        return facts["seconds"]
+        show = self._show
+        self._feed.restore(facts["data"], lambda items: counting(items, "skipping batches", show))
 
     def __exit__(
         self,
@@ -121,7 +122,8 @@ class Session:
                 self._save_last()
                 self._log.flush()
                 self._report_saved()
-            elif isinstance(error, Exception):
+                self._warn_of_best()
+            elif isinstance(error, (Exception, SystemExit)):
                 with contextlib.suppress(Exception):
                     self._log.flush()
         finally:
@@ -130,12 +132,12 @@ class Session:
             raise self._signals.end()
 
     def _close(self, error: BaseException | None) -> None:
+        self._over = True
         self._signals.stop()
         self._feed.close()
-        if self._progress is not None:
-            self._progress.close()
-        if self._writer is not None:
-            self._writer.close()
+        for thing in (self._progress, self._writer):
+            if thing is not None:
+                thing.close()
         try:
             self._report_saved()
         except Exception as failure:
@@ -149,7 +151,17 @@ class Session:
         """The folder, absolute, or None."""
         return self._checkpoints.folder
 
-    def _next(self, total: int, sharding: Any, frame: types.FrameType | None) -> Any:
+    def _check_open(self, what: str) -> None:
+        if not self._entered or self._over:
+            raise RunError(
+                f"run.{what}: the run is over; make another to go on: it resumes by itself"
+                if self._over
+                else "write `with nnx.Run(...) as run:` around `for batch in run.steps(...)`, and "
+                f"run.{what} within"
+            )
+
+    def _next(self, total: int, sharding: Any, frame: types.FrameType) -> Any:
+        self._check_open("steps(...)")
         self._finish_step()
         if self._progress is None:
             self._progress = Progress(total, self.step, self._show)
@@ -183,11 +195,12 @@ class Session:
             self._watch = None
         if self._progress is not None:
             self._progress.advance()
-        due = self._save_every is not None and self.step % self._save_every == 0
-        metrics, better = self._best.after(self.step, due)
-        if due or better:
+        saves = self._save_every is not None and self.step % self._save_every == 0
+        logs = self.step % self._log_every == 0
+        metrics, better = self._best.after(self.step, logs if self._save_every is None else saves)
+        if saves or better:
             self._save(metrics)
-        elif self.step % self._log_every == 0:
+        elif logs:
             self._log.flush(before=self.step)
 
     def _read(self, rows: list[tuple[int, dict[str, float]]]) -> None:
@@ -197,12 +210,10 @@ class Session:
             if self._writer is not None:
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
-        if self._progress is not None and rows:
+        if self._progress is not None:
             self._progress.values(self.last)
         collect("moduli_run_logged", run=self, rows=rows)
         self._losses.look(rows, self._checkpoints.saved)
-
-    # -- saving
 
     def _save(self, metrics: dict[str, float], wait: bool = False) -> None:
         """Saves this step, after everything that was logged is read and written."""
@@ -219,7 +230,7 @@ class Session:
             "best": self._best.state(),
             "plugins": self._plugin_states(),
         }
-        self._checkpoints.save(self.step, facts, metrics, wait, before=self._log.sync)
+        self._checkpoints.save(self.step, facts, metrics, wait=wait, before=self._log.sync)
 
     def _plugin_states(self) -> dict[str, Any]:
         states = dict(collect("moduli_run_state", run=self))
@@ -240,6 +251,14 @@ class Session:
         step = self._checkpoints.written()
         if step is not None:
             collect("moduli_run_saved", run=self, step=step)
+
+    def _warn_of_best(self) -> None:
+        if self._best.name is not None and self._began and not self._best.seen:
+            warnings.warn(
+                f"best={self._best.name!r}: no such metric was logged, so no step is the best, and "
+                f"patience ends nothing; logged were {', '.join(self.last) or 'none'}",
+                stacklevel=3,
+            )
 
 
 class Steps(Iterator[Any]):

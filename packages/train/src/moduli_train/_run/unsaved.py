@@ -34,47 +34,41 @@ def _named(code: types.CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in code.co_names if name in values}
 
 
+def _places(frame: types.FrameType) -> dict[str, Any]:
+    """Returns what a loop names, and what the functions name that it names."""
+    places = _named(frame.f_code, frame.f_globals) | frame.f_locals
+    for value in list(places.values()):
+        function = inspect.unwrap(value) if callable(value) else None
+        if isinstance(function, types.FunctionType):
+            places |= _named(function.__code__, function.__globals__)
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+                with contextlib.suppress(ValueError):  # of a variable that is not set yet
+                    places[name] = cell.cell_contents
+    owner = places.get("self")
+    if owner is not None and not isinstance(owner, moduli.Pytree):
+        places |= {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
+    return places
+
+
 class Watch:
     """Compares the nodes that a loop names, or a function in it, before the first step and after.
 
-    Args:
-      saved: what the checkpoints hold.
-      frame: the frame of the loop.
-      ignored: names that need not be saved.
+    ``saved`` is what the checkpoints hold, ``ignored`` are names that need not be saved.
     """
 
-    def __init__(self, saved: Any, frame: types.FrameType | None, ignored: Iterable[str]) -> None:
+    def __init__(self, saved: Any, frame: types.FrameType, ignored: Iterable[str]) -> None:
         known = {id(leaf) for node in _nodes(saved, 99) for _, leaf in _variables(node)}
-        self._before: list[tuple[str, str, moduli.Variable[Any], Any]] = []
-        if frame is None:
-            return
-        places = _named(frame.f_code, frame.f_globals) | frame.f_locals
-        for value in list(places.values()):
-            function = inspect.unwrap(value) if callable(value) else None
-            if isinstance(function, types.FunctionType):
-                places |= _named(function.__code__, function.__globals__)
-                cells = zip(function.__code__.co_freevars, function.__closure__ or ())
-                for name, cell in cells:
-                    with contextlib.suppress(ValueError):  # of a variable that is not set yet
-                        places[name] = cell.cell_contents
-        owner = places.get("self")
-        if owner is not None and not isinstance(owner, moduli.Pytree):
-            held = getattr(owner, "__dict__", {})
-            places |= {f"self.{name}": value for name, value in held.items()}
-        for name, value in places.items():
-            if name in ignored or isinstance(value, types.ModuleType):
-                continue
-            for node in _nodes(value, 2):
-                for path, leaf in _variables(node):
-                    if id(leaf) not in known:
-                        self._before.append((name, path, leaf, leaf.get_raw_value()))
+        self._before = [
+            (name, path, leaf, leaf.get_raw_value())
+            for name, value in _places(frame).items()
+            if name not in ignored
+            for node in _nodes(value, 2)
+            for path, leaf in _variables(node)
+            if id(leaf) not in known
+        ]
 
     def check(self) -> None:
-        """Raises if a node changed.
-
-        Raises:
-          NotSavedError: naming the first.
-        """
+        """Raises NotSavedError, which names the first node that changed."""
         for name, path, leaf, value in self._before:
             if leaf.get_raw_value() is not value:
                 keyword = name.rpartition(".")[2]
