@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -122,6 +124,53 @@ def test_a_node_that_the_step_changes_and_no_checkpoint_holds(
         for _ in run.steps(5):
             called()
     assert nnx.CheckpointManager(tmp_path).steps() == []
+
+
+class Trainer:
+    def __init__(self) -> None:
+        self.parts = {"rngs": nnx.Rngs(noise=0)}
+
+    def step(self) -> Any:
+        return self.parts["rngs"].noise()
+
+
+HIDDEN: dict[str, Callable[[], Any]] = {
+    "partial": lambda: functools.partial(draws, nnx.Rngs(noise=0)),
+    "keyword": lambda: functools.partial(draws, rngs=nnx.Rngs(noise=0)),
+    "method": lambda: Trainer().step,
+    "jitted": lambda: functools.partial(nnx.jit(draws), nnx.Rngs(noise=0)),
+    "object": Trainer,
+}
+
+
+@pytest.mark.parametrize("spelling", HIDDEN)
+def test_nodes_that_an_object_or_a_partial_function_holds(
+    tmp_path: pathlib.Path, spelling: str
+) -> None:
+    thing = HIDDEN[spelling]()
+    with (
+        pytest.raises(NotSavedError, match=r"the step changed `thing\.[\w.\[\]]+` \(its `"),
+        nnx.Run(tmp_path, model=scalar(), progress=False) as run,
+    ):
+        for _ in run.steps(5):
+            thing.step() if isinstance(thing, Trainer) else thing()
+
+
+class Stream:
+    """Data that keeps its own state, with streams in it."""
+
+    def __init__(self) -> None:
+        self.rngs = nnx.Rngs(noise=0)
+
+    def __iter__(self) -> Any:
+        return iter([self.rngs.noise() for _ in range(3)])
+
+
+def test_what_the_data_draws_from_is_no_node_of_the_step(tmp_path: pathlib.Path) -> None:
+    data = Stream()
+    with nnx.Run(tmp_path, model=scalar(), data=data, progress=False) as run:
+        for _ in run.steps(2):
+            data.rngs.noise()
 
 
 @pytest.mark.parametrize("how", ["saved", "unsaved", "no folder", "not changed"])

@@ -56,7 +56,7 @@ class Log:
         """Returns the rows of the file, as texts; a last line that is not whole is left out."""
         if self._path is None or not os.path.exists(self._path):
             return []
-        with open(self._path, newline="", encoding="utf-8") as file:
+        with open(self._path, newline="", encoding="utf-8-sig") as file:
             text = file.read()
         lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
         if lines and tuple(lines[0][:3]) != _OWN:

@@ -70,6 +70,7 @@ class Session:
         self._losses = Losses(on_nonfinite, self._best.name)
         self._unsaved = (unsaved,) if isinstance(unsaved, str) else tuple(unsaved)
         self._show, self._tensorboard = progress, tensorboard
+        self._data = data
         self._feed = Feed(data, whole("prefetch=", prefetch, 0))
         self._signals = Signals()
         self._progress: Progress | None = None
@@ -180,7 +181,8 @@ class Session:
             self._save_last(wait=True)
             raise
         if not self._began and self.folder is not None:
-            self._watch = Watch(list(self.nodes.values()), frame, self._unsaved)
+            saved = list(self.nodes.values())
+            self._watch = Watch(saved, frame, self._unsaved, (self, self._data))
         self._began = self._in_step = True
         self.step, self.epoch = self.step + 1, self._feed.epoch
         return batch

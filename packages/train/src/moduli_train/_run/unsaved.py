@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from moduli.errors import ModuliError, format_path
 from moduli_train._errors import NotSavedError
 
 __all__ = ["Watch"]
+
+_OTHERS = (moduli.Pytree, types.ModuleType, type, types.FunctionType)
 
 
 def _nodes(value: Any, depth: int) -> Iterator[moduli.Pytree]:
@@ -34,33 +37,45 @@ def _named(code: types.CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in code.co_names if name in values}
 
 
-def _places(frame: types.FrameType) -> dict[str, Any]:
-    """Returns what a loop names, and what the functions name that it names."""
+def _places(frame: types.FrameType, apart: Iterable[Any]) -> dict[str, Any]:
+    """Returns what a loop names, what functions name that it names, and what objects hold."""
     places = _named(frame.f_code, frame.f_globals) | frame.f_locals
-    for value in list(places.values()):
+    for name, value in list(places.items()):
         function = inspect.unwrap(value) if callable(value) else None
+        if isinstance(function, functools.partial):
+            given = [*function.args, *function.keywords.values()]
+            places |= {f"{name}.args[{index}]": value for index, value in enumerate(given)}
+            function = inspect.unwrap(function.func)
+        if isinstance(function, types.MethodType):
+            places[f"{name}.__self__"] = function.__self__
+            function = function.__func__
         if isinstance(function, types.FunctionType):
             places |= _named(function.__code__, function.__globals__)
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
                 with contextlib.suppress(ValueError):  # of a variable that is not set yet
                     places[name] = cell.cell_contents
-    owner = places.get("self")
-    if owner is not None and not isinstance(owner, moduli.Pytree):
-        places |= {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
+    for name, owner in list(places.items()):
+        held = getattr(owner, "__dict__", {})
+        other = isinstance(owner, _OTHERS) or "__wrapped__" in held
+        if not other and all(owner is not thing for thing in apart):
+            places |= {f"{name}.{attribute}": value for attribute, value in held.items()}
     return places
 
 
 class Watch:
     """Compares the nodes that a loop names, or a function in it, before the first step and after.
 
-    ``saved`` is what the checkpoints hold, ``ignored`` are names that need not be saved.
+    ``saved`` is what the checkpoints hold, ``ignored`` are names that need not be saved, ``apart``
+    objects that keep their own state.
     """
 
-    def __init__(self, saved: Any, frame: types.FrameType, ignored: Iterable[str]) -> None:
+    def __init__(
+        self, saved: Any, frame: types.FrameType, ignored: Iterable[str], apart: Iterable[Any]
+    ) -> None:
         known = {id(leaf) for node in _nodes(saved, 99) for _, leaf in _variables(node)}
         self._before = [
             (name, path, leaf, leaf.get_raw_value())
-            for name, value in _places(frame).items()
+            for name, value in _places(frame, apart).items()
             if name not in ignored
             for node in _nodes(value, 2)
             for path, leaf in _variables(node)
@@ -71,7 +86,8 @@ class Watch:
         """Raises NotSavedError, which names the first node that changed."""
         for name, path, leaf, value in self._before:
             if leaf.get_raw_value() is not value:
-                keyword = name.rpartition(".")[2]
+                last = name.rpartition(".")[2]
+                keyword = last if last.isidentifier() and last != "__self__" else "more"
                 raise NotSavedError(
                     f"the step changed `{name}` (its `{path}`), which is in no checkpoint: after "
                     f"a resume it would start anew. Write `nnx.Run(folder, {keyword}={name}, ...)`"
