@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +75,13 @@ def test_maps_are_joined():
         ({"{t:s}_proj": "{t:s}", "o_proj": "out"}, "their name 'o_proj' two names, 'out' and 'o'"),
         ({"a.{n}": "x.{n}", "a.0": "y"}, "their name 'a.0' two names, 'y' and 'x.0'"),
         ({"a.{n}.{m}": "x.{n}", "b": "y"}, r"our side lacks|cannot be turned round"),
+        # b.1.23 and b.12.3 would both be a.123, and so on
+        ({"a.{n}{m}": "b.{n}.{m}"}, r"'\{n\}\{m\}' of .* can be read in several ways"),
+        ({"a.{n}0{m}": "b.{n}.{m}"}, "can be read in several ways"),
+        ({"a.{t:s}{n}": "b.{t:s}.{n}"}, "can be read in several ways"),
+        ({"a.{t:s}_{u:s}": "b.{t:s}.{u:s}"}, "can be read in several ways"),
+        ({"b.{t:s}.{u:s}": "a.{t:s}_{u:s}"}, "can be read in several ways"),
+        ({"a.{t:s}_{n}_{u:s}": "b.{t:s}.{n}.{u:s}"}, "can be read in several ways"),
         ({"a.{t:s}": "x"}, "our side lacks {t}; only one integer may be missing"),
         ({"a.{n}.{m}": "x"}, "our side lacks {m}, {n}"),
         ({"a": "x.{n}"}, "both sides have to have the same fields, theirs has \\[\\] and ours"),
@@ -111,3 +120,20 @@ def test_a_rule_for_all_names_gives_way_to_those_for_one():
 
 def test_rules_that_say_the_same_go_together():
     assert NameMap({"a.{n}": "x.{n}", "a.0": "x.0"}).theirs("x.0.w") == "a.0.w"
+
+
+@given(
+    st.sampled_from(["{n}_{m}", "{t:s}_l{n}", "{n}x{t:s}", "{n}_{t:s}_{m}", "{t:s}_{t:s}_1"]),
+    st.fixed_dictionaries(
+        {"n": st.integers(0, 120), "m": st.integers(0, 120), "t": st.text("_lx01", min_size=1)}
+    ),
+)
+def test_several_fields_of_one_part_are_told_apart(part, values):
+    fields = list(dict.fromkeys(re.findall(r"[{][^{}]*[}]", part)))
+    names = NameMap({f"a.{part}": ".".join(["b", *fields])})
+    ours, theirs = ".".join(["b", *fields]), f"a.{part}"
+    for field in fields:
+        ours = ours.replace(field, str(values[field[1]]))
+        theirs = theirs.replace(field, str(values[field[1]]))
+    assert names.theirs(f"{ours}.w") == f"{theirs}.w"
+    assert names.ours(f"{theirs}.w") == f"{ours}.w"

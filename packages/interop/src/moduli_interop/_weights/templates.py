@@ -76,7 +76,8 @@ def parse(text: str) -> Template:
       text: such as ``"model.layers.{n}.{t:s}_proj"``.
 
     Raises:
-      NameMapError: if braces are not closed, or a field has no name or another kind.
+      NameMapError: if braces are not closed, a field has no name or another kind, or a name could
+        be read in two ways.
     """
     parts = tuple(text.split(".")) if text else ()
     fields: dict[str, str] = {}
@@ -96,9 +97,23 @@ def parse(text: str) -> Template:
                 )
             if fields.setdefault(name, kind) != kind:
                 raise NameMapError(f"the field {name!r} of {text!r} is of two kinds")
+        _check_one_reading(text, part, fields)
     kinds = tuple(fields.items())
     patterns = tuple(_pattern(part, kinds) if "{" in part else None for part in parts)
     return Template(text, parts, fields, patterns)
+
+
+def _check_one_reading(text: str, part: str, fields: Mapping[str, str]) -> None:
+    """Refuses a part whose fields cannot be told apart: ``{n}{m}`` of ``123``."""
+    found = [_name(match[1])[0] for match in _FIELD.finditer(part)]
+    between = _FIELD.split(part)[2:-1:2]  # the texts from one field to the next
+    joined = any(not literal.strip("0123456789") for literal in between)
+    if joined or len({name for name in found if fields[name] == "s"}) > 1:
+        raise NameMapError(
+            f"the part {part!r} of {text!r} can be read in several ways; between two fields of a "
+            "part there is some text that is no number, and one of them at most is a {t:s}. Write "
+            "a rule for each name"
+        )
 
 
 def unify(one: Template, other: Template) -> tuple[dict[str, str], dict[str, str]] | None:
