@@ -380,6 +380,50 @@ def test_dtypes_are_widened_and_narrowed_only_when_asked():
     refused({"weight": np.ones((3, 2), np.int8), "bias": half["bias"]}, model, "weight is int8")
 
 
+class Numbers(nnx.Module):
+    def __init__(self, dtype):
+        self.x = nnx.Param(np.zeros(3, dtype))
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "given", "told"),
+    [
+        (np.float32, np.array([1, 1e300, 2]), "1e[+]300, to which no number of float32 is near"),
+        (np.float16, np.array([1, -7e4, 2], np.float32), "-70000.0, to which"),
+        (ml_dtypes.float8_e4m3fn, np.array([1, 1e3, 2], np.float16), "1000.0, to which"),
+        (np.int8, np.array([1, 2, 300], np.int32), "300, to which no number of int8"),
+        (np.int32, np.array([1, np.nan, 2], np.float32), "nan, to which no number of int32"),
+        (np.int32, np.array([1, 3e9, 2], ml_dtypes.bfloat16), "to which no number of int32"),
+        (np.uint8, np.array([1, -1, 2], np.int32), "-1, to which no number of uint8"),
+        (np.float32, np.ones(3, np.complex64), "which would lose the imaginary parts"),
+        (np.int32, np.ones(3, np.complex64), "which would lose the imaginary parts"),
+    ],
+)
+def test_rounding_makes_no_other_numbers(wanted, given, told, abstract):
+    model = nnx.eval_shape(lambda: Numbers(wanted)) if abstract else Numbers(wanted)
+    refused({"x": given}, model, told, cast=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        (np.float32, np.array([0.1, np.inf, np.nan])),
+        (np.float16, np.array([65504, 1e-9, -np.inf], np.float32)),
+        (ml_dtypes.bfloat16, np.array([3e38, 0.1, 1], np.float32)),
+        (np.int32, np.array([1.75, -2.25, 0], np.float32)),
+        (np.int8, np.array([127, -128, 0])),
+        (np.complex64, np.array([0.1, 1e-9, 1])),
+        (np.bool_, np.array([1, 0, 1])),
+    ],
+)
+def test_numbers_are_rounded_as_numpy_does(wanted, given):
+    model = Numbers(wanted)
+    load_weights({"x": given}, model, cast=True)
+    assert model.x.dtype == wanted
+    np.testing.assert_array_equal(model.x.value, given.astype(wanted))
+
+
 @pytest.mark.parametrize(
     ("prefix", "spelled"),
     [("module.", "module."), ("_orig_mod.", "_orig_mod"), ("state_dict.", "state_dict.")],

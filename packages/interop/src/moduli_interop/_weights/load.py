@@ -14,6 +14,7 @@ import moduli
 from moduli.errors import ModuliError, format_path
 from moduli_interop._tensors.read import read_tensors
 from moduli_interop._tensors.stored import Tensors
+from moduli_interop._weights.dtypes import rounded
 from moduli_interop._weights.errors import WeightsMismatchError
 from moduli_interop._weights.groups import cut
 from moduli_interop._weights.name_map import NameMap
@@ -63,7 +64,8 @@ def load_weights(
         ``rotary_emb.inv_freq``.
       strict: whether every Variable has to be filled and every tensor used. Shapes and dtypes have
         to fit in any case, and something has to match.
-      cast: whether numbers may be rounded to the dtype of the model.
+      cast: whether numbers may be rounded to the dtype of the model. One that is larger than any
+        of that, or complex where the model is real, is an error all the same.
       dry_run: only compare, and say in the report what is wrong.
 
     Returns:
@@ -164,7 +166,14 @@ def _read(plan: Plan) -> dict[tuple[Any, ...], tuple[Place, Any]]:
                 sums[place.path] = array
                 continue
             first = done.get(id(place.value))
-            value = _value(place, array)
+            try:
+                value = _value(place, array)
+            except ValueError as error:  # a number that its dtype has not
+                raise WeightsMismatchError(
+                    f"the source does not fit {format_path(place.path)}; nothing was loaded: "
+                    f"{error}",
+                    (f"dtype: {format_path(place.path)}: {error}",),
+                ) from None
             if first is None:
                 done[id(place.value)] = place, value
             elif np.asarray(value).tobytes() != np.asarray(first[1]).tobytes():
@@ -208,7 +217,7 @@ def _value(place: Place, array: np.ndarray) -> Any:
     """Returns an array as the value of a Variable, where and as what its own one is."""
     old = place.value.get_raw_value()
     shape, dtype = shape_dtype(place.value)
-    array = np.asarray(array, dtype, order="C").reshape(shape)
+    array = rounded(array, dtype).reshape(shape)
     if isinstance(old, np.ndarray):
         return array if array.base is None else array.copy()
     sharding = getattr(old, "sharding", None)

@@ -11,7 +11,7 @@ import numpy as np
 
 from moduli.errors import ModuliError, format_path
 from moduli_interop._tensors.stored import StoredTensor, Tensors
-from moduli_interop._weights.dtypes import holds
+from moduli_interop._weights.dtypes import holds, is_real
 from moduli_interop._weights.groups import grouped
 from moduli_interop._weights.hints import near, prefix_hint
 from moduli_interop._weights.name_map import NameMap
@@ -254,7 +254,17 @@ def _check_group(
             dtype = np.dtype(np.float32) if target.tensor.offset else tensor.dtype
             dtype = tensor.dtype if holds(tensor.dtype, dtype) else dtype
             exact = holds(wanted, dtype)
-            if not exact and not selection.cast:
+            if is_real(wanted) and not is_real(dtype):
+                problems.add(
+                    "dtype",
+                    (tensor.name, target.ours),
+                    "{0} is {2} and {1} is {3}, which would lose the imaginary parts; make the "
+                    "Variable complex, or pass a dict with what you need of the tensor",
+                    tensor.dtype.name,
+                    wanted.name,
+                )
+                good = False
+            elif not exact and not selection.cast:
                 problems.add(
                     "dtype",
                     (tensor.name, target.ours),
