@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 import moduli as nnx
-from moduli_interop import TensorFileError, TensorSource, read_tensors
+from moduli_interop import (
+    CheckpointError,
+    TensorFileError,
+    TensorSource,
+    inspect_checkpoint,
+    load_state,
+    read_tensors,
+    verify_checkpoint,
+)
 from moduli_interop._safetensors import Spec, write
 
 
@@ -149,6 +157,22 @@ def test_tensors_that_are_no_arrays_are_listed_and_refused(tmp_path):
     assert set(found) == {"s", "d"}
     with pytest.raises(TensorFileError, match="'s': is no plain array"):
         found["s"].read()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_quantised_tensor_does_not_hide_the_others(tmp_path, legacy):
+    torch = pytest.importorskip("torch")
+    kinds = (torch.qint8, torch.quint8, torch.qint32)
+    state = {str(kind): torch.quantize_per_tensor(torch.ones(3), 0.1, 0, kind) for kind in kinds}
+    state = {name.replace(".", "_"): tensor for name, tensor in state.items()}
+    path = tmp_path / "file"
+    torch.save(state | {"w": torch.arange(3.0)}, path, _use_new_zipfile_serialization=not legacy)
+    found = read_tensors(path)
+    assert found["w"].read().tolist() == [0, 1, 2]
+    for name in state:
+        with pytest.raises(TensorFileError, match=f"'{name}': is no plain array"):
+            found[name].read()
 
 
 def test_the_other_order_of_bytes(tmp_path):
@@ -351,6 +375,30 @@ def test_links_and_doubles_of_an_index(tmp_path):
     (folder / "a.safetensors").symlink_to(tmp_path / "outside")
     with pytest.raises(TensorFileError, match=r"a link to .*outside, out of its folder"):
         read_tensors(folder)
+
+
+@pytest.mark.parametrize("shard", ["model.safetensors.index.json", "other.index.json"])
+def test_an_index_names_no_index(tmp_path, shard):
+    folder = sharded(tmp_path / "model")
+    for name in ("model.safetensors.index.json", "other.index.json"):
+        (folder / name).write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(TensorFileError, match=f"names '{shard}', which is an index itself"):
+        read_tensors(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes of this kind")
+def test_pipes_are_not_waited_for(tmp_path):
+    pipe = tmp_path / "model.safetensors"
+    os.mkfifo(pipe)
+    for read in (
+        lambda: read_tensors(pipe),
+        lambda: read_tensors(tmp_path),
+        lambda: load_state(pipe),
+        lambda: inspect_checkpoint(pipe),
+        lambda: verify_checkpoint(pipe),
+    ):
+        with pytest.raises(CheckpointError, match="is a pipe or a device, no file"):
+            read()
 
 
 def test_the_cache_of_hugging_face(tmp_path):

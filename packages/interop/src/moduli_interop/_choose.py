@@ -95,10 +95,12 @@ def recognize_format(path: str, name: str | None) -> Format:
 
     Raises:
       CheckpointFormatError: as :func:`choose_format` does.
-      NotACheckpointError: if it is a folder that no format recognizes.
+      NotACheckpointError: if it is a folder that no format recognizes, or no file at all.
     """
     if name is not None:
         return choose_format(path, name)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise NotACheckpointError(f"{path} is a pipe or a device, no file")
     known = formats()
     claim = _claim(path, known)
     if os.path.exists(path) and (claim is None or claim.recognizes is not None):

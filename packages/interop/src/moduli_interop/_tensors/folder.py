@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moduli_interop._tensors.errors import TensorFileError
-from moduli_interop._tensors.source import Opened
+from moduli_interop._tensors.source import Opened, start_of
 from moduli_interop._tensors.stored import StoredTensor, Tensors
 
 __all__ = ["read_folder", "read_index", "recognises_index"]
@@ -80,7 +80,10 @@ def read_index(path: str, read: Read) -> Tensors:
             path, f"names {', '.join(map(repr, missing[:10]))}, which the folder does not have"
         )
     for shard in dict.fromkeys(places.values()):
-        shards[shard] = read(os.path.join(folder, shard))
+        file = os.path.join(folder, shard)
+        if recognises_index(Opened(file, start_of(file))):
+            raise TensorFileError(path, f"names {shard!r}, which is an index itself")
+        shards[shard] = read(file)
     tensors: dict[str, StoredTensor] = {}
     for name, shard in places.items():
         if name not in shards[shard]:

@@ -11,7 +11,7 @@ from moduli import plugins
 from moduli_interop._tensors import arrays
 from moduli_interop._tensors.errors import TensorFileError
 from moduli_interop._tensors.folder import read_folder
-from moduli_interop._tensors.source import Opened, TensorSource
+from moduli_interop._tensors.source import Opened, TensorSource, start_of
 from moduli_interop._tensors.stored import Tensors
 from moduli_interop._tensors.zip import member_names
 
@@ -72,8 +72,7 @@ def read_tensors(
 
 def read_file(path: str, format: str | None = None) -> Tensors:
     """Opens one file; see :func:`read_tensors`."""
-    with open(path, "rb") as file:
-        start = file.read(4096)
+    start = start_of(path)
     members = member_names(path) if start.startswith(b"PK") else frozenset()
     opened = Opened(path, start, members)
     made = _sources()

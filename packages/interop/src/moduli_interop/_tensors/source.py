@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 
+from moduli_interop._tensors.errors import TensorFileError
 from moduli_interop._tensors.stored import Tensors
 
-__all__ = ["Opened", "TensorSource"]
+__all__ = ["Opened", "TensorSource", "start_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +60,16 @@ class TensorSource:
     name: str
     recognises: Callable[[Opened], bool]
     read: Callable[[str], Tensors]
+
+
+def start_of(path: str) -> bytes:
+    """Returns the first bytes of a file, by which sources recognise it.
+
+    Raises:
+      TensorFileError: if it is a pipe or a device, which could be waited for without end.
+      OSError: if it cannot be opened.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise TensorFileError(path, "is a pipe or a device, no file")
+    with open(path, "rb") as file:
+        return file.read(4096)

@@ -92,6 +92,11 @@ _TYPED = {
     "Bool": "bool",
     "ComplexDouble": "complex128",
     "ComplexFloat": "complex64",
+    "QInt8": "int8",  # storages of quantised tensors, which are refused when they are read
+    "QUInt8": "uint8",
+    "QInt32": "int32",
+    "QUInt4x2": "uint8",
+    "QUInt2x4": "uint8",
 }
 
 _DTYPES: dict[str, np.dtype] = {
