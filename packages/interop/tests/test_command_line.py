@@ -67,6 +67,19 @@ def test_verify_names_the_damaged_array(path: str, capsys: pytest.CaptureFixture
     assert status == 1 and "damaged: `w`" in out
 
 
+def test_verify_goes_on_after_a_step_whose_marker_is_damaged(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CheckpointManager(tmp_path) as manager:
+        for step in range(3):
+            manager.save(step, {"n": step})
+    (tmp_path / "step_0.json").write_text("{")
+    status, out, _ = run(capsys, "verify", str(tmp_path))
+    assert status == 1
+    assert "step_0.json of step 0 is damaged" in out
+    assert out.count(": whole") == 2
+
+
 def test_convert_keeps_everything(
     path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,3 +183,9 @@ def test_a_large_array_is_in_memory_once_and_may_be_donated(tmp_path, monkeypatc
     y = add(add(x))
     assert x.is_deleted()
     np.testing.assert_array_equal(y, np.arange(1 << 16) + 2)
+
+
+def test_an_array_may_have_the_name_that_the_format_keeps_for_itself(tmp_path) -> None:
+    path = tmp_path / "named.safetensors"
+    save(path, {"__metadata__": jnp.arange(3), "x": jnp.ones(2)})
+    assert load_state(path)["__metadata__"].tolist() == [0, 1, 2]

@@ -135,6 +135,10 @@ def _verify(options: argparse.Namespace) -> int:
     status = 0
     for path in options.paths:
         for file in _files(path) if options.format is None else [path]:
+            if isinstance(file, CheckpointError):
+                print(file)
+                status = 1
+                continue
             try:
                 verify_checkpoint(file, format=options.format)
                 print(f"{file}: whole")
@@ -144,13 +148,17 @@ def _verify(options: argparse.Namespace) -> int:
     return status
 
 
-def _files(path: str) -> Iterator[str]:
+def _files(path: str) -> Iterator[str | CheckpointError]:
+    """Yields a file, or those of a folder's steps; for a step that names none, what is wrong."""
     if not has_steps(path):
         yield path
         return
     manager = CheckpointManager(path)
     for step in manager.steps():
-        yield manager.info(step).path
+        try:
+            yield manager.info(step).path
+        except CheckpointError as error:
+            yield error
 
 
 # -- convert ---------------------------------------------------------------------------------------

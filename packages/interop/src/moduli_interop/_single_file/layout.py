@@ -72,8 +72,12 @@ def is_ours(path: str) -> bool:
 
 
 def member_name(path: tuple[Any, ...]) -> str:
-    """Returns the name of an array as other programs write it: ``blocks.0.kernel``."""
-    return ".".join(map(str, path))
+    """Returns the name of an array as other programs write it: ``blocks.0.kernel``.
+
+    Empty for the one name that safetensors has for itself.
+    """
+    name = ".".join(map(str, path))
+    return "" if name == "__metadata__" else name
 
 
 def stored_as(array: StoredArray) -> tuple[np.dtype, tuple[int, ...]]:
