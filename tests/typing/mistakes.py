@@ -44,6 +44,10 @@ rngs = nnx.Rngs(0)
 x = rngs.normal((3,))
 model = Model(3, rngs=rngs)
 
+# modes
+nnx.clone(model, graph="yes")  # error
+nnx.jit(loss_fn, graphs=True)  # error
+
 # constructors
 nnx.Linear(3, "4", rngs=rngs)  # error
 nnx.Linear(3, 4, rng=rngs)  # error

@@ -146,6 +146,9 @@ assert_type(params, nnx.State)
 assert_type(nnx.merge(graphdef, params, rest), Model)
 both_def, both_state = nnx.split((model, affine))
 assert_type(nnx.merge(both_def, both_state), tuple[Model, Affine])
+assert_type(nnx.clone(model, graph=True), Model)
+assert_type(nnx.state(model, nnx.Param, graph=False), nnx.State)
+assert_type(nnx.split(model, graph=True), tuple[nnx.GraphDef[Model], nnx.State])
 nnx.update(model, params)
 assert_type(nnx.view(model, deterministic=True), Model)
 model.train()
@@ -197,6 +200,12 @@ only, logits = nnx.grad(loss_and_logits, argnums=nnx.DiffState(0, nnx.Param), ha
     model, tokens
 )
 assert_type(logits, jax.Array)
+
+graphless = nnx.value_and_grad(loss_and_logits, has_aux=True, graph=False, graph_updates=False)
+(value, logits), gradients = graphless(model, tokens)
+assert_type(value, jax.Array)
+assert_type(nnx.jit(loss_fn, graph=False)(model, tokens), jax.Array)
+assert_type(nnx.vmap(loss_fn, in_axes=(None, 0), graph=True)(model, tokens[None]), jax.Array)
 
 
 @nnx.jit(donate_argnums=0)

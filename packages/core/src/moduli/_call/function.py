@@ -14,6 +14,7 @@ import jax
 
 from moduli import errors
 from moduli._base.folded_frames import fold as fold
+from moduli._base.modes import Modes as Modes
 from moduli._base.node import Node
 from moduli._base.positions import as_positions as as_positions
 from moduli._graph.data import is_graph_leaf
@@ -77,13 +78,16 @@ def check_callable(f: Any, transform: str, example: str) -> None:
         )
 
 
+_NO_OPTIONS = ("f", "fun", "_modes")
+
+
 def options_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a transform.
 
     Args:
       parameters: ``locals()`` at the start of the transform: its options and its function.
     """
-    return {name: value for name, value in parameters.items() if name not in ("f", "fun")}
+    return {name: value for name, value in parameters.items() if name not in _NO_OPTIONS}
 
 
 def unbound(f: Any) -> tuple[Any, Any]:

@@ -8,12 +8,13 @@ or what :func:`prefix` returns (a label for each value).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 from jax.sharding import PartitionSpec
 
 from moduli import errors
+from moduli._base.modes import Modes
 from moduli._base.node import Node
 from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
@@ -213,7 +214,12 @@ def after_bound(labels: Any, bound: int, count: int, label: Any = None) -> Any:
     return (label, *(labels if several else [labels] * (count - bound)))
 
 
-def prefix(node: Any, filter_map: Mapping[Any, Any] | Callable[[Path, Any], Any], /) -> Any:
+def prefix(
+    node: Any,
+    filter_map: Mapping[Any, Any] | Callable[[Path, Any], Any],
+    /,
+    **_modes: Unpack[Modes],
+) -> Any:
     """Says for each value of a graph, or of a pytree of graphs, which label it has.
 
     Args:

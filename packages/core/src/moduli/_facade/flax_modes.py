@@ -133,6 +133,26 @@ def take_modes(namespace: dict[str, Any]) -> None:
             setattr(namespace[name], method, _taking(getattr(namespace[name], method)))
 
 
+def _keywords(function: Any) -> frozenset[str] | None:
+    """Returns the keywords of a function with ``**_modes``, for checkers alone; else None."""
+    code = inspect.unwrap(function).__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    if code.co_flags & inspect.CO_VARKEYWORDS == 0:
+        return None
+    rest = code.co_varnames[count + bool(code.co_flags & inspect.CO_VARARGS)]
+    return frozenset(code.co_varnames[code.co_posonlyargcount : count]) if rest == _MODES else None
+
+
+_MODES = "_modes"  # see _base/modes.py
+
+
+def _check(function: Any, kwargs: dict[str, Any], known: frozenset[str]) -> None:
+    """Raises as Python does for keywords that a function has not."""
+    for name in kwargs:
+        if name not in known:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
+
+
 def _taking(function: Any) -> Any:
     name = function.__name__
     if name in _MAPPING:
@@ -141,10 +161,14 @@ def _taking(function: Any) -> Any:
     if functional is not None:
         return _telling(function, functional)
 
+    known = _keywords(function)
+
     @functools.wraps(function)
     def taking(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("graph", None)
         kwargs.pop("graph_updates", None)
+        if kwargs and known is not None:
+            _check(function, kwargs, known)
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -156,10 +180,13 @@ def _taking(function: Any) -> Any:
 
 def _telling(function: Any, functional: Callable[[Any, Any, Any], Any]) -> Any:
     """As :func:`_taking`, of a function that does another thing in one of the modes."""
+    known = _keywords(function)
 
     @functools.wraps(function)
     def telling(*args: Any, **kwargs: Any) -> Any:
         modes = [kwargs.pop("graph", None), kwargs.pop("graph_updates", None)]
+        if kwargs and known is not None:
+            _check(function, kwargs, known)
         for place, current in enumerate((_values.graph, _values.graph_updates)):
             modes[place] = current if modes[place] is None else modes[place]
         try:
@@ -173,11 +200,14 @@ def _telling(function: Any, functional: Callable[[Any, Any, Any], Any]) -> Any:
 
 def _taking_names(function: Any) -> Any:
     """As :func:`_taking`, of a function that may be marked by ``transform_metadata``."""
+    known = _keywords(function)
 
     @functools.wraps(function)
     def taking_names(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("graph", None)
         kwargs.pop("graph_updates", None)
+        if kwargs and known is not None:
+            _check(function, kwargs, known)
         mapped = args[0] if args else kwargs.get("f")
         if mapped is None:
             return functools.partial(taking_names, **kwargs)

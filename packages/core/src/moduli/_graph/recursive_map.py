@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
 from moduli import errors
 from moduli._base.compat import trace_state
+from moduli._base.modes import Modes
 from moduli._base.node import Node
 from moduli._base.type_variables import Path
 from moduli._graph.data import Annotated, adopt, is_array, is_graph_leaf, plain_key
@@ -17,7 +18,7 @@ from moduli._variable.box import Variable
 __all__ = ["recursive_map"]
 
 
-def recursive_map(f: Callable[[Path, Any], Any], node: Any, /) -> Any:
+def recursive_map(f: Callable[[Path, Any], Any], node: Any, /, **_modes: Unpack[Modes]) -> Any:
     """Builds a new graph from ``f(path, value)`` of every leaf and node, from the bottom up.
 
     ``f`` gets static attributes, arrays and Variables as they are, and each module, container or

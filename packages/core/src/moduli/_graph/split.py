@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from moduli import errors
 from moduli._base.compat import trace_state
 from moduli._base.foreign_trace import check_mutable
 from moduli._base.lost_writes import mark_seen
+from moduli._base.modes import Modes
 from moduli._base.node import Node
 from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
@@ -122,14 +123,18 @@ def _is_value(item: Any) -> bool:
 
 
 @overload
-def split(node: T, /) -> tuple[GraphDef[T], State]: ...
+def split(node: T, /, **_modes: Unpack[Modes]) -> tuple[GraphDef[T], State]: ...
 @overload
-def split(node: T, first: Any, /) -> tuple[GraphDef[T], State]: ...
+def split(node: T, first: Any, /, **_modes: Unpack[Modes]) -> tuple[GraphDef[T], State]: ...
 @overload
-def split(node: T, first: Any, second: Any, /) -> tuple[GraphDef[T], State, State]: ...
+def split(
+    node: T, first: Any, second: Any, /, **_modes: Unpack[Modes]
+) -> tuple[GraphDef[T], State, State]: ...
 @overload
-def split(node: T, /, *filters: Any) -> tuple[GraphDef[T], *tuple[State, ...]]: ...
-def split(node: Any, *filters: Any) -> Any:
+def split(
+    node: T, /, *filters: Any, **_modes: Unpack[Modes]
+) -> tuple[GraphDef[T], *tuple[State, ...]]: ...
+def split(node: Any, *filters: Any, **_modes: Unpack[Modes]) -> Any:
     """Takes a graph apart into its structure and its values.
 
     Args:
@@ -166,14 +171,16 @@ def split(node: Any, *filters: Any) -> Any:
 
 
 @overload
-def state(node: Any, /) -> State: ...
+def state(node: Any, /, **_modes: Unpack[Modes]) -> State: ...
 @overload
-def state(node: Any, first: Any, /) -> State: ...
+def state(node: Any, first: Any, /, **_modes: Unpack[Modes]) -> State: ...
 @overload
-def state(node: Any, first: Any, second: Any, /, *filters: Any) -> tuple[State, ...]: ...
+def state(
+    node: Any, first: Any, second: Any, /, *filters: Any, **_modes: Unpack[Modes]
+) -> tuple[State, ...]: ...
 @overload
-def state(node: Any, /, *filters: Any) -> Any: ...
-def state(node: Any, *filters: Any) -> Any:
+def state(node: Any, /, *filters: Any, **_modes: Unpack[Modes]) -> Any: ...
+def state(node: Any, *filters: Any, **_modes: Unpack[Modes]) -> Any:
     """Returns the values of a graph.
 
     Args:
@@ -197,7 +204,7 @@ def state(node: Any, *filters: Any) -> Any:
     return tuple(states) if len(filters) > 1 else states[0]
 
 
-def graphdef(node: T, /) -> GraphDef[T]:
+def graphdef(node: T, /, **_modes: Unpack[Modes]) -> GraphDef[T]:
     """Returns the structure of a graph; equal structures give the same object."""
     return _flat_or_value(node, "graphdef").graphdef
 
@@ -513,7 +520,7 @@ def pop(node: Any, *filters: Any) -> Any:
     return states if len(filters) > 1 else states[0]
 
 
-def clone(node: A, variables: bool = True, *, arrays: bool = False) -> A:
+def clone(node: A, variables: bool = True, *, arrays: bool = False, **_modes: Unpack[Modes]) -> A:
     """Copies a graph, or any pytree that holds nodes and Variables, keeping what is shared.
 
     Args:
@@ -549,10 +556,14 @@ def clone(node: A, variables: bool = True, *, arrays: bool = False) -> A:
 
 
 @overload
-def flatten(node: T, /) -> tuple[GraphDef[T], FlatState]: ...
+def flatten(node: T, /, **_modes: Unpack[Modes]) -> tuple[GraphDef[T], FlatState]: ...
 @overload
-def flatten(node: T, /, *, with_paths: bool) -> tuple[GraphDef[T], Any]: ...
-def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef[Any], Any]:
+def flatten(
+    node: T, /, *, with_paths: bool, **_modes: Unpack[Modes]
+) -> tuple[GraphDef[T], Any]: ...
+def flatten(
+    node: Any, /, *, with_paths: bool = True, **_modes: Unpack[Modes]
+) -> tuple[GraphDef[Any], Any]:
     """Takes a graph apart into its structure and a flat list of its leaves.
 
     Args:

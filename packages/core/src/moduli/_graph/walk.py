@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
+from moduli._base.modes import Modes
 from moduli._base.node import Node
 from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
@@ -56,7 +57,7 @@ def iter_nodes(
         yield path, root
 
 
-def iter_graph(node: Any, /) -> Iterator[tuple[Path, Any]]:
+def iter_graph(node: Any, /, **_modes: Unpack[Modes]) -> Iterator[tuple[Path, Any]]:
     """Walks every node, Variable, array and static attribute of a graph, each object once.
 
     Args:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from moduli._base.modes import Modes
 from moduli._base.node import Node
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.split import map_graph, split
@@ -99,7 +100,7 @@ def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     return jax.tree.map(outside, tree, is_leaf=is_graph_leaf)
 
 
-def abstract_with_sharding(tree: A) -> A:
+def abstract_with_sharding(tree: A, **_modes: Unpack[Modes]) -> A:
     """Says in abstract values how their Variables' names lay them out.
 
     Args:
@@ -135,7 +136,9 @@ def abstract_with_sharding(tree: A) -> A:
     return map_graph(with_sharding, tree)
 
 
-def get_abstract_model(init_fn: Callable[[], Any], mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+def get_abstract_model(
+    init_fn: Callable[[], Any], mesh: jax.sharding.Mesh, **_modes: Unpack[Modes]
+) -> tuple[Any, Any]:
     """Returns the structure of a model and its abstract values, laid out; nothing is computed.
 
     Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from moduli import _plugins, errors
 from moduli._base.foreign_trace import check_mutable
+from moduli._base.modes import Modes
 from moduli._base.type_variables import Path
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.split import clone
@@ -383,7 +384,7 @@ def _module_summary(root: Module) -> str:
     return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 
 
-def iter_modules(module: Any, /) -> Iterator[tuple[Path, Module]]:
+def iter_modules(module: Any, /, **_modes: Unpack[Modes]) -> Iterator[tuple[Path, Module]]:
     """Walks a module and all modules below it, each once.
 
     Args:
@@ -410,7 +411,7 @@ def iter_modules(module: Any, /) -> Iterator[tuple[Path, Module]]:
     return iter_nodes(module, Module)
 
 
-def iter_children(module: Any, /) -> Iterator[tuple[Any, Any]]:
+def iter_children(module: Any, /, **_modes: Unpack[Modes]) -> Iterator[tuple[Any, Any]]:
     """Walks the modules, other nodes and Variables that stand directly in a module, each once.
 
     Args:
@@ -431,7 +432,7 @@ def iter_children(module: Any, /) -> Iterator[tuple[Any, Any]]:
             yield relative[0] if len(relative) == 1 else relative, child
 
 
-def iter_module_children(module: Any, /) -> Iterator[tuple[Any, Module]]:
+def iter_module_children(module: Any, /, **_modes: Unpack[Modes]) -> Iterator[tuple[Any, Module]]:
     """Like :func:`iter_children`, of modules alone.
 
     Args:

@@ -12,13 +12,14 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
 from moduli import errors
 from moduli._base.compat import is_key_array
+from moduli._base.modes import Modes
 from moduli._base.positions import is_several
 from moduli._graph.cache import flat_of
 from moduli._graph.data import is_graph_leaf
@@ -87,11 +88,17 @@ class SplitBackups(Iterable[Backup]):
 
 @overload
 def split_rngs(
-    node: Any, /, *, splits: int | Shape, only: Filter = ..., squeeze: bool = False
+    node: Any,
+    /,
+    *,
+    splits: int | Shape,
+    only: Filter = ...,
+    squeeze: bool = False,
+    **_modes: Unpack[Modes],
 ) -> SplitBackups: ...
 @overload
 def split_rngs(
-    *, splits: int | Shape, only: Filter = ..., squeeze: bool = False
+    *, splits: int | Shape, only: Filter = ..., squeeze: bool = False, **_modes: Unpack[Modes]
 ) -> Callable[[F], F]: ...
 def split_rngs(
     node: Any = _MISSING,
@@ -100,6 +107,7 @@ def split_rngs(
     splits: int | tuple[int, ...],
     only: Filter = ...,
     squeeze: bool = False,
+    **_modes: Unpack[Modes],
 ) -> SplitBackups | Callable[[F], F]:
     """Gives streams an array of keys each, in place, as ``vmap`` and ``scan`` over layers need.
 
@@ -160,17 +168,22 @@ def split_rngs(
 
 @overload
 def fork_rngs(
-    node: Any, /, *, split: Mapping[Any, int | Shape | None] | int | Shape | None = None
+    node: Any,
+    /,
+    *,
+    split: Mapping[Any, int | Shape | None] | int | Shape | None = None,
+    **_modes: Unpack[Modes],
 ) -> SplitBackups: ...
 @overload
 def fork_rngs(
-    *, split: Mapping[Any, int | Shape | None] | int | Shape | None = None
+    *, split: Mapping[Any, int | Shape | None] | int | Shape | None = None, **_modes: Unpack[Modes]
 ) -> Callable[[F], F]: ...
 def fork_rngs(
     node: Any = _MISSING,
     /,
     *,
     split: Mapping[Any, int | tuple[int, ...] | None] | int | tuple[int, ...] | None = None,
+    **_modes: Unpack[Modes],
 ) -> SplitBackups | Callable[[F], F]:
     """Starts streams anew from a key that each draws, in place.
 
@@ -266,6 +279,7 @@ def with_rngs(
     fork: Filter | Sequence[Filter] = None,
     broadcast: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
     only: Filter = True,
+    **_modes: Unpack[Modes],
 ) -> A: ...
 @overload
 def with_rngs(
@@ -274,6 +288,7 @@ def with_rngs(
     fork: Filter | Sequence[Filter] = None,
     broadcast: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
     only: Filter = True,
+    **_modes: Unpack[Modes],
 ) -> Callable[[F], F]: ...
 def with_rngs(
     node: Any = _MISSING,
@@ -283,6 +298,7 @@ def with_rngs(
     fork: Filter | Sequence[Filter] = None,
     broadcast: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...] | None = None,
     only: Filter = True,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """Returns a copy of a model with other streams; the model itself keeps its own.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
 from moduli._call.call import Call
-from moduli._call.function import Function, check_callable, folded, split_static, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, split_static, wraps
 from moduli._call.naming import naming
 
 __all__ = ["eval_shape", "make_jaxpr"]
@@ -56,6 +56,7 @@ def make_jaxpr(
     *,
     static_argnums: int | Sequence[int] = (),
     return_shape: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Callable[P, Any]: ...
 @overload
 def make_jaxpr(
@@ -63,12 +64,14 @@ def make_jaxpr(
     *,
     static_argnums: int | Sequence[int] = (),
     return_shape: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
 def make_jaxpr(
     f: Callable[..., Any] | None = None,
     *,
     static_argnums: int | Sequence[int] = (),
     return_shape: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.make_jaxpr`` for functions that take modules.
 

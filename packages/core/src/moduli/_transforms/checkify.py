@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 import jax
 
 from moduli._call.again import remember
 from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, wraps
 from moduli._call.naming import naming
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checkify(f: Callable[P, R], errors: Any = None) -> Callable[P, tuple[Error, R]]:
+def checkify(
+    f: Callable[P, R], errors: Any = None, **_modes: Unpack[Modes]
+) -> Callable[P, tuple[Error, R]]:
     """``jax.experimental.checkify.checkify`` for functions that take modules, with all updates.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import jax
 
@@ -12,7 +12,7 @@ from moduli._call.call import Call
 from moduli._call.carried import is_array_like
 from moduli._call.change_texts import Word, describe_changes
 from moduli._call.eager_programs import Result, run_program
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, wraps
 from moduli._call.given_values import unboxed
 from moduli._call.naming import naming
 from moduli._call.recorded_branches import record_alike
@@ -30,6 +30,7 @@ def cond(
     true_fun: Callable[[*Ts], R],
     false_fun: Callable[[*Ts], R],
     *operands: *Ts,
+    **_modes: Unpack[Modes],
 ) -> R:
     """``jax.lax.cond`` for functions that take modules, with all their updates.
 
@@ -71,7 +72,9 @@ def cond(
 
 
 @folded
-def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts) -> R:
+def switch(
+    index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts, **_modes: Unpack[Modes]
+) -> R:
     """``jax.lax.switch`` for functions that take modules, with all their updates.
 
     Args:

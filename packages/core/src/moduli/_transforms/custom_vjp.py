@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 import jax
 
@@ -19,6 +19,7 @@ from moduli._call.differentiated import DiffState
 from moduli._call.frame import Frame
 from moduli._call.function import (
     Function,
+    Modes,
     as_positions,
     check_callable,
     folded,
@@ -41,17 +42,20 @@ def custom_vjp(
     fun: Callable[P, R],
     *,
     nondiff_argnums: int | DiffState | Iterable[int | DiffState] = (),
+    **_modes: Unpack[Modes],
 ) -> CustomVjp[P, R]: ...
 @overload
 def custom_vjp(
     fun: None = None,
     *,
     nondiff_argnums: int | DiffState | Iterable[int | DiffState] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], CustomVjp[P, R]]: ...
 def custom_vjp(
     fun: Callable[..., Any] | None = None,
     *,
     nondiff_argnums: int | DiffState | Iterable[int | DiffState] = (),
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.custom_vjp`` for functions that take modules, with all their updates.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
 from moduli import errors
 from moduli._call.again import remember
 from moduli._call.differentiated import DiffState, Targets
-from moduli._call.function import Function, check_callable, folded, options_of, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, options_of, wraps
 from moduli._call.naming import naming
 from moduli._call.results import scalar_and_aux
 
@@ -31,6 +31,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[P, tuple[R, Any]]: ...
 @overload
 def value_and_grad(
@@ -41,6 +42,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[P, tuple[tuple[R, X], Any]]: ...
 @overload
 def value_and_grad(
@@ -51,6 +53,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], Callable[P, tuple[R, Any]]]: ...
 @overload
 def value_and_grad(
@@ -61,6 +64,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, tuple[R, X]]], Callable[P, tuple[tuple[R, X], Any]]]: ...
 @overload
 def value_and_grad(
@@ -71,6 +75,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Any: ...
 def value_and_grad(
     f: Callable[..., Any] | None = None,
@@ -80,6 +85,7 @@ def value_and_grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Any:
     """Like :func:`grad`, but the new function returns the value and the gradient.
 
@@ -117,6 +123,7 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[P, Any]: ...
 @overload
 def grad(
@@ -127,6 +134,7 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[P, tuple[Any, X]]: ...
 @overload
 def grad(
@@ -137,6 +145,7 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
 @overload
 def grad(
@@ -147,6 +156,7 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, tuple[Any, X]]], Callable[P, tuple[Any, X]]]: ...
 @overload
 def grad(
@@ -157,6 +167,7 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Any: ...
 def grad(
     f: Callable[..., Any] | None = None,
@@ -166,6 +177,7 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.grad`` for functions that take modules, with all their updates.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
 from moduli import errors
 from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.bind import Binding, bind, read_value
-from moduli._call.function import Function, as_positions, fold, options_of, unbound
+from moduli._call.function import Function, Modes, as_positions, fold, options_of, unbound
 from moduli._call.jit_program import JitProgram, donated_marks
 from moduli._call.jit_shardings import Layout
 from moduli._call.kept_shardings import Kept, kept_shardings
@@ -391,6 +391,7 @@ def jit(
     device: Any = None,
     backend: str | None = None,
     inline: bool = False,
+    **_modes: Unpack[Modes],
 ) -> JitWrapped[P, R]: ...
 @overload
 def jit(
@@ -407,6 +408,7 @@ def jit(
     device: Any = None,
     backend: str | None = None,
     inline: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], JitWrapped[P, R]]: ...
 def jit(
     fun: Callable[..., Any] | None = None,
@@ -422,6 +424,7 @@ def jit(
     device: Any = None,
     backend: str | None = None,
     inline: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.jit`` for functions that take modules, with all their updates.
 
@@ -554,18 +557,27 @@ def jit_partial(fun: Callable[..., Any], *partial_args: Any, **options: Any) -> 
 
 
 @overload
-def cached_partial(f: Callable[Concatenate[S, P], R], first: S, /) -> Callable[P, R]: ...
-@overload
 def cached_partial(
-    f: Callable[Concatenate[S, S2, P], R], first: S, second: S2, /
+    f: Callable[Concatenate[S, P], R], first: S, /, **_modes: Unpack[Modes]
 ) -> Callable[P, R]: ...
 @overload
 def cached_partial(
-    f: Callable[Concatenate[S, S2, S3, P], R], first: S, second: S2, third: S3, /
+    f: Callable[Concatenate[S, S2, P], R], first: S, second: S2, /, **_modes: Unpack[Modes]
 ) -> Callable[P, R]: ...
 @overload
-def cached_partial(f: Callable[..., R], *cached_args: Any) -> Callable[..., R]: ...
-def cached_partial(f: Callable[..., Any], *cached_args: Any) -> Any:
+def cached_partial(
+    f: Callable[Concatenate[S, S2, S3, P], R],
+    first: S,
+    second: S2,
+    third: S3,
+    /,
+    **_modes: Unpack[Modes],
+) -> Callable[P, R]: ...
+@overload
+def cached_partial(
+    f: Callable[..., R], *cached_args: Any, **_modes: Unpack[Modes]
+) -> Callable[..., R]: ...
+def cached_partial(f: Callable[..., Any], *cached_args: Any, **_modes: Unpack[Modes]) -> Any:
     """Fixes the first arguments of a transformed function; the same as ``functools.partial``.
 
     Args:

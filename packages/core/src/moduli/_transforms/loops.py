@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from moduli._call.call import Call, Labels
 from moduli._call.carried import is_array_like
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, function_name
+from moduli._call.function import Function, Modes, check_callable, folded, function_name
 from moduli._call.given_values import unboxed
 from moduli._call.loop_body import LoopBody
 from moduli._call.naming import named, naming, parameter_name
@@ -26,7 +26,9 @@ T = TypeVar("T")
 
 
 @folded
-def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T) -> T:
+def while_loop(
+    cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T, **_modes: Unpack[Modes]
+) -> T:
     """``jax.lax.while_loop`` for functions that take modules, with all their updates.
 
     If a function is a method of a module, what it writes there is carried from step to step too.
@@ -118,6 +120,7 @@ def fori_loop(
     init_val: T,
     *,
     unroll: int | bool | None = None,
+    **_modes: Unpack[Modes],
 ) -> T:
     """``jax.lax.fori_loop`` for functions that take modules, with all their updates.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
@@ -15,6 +15,7 @@ from moduli._call.call import Call, Labels
 from moduli._call.frame import Frame
 from moduli._call.function import (
     Function,
+    Modes,
     as_positions,
     check_callable,
     folded,
@@ -48,6 +49,7 @@ def pmap(
     axis_size: int | None = None,
     donate_argnums: int | Iterable[int] = (),
     transform_metadata: Mapping[str, Any] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Callable[P, R]: ...
 @overload
 def pmap(
@@ -62,6 +64,7 @@ def pmap(
     axis_size: int | None = None,
     donate_argnums: int | Iterable[int] = (),
     transform_metadata: Mapping[str, Any] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def pmap(
     f: Callable[..., Any] | None = None,
@@ -75,6 +78,7 @@ def pmap(
     axis_size: int | None = None,
     donate_argnums: int | Iterable[int] = (),
     transform_metadata: Mapping[str, Any] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.pmap`` for functions that take modules, with all their updates.
 

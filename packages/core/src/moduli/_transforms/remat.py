@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
@@ -13,6 +13,7 @@ from moduli._call.call import Call
 from moduli._call.eager_programs import Result, find_program
 from moduli._call.function import (
     Function,
+    Modes,
     Static,
     check_callable,
     folded,
@@ -35,6 +36,7 @@ def remat(
     prevent_cse: bool = True,
     static_argnums: int | tuple[int, ...] = (),
     policy: Callable[..., bool] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Callable[P, R]: ...
 @overload
 def remat(
@@ -43,6 +45,7 @@ def remat(
     prevent_cse: bool = True,
     static_argnums: int | tuple[int, ...] = (),
     policy: Callable[..., bool] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def remat(
     f: Callable[..., Any] | None = None,
@@ -50,6 +53,7 @@ def remat(
     prevent_cse: bool = True,
     static_argnums: int | tuple[int, ...] = (),
     policy: Callable[..., bool] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.checkpoint`` for functions that take modules, with all their updates.
 

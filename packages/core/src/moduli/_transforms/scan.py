@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
@@ -13,7 +13,7 @@ from moduli._call.again import options_key_or_none, remember
 from moduli._call.call import Call, Labels
 from moduli._call.eager_programs import Result, run_program
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, options_of, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, options_of, wraps
 from moduli._call.loop_body import LoopBody
 from moduli._call.mapped_axes import map_over
 from moduli._call.naming import named, naming
@@ -37,6 +37,7 @@ def scan(
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
     _split_transpose: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Callable[P, R]: ...
 @overload
 def scan(
@@ -49,6 +50,7 @@ def scan(
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
     _split_transpose: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def scan(
     f: Callable[..., Any] | None = None,
@@ -60,6 +62,7 @@ def scan(
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
     _split_transpose: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.lax.scan`` for functions that take modules, with all their updates.
 

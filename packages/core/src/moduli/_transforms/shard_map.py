@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 from jax.sharding import PartitionSpec
@@ -14,7 +14,7 @@ from moduli._call.again import options_key_or_none, remember, shared
 from moduli._call.call import Call, Labels
 from moduli._call.device_streams import DeviceStreams
 from moduli._call.frame import Frame
-from moduli._call.function import Function, check_callable, folded, options_of, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, options_of, wraps
 from moduli._call.misfit_texts import check_inputs, check_names, shared_axes
 from moduli._call.naming import explain, named
 from moduli._call.prefixes import after_bound, labels_in
@@ -36,6 +36,7 @@ def shard_map(
     out_specs: Any = None,
     axis_names: Any = frozenset(),
     check_vma: bool = True,
+    **_modes: Unpack[Modes],
 ) -> Callable[P, R]: ...
 @overload
 def shard_map(
@@ -46,6 +47,7 @@ def shard_map(
     out_specs: Any = None,
     axis_names: Any = frozenset(),
     check_vma: bool = True,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def shard_map(
     f: Callable[..., Any] | None = None,
@@ -55,6 +57,7 @@ def shard_map(
     out_specs: Any = None,
     axis_names: Any = frozenset(),
     check_vma: bool = True,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.shard_map`` for functions that take modules, with all their updates.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import jax
 
 from moduli import errors
 from moduli._call.call import Call
 from moduli._call.change_texts import outline
-from moduli._call.function import Function, check_callable, folded, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, wraps
 from moduli._call.naming import naming
 from moduli._call.results import arrays_and_aux
 from moduli._call.tangents import match_tangents
@@ -30,6 +30,7 @@ def vjp(
     *primals: Any,
     has_aux: Literal[False] = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> tuple[R, Callable[..., tuple[Any, ...]]]: ...
 @overload
 def vjp(
@@ -39,6 +40,7 @@ def vjp(
     *primals: Any,
     has_aux: Literal[True],
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> tuple[R, Callable[..., tuple[Any, ...]], X]: ...
 @overload
 def vjp(
@@ -46,6 +48,7 @@ def vjp(
     *primals: Any,
     has_aux: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Any: ...
 @folded
 def vjp(
@@ -53,6 +56,7 @@ def vjp(
     *primals: Any,
     has_aux: bool = False,
     reduce_axes: Sequence[Any] = (),
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.vjp`` for functions that take modules, with all their updates.
 
@@ -120,6 +124,7 @@ def jvp(
     tangents: tuple[Any, ...],
     *,
     has_aux: Literal[False] = False,
+    **_modes: Unpack[Modes],
 ) -> tuple[R, Any]: ...
 @overload
 def jvp(
@@ -128,6 +133,7 @@ def jvp(
     tangents: tuple[Any, ...],
     *,
     has_aux: Literal[True],
+    **_modes: Unpack[Modes],
 ) -> tuple[R, Any, X]: ...
 @overload
 def jvp(
@@ -136,6 +142,7 @@ def jvp(
     tangents: tuple[Any, ...] | None = None,
     *,
     has_aux: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Any: ...
 @folded
 def jvp(
@@ -144,6 +151,7 @@ def jvp(
     tangents: tuple[Any, ...] | None = None,
     *,
     has_aux: bool = False,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.jvp`` for functions that take modules, with all their updates.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import jax
 
 from moduli import errors
 from moduli._call.again import remember
 from moduli._call.call import Call, Labels
-from moduli._call.function import Function, check_callable, folded, options_of, wraps
+from moduli._call.function import Function, Modes, check_callable, folded, options_of, wraps
 from moduli._call.mapped_axes import all_axes, find_batched, map_over
 from moduli._call.naming import naming
 from moduli._call.outputs import Outputs
@@ -35,6 +35,7 @@ def vmap(
     axis_size: int | None = None,
     spmd_axis_name: Any = None,
     transform_metadata: Mapping[str, Any] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Callable[P, R]: ...
 @overload
 def vmap(
@@ -46,6 +47,7 @@ def vmap(
     axis_size: int | None = None,
     spmd_axis_name: Any = None,
     transform_metadata: Mapping[str, Any] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def vmap(
     f: Callable[..., Any] | None = None,
@@ -56,6 +58,7 @@ def vmap(
     axis_size: int | None = None,
     spmd_axis_name: Any = None,
     transform_metadata: Mapping[str, Any] | None = None,
+    **_modes: Unpack[Modes],
 ) -> Any:
     """``jax.vmap`` for functions that take modules, with all their updates.
 
