@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import moduli
 from moduli._base.hook_markers import hookimpl
@@ -117,7 +118,7 @@ def _pure(w: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.sin(w * x * w).sum()
 
 
-X = jnp.array([0.5, -1.0, 2.0])
+X = np.array([0.5, -1.0, 2.0])  # of NumPy, since an array of JAX starts its backend at import
 
 
 def _call(model: Any, x: jax.Array) -> jax.Array:
