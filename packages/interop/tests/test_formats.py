@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import moduli as nnx
 from moduli_interop import (
     Checkpoint,
     CheckpointFormatError,
+    CorruptCheckpointError,
     Format,
+    Leaf,
+    StoredArray,
     decode_manifest,
     encode_manifest,
     inspect_checkpoint,
@@ -121,3 +127,61 @@ def test_formats_can_use_the_manifest(file: pathlib.Path) -> None:
         loaded = load_state("a.two")["x"].value
     assert loaded.dtype == jnp.bfloat16
     assert loaded.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.ones(3, np.float64),  # asarray would have converted it
+        np.ones(3, ">f4"),
+        np.ones(3, np.int32),
+        np.ones((3, 1), np.float32),
+        np.ones(2, np.float32),
+        np.float32(1),
+    ],
+)
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_format_that_gives_other_bits_is_an_error(wrong: Any, abstract: bool) -> None:
+    plugin = Memory()
+    with nnx.using(plugin):
+        save("a.mem", nnx.Dict({"x": nnx.Param(jnp.ones(3))}))
+        (leaf,) = plugin.kept["a.mem"].leaves
+        bad = dataclasses.replace(leaf.value, read=lambda: wrong)
+        plugin.kept["a.mem"] = Checkpoint((dataclasses.replace(leaf, value=bad),), {}, "0.1.0")
+        fresh = nnx.Dict({"x": nnx.Param(jnp.zeros(3))})
+        if abstract:
+            fresh = nnx.eval_shape(lambda: nnx.Dict({"x": nnx.Param(jnp.zeros(3))}))
+        with pytest.raises(CorruptCheckpointError, match=r"it has to give float32\[3\]"):
+            load("a.mem", fresh)
+        with pytest.raises(CorruptCheckpointError, match=r"it has to give float32\[3\]"):
+            load_state("a.mem")
+        assert abstract or fresh["x"].value.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/b", "a\\b", "..", ".", "", ".x", "x\0", "a:b", "x" * 300, 3]
+)
+def test_names_of_members_are_plain_also_in_forged_manifests(name: Any) -> None:
+    array = StoredArray("float32", (3,), "jax")
+    text, _ = encode_manifest(Checkpoint((Leaf(("x",), "Param", "params", array),), {}, "0.1.0"))
+    assert text.count('"member":"x"') == 1
+    asked = []
+
+    def reader(member: str, array: StoredArray) -> Any:
+        asked.append(member)
+        return lambda: np.ones(3, np.float32)
+
+    decode_manifest(text, reader)
+    assert asked == ["x"]
+    with pytest.raises(ValueError, match="no array has the name"):
+        decode_manifest(text.replace('"member":"x"', f'"member":{json.dumps(name)}'), reader)
+    assert asked == ["x"]
+
+
+@pytest.mark.parametrize("key", ["a/b", "..", "é", "", "x" * 300, ("t", 1)])
+def test_names_that_are_made_are_such(key: Any) -> None:
+    read = lambda: np.ones(3, np.float32)
+    leaf = Leaf((key,), "Param", "params", StoredArray("float32", (3,), "jax", read=read))
+    text, arrays = encode_manifest(Checkpoint((leaf,), {}, "0.1.0"))
+    found = decode_manifest(text, lambda name, array: arrays[name].read_bits)
+    assert found.leaves[0].path == (key,)

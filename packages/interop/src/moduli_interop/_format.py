@@ -24,7 +24,8 @@ class Format:
         :func:`moduli_interop.atomic_folder` help.
       load: ``load(path)`` reads it back. What it returns may read each array when its ``read`` is
         called; a value that is not bit by bit as it was written raises a
-        :class:`~moduli_interop.CheckpointError`, there or here.
+        :class:`~moduli_interop.CheckpointError`, there or here, and so does whatever else is wrong
+        with the file.
       recognizes: ``recognizes(path)`` returns whether a file or folder is of this format, by its
         content. Without it the suffix decides.
       open: ``open(path)`` reads what the file says of itself and no array, for ``inspect``; by

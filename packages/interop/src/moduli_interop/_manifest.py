@@ -54,6 +54,7 @@ Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\[\]]{0,199}")
+_MEMBER = re.compile(rf"{_PLAIN_NAME.pattern}|[0-9]+-array")
 _CONTAINERS = frozenset(("jax", "numpy", "numpy scalar"))
 _MOST_DIMENSIONS = 32
 _FREE = 1 << 26  # bytes of memory that any manifest may take
@@ -70,7 +71,8 @@ def encode_manifest(
 
     Returns:
       The JSON text, and the arrays by the names of their members, in the order of the leaves. A
-      name is the path of its array where that is a plain name, and unique whatever the case.
+      name is the path of its array where that is a plain name: it begins with a letter, a digit or
+      ``_`` and has no separator in it, so it may be that of a file. It is unique whatever the case.
 
     Example:
       >>> from moduli_interop import Checkpoint, Leaf, encode_manifest
@@ -191,7 +193,8 @@ def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -
 
     Args:
       text: the JSON.
-      reader: gives the functions that read the bits of the arrays.
+      reader: gives the functions that read the bits of the arrays: ``reader(name, array)``, by the
+        name of a member, plain as :func:`encode_manifest` makes it, and what it should hold.
       owned: whether these functions return new memory at each call; see :class:`StoredArray`.
 
     Returns:
@@ -322,7 +325,9 @@ class _Decoder:
             isinstance(key_impl, str) and dtype == "uint32" and container == "jax" and shape
         ):
             raise ValueError("an array that is not one of PRNG key data is marked as keys")
-        if not isinstance(member, str) or member in self.members:
+        if not isinstance(member, str) or not _MEMBER.fullmatch(member):
+            raise ValueError(f"no array has the name {str(member)[:200]!r}")
+        if member in self.members:
             raise ValueError(f"the member {member!r} stands twice in the manifest")
         self.members.add(member)
         array = StoredArray(dtype, shape, container, weak, key_impl, None, self.owned)

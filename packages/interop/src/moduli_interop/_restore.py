@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moduli_interop._dtypes import dtype_from_name, from_bits
+from moduli_interop._dtypes import dtype_from_name, from_bits, storage_dtype
 from moduli_interop._errors import CorruptCheckpointError, UnsupportedValueError
 from moduli_interop._reading import read_in_order
 from moduli_interop._stored import StoredArray, StoredNamedTuple
@@ -106,10 +106,16 @@ def _assembled(value: Any, like: Any, live: Iterator[Any]) -> Any:
 def _array(
     stored: StoredArray, bits: np.ndarray, like: Any, narrowed: Callable[[np.dtype], bool]
 ) -> Any:
+    if bits.shape != stored.shape or bits.dtype != storage_dtype(stored.dtype):
+        raise CorruptCheckpointError(
+            f"the format of the checkpoint gave {bits.dtype}{list(bits.shape)} as the bits of "
+            f"{stored.dtype}{list(stored.shape)}; it has to give "
+            f"{stored.storage_dtype}{list(stored.shape)}, little-endian, or raise a CheckpointError"
+        )
     try:
         if not stored.owned:
             bits = np.array(bits, copy=True)
-        array = from_bits(bits, stored.dtype).reshape(stored.shape)
+        array = from_bits(bits, stored.dtype)
         if stored.container == "numpy scalar":
             return array[()]
         if stored.container == "numpy" or narrowed(array.dtype):

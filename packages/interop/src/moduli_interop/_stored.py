@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from moduli.errors import format_path
-from moduli_interop._dtypes import dtype_from_name
+from moduli_interop._dtypes import dtype_from_name, storage_dtype
 
 __all__ = [
     "Checkpoint",
@@ -71,6 +71,17 @@ class StoredArray:
     def nbytes(self) -> int:
         """Size of the bits."""
         return _nbytes(self.dtype, self.shape)
+
+    @property
+    def storage_dtype(self) -> np.dtype:
+        """The dtype of the bits, for formats that keep bytes alone.
+
+        Example:
+          >>> from moduli_interop import StoredArray
+          >>> StoredArray("bfloat16", (3,), "jax").storage_dtype
+          dtype('uint16')
+        """
+        return storage_dtype(self.dtype)
 
     def read_bits(self) -> np.ndarray:
         """Returns the bits; for arrays that have some."""

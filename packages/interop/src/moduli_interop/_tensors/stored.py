@@ -21,6 +21,9 @@ class StoredTensor:
       shape: its shape.
       dtype: its dtype; those of ``ml_dtypes`` for bfloat16 and the small floats.
       file: the file that holds it, or what else the source is.
+      read_all: reads it, into memory that nothing else writes; what :meth:`read` calls.
+      read_rows: reads some entries of the first axis, ``read_rows(slice(first, stop))`` with
+        ``0 <= first <= stop <= shape[0]`` and no step; None if parts cannot be read.
 
     Example:
       >>> import numpy as np
