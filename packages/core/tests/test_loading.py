@@ -14,9 +14,9 @@ from moduli import errors
 class Layer(nnx.Module):
     def __init__(self, size_in, size_out, seed=0):
         key = jax.random.key(seed)
-        self.kernel = nnx.Param(jax.random.normal(key, (size_in, size_out)))
-        self.bias = nnx.Param(jnp.zeros(size_out))
-        self.mean = nnx.BatchStat(jnp.zeros(size_out))
+        self.kernel = nnx.Param(jax.random.normal(key, (size_in, size_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(size_out, jnp.float32))
 
 
 class Net(nnx.Module):
@@ -136,7 +136,7 @@ def test_mapped_states_fit(select):
 def test_one_value_with_another_axis_among_others_is_refused():
     model = Net()
     values = nnx.to_pure_dict(nnx.state(model))
-    values["layers"][1]["bias"] = jnp.ones((4, 2))
+    values["layers"][1]["bias"] = jnp.ones((4, 2), jnp.float32)
     with pytest.raises(errors.StructureError, match=r"layers\[1\]\.bias` is float32 \(4, 2\)"):
         nnx.update(model, values)
 
@@ -316,8 +316,8 @@ class Sized(nnx.Module):
 
     def __init__(self, size_in, *sizes_out, inner=None):
         self.size_in, self.sizes_out, self.inner = size_in, sizes_out, inner
-        self.kernel = nnx.Param(jnp.zeros((size_in, *sizes_out)))
-        self.bias = None if size_in == 1 else nnx.Param(jnp.zeros(sizes_out))
+        self.kernel = nnx.Param(jnp.zeros((size_in, *sizes_out), jnp.float32))
+        self.bias = None if size_in == 1 else nnx.Param(jnp.zeros(sizes_out, jnp.float32))
 
 
 def test_merge_refuses_shapes_that_the_modules_sizes_deny():

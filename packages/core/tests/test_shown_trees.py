@@ -55,7 +55,7 @@ def test_defaults_are_hidden_and_nothing_else(made, text):
 
 
 def test_a_small_array_stands_on_one_line():
-    model = nnx.Dict(w=nnx.Param(jnp.ones((2, 2))))
+    model = nnx.Dict(w=nnx.Param(jnp.ones((2, 2), jnp.float32)))
     assert "'w': Param(float32[2, 2] [[1., 1.], [1., 1.]])" in repr(model)
 
 
@@ -63,7 +63,7 @@ def test_a_small_array_stands_on_one_line():
 def test_equal_blocks_are_folded(make):
     model = nnx.Dict(blocks=nnx.data(make([Layer(3, scale=1.0) for _ in range(12)])))
     for number, block in enumerate(model.blocks):
-        block.w.value = jnp.full(3, float(number))  # other values, but the same block
+        block.w.value = jnp.full(3, float(number), jnp.float32)  # other values, but the same block
     lines = repr(model).splitlines()
     assert len(lines) == 5
     assert "[0-11] 12 x Layer(size=3, w=Param(float32[3]))" in lines[2]

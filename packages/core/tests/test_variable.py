@@ -201,8 +201,11 @@ def test_names_of_kinds():
 
 
 def test_repr_shows_kind_dtype_shape_and_small_values():
-    assert repr(nnx.Param(jnp.ones((64, 3)))) == "Param(float32[64, 3])"
-    assert repr(nnx.Param(jnp.array([1.0, 2.0]), tag="a")) == "Param(float32[2] [1., 2.], tag='a')"
+    assert repr(nnx.Param(jnp.ones((64, 3), jnp.float32))) == "Param(float32[64, 3])"
+    assert (
+        repr(nnx.Param(jnp.array([1.0, 2.0], jnp.float32), tag="a"))
+        == "Param(float32[2] [1., 2.], tag='a')"
+    )
 
 
 def test_a_value_with_metadata_gives_both():
