@@ -11,6 +11,7 @@ from moduli_interop._bridges.bridge import Conversion as Conversion
 from moduli_interop._bridges.bridge import LayerRule as LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst as ChannelsFirst
 from moduli_interop._bridges.conventions import JoinedAxes as JoinedAxes
+from moduli_interop._bridges.conventions import OneExample as OneExample
 from moduli_interop._bridges.conventions import PaddingEmbed as PaddingEmbed
 from moduli_interop._bridges.conventions import TorchCell as TorchCell
 from moduli_interop._bridges.equinox import EquinoxModule as EquinoxModule

@@ -13,7 +13,7 @@ from moduli.errors import ShapeError
 from moduli_interop._bridges.arguments import parameters
 from moduli_interop._bridges.bridge import Conversion
 
-__all__ = ["ChannelsFirst", "JoinedAxes", "PaddingEmbed", "TorchCell", "check_plain"]
+__all__ = ["ChannelsFirst", "JoinedAxes", "OneExample", "PaddingEmbed", "TorchCell", "check_plain"]
 
 
 class ChannelsFirst(moduli.Module):
@@ -57,6 +57,36 @@ class ChannelsFirst(moduli.Module):
         """
         last = jnp.moveaxis(jnp.asarray(inputs), self.axis, -1)
         return jnp.moveaxis(self.layer(last, *args, **kwargs), -1, self.axis)
+
+
+class OneExample(moduli.Module):
+    """Calls a layer that has a batch with one example.
+
+    Attributes:
+      layer: the layer.
+
+    Args:
+      layer: the layer.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx
+      >>> norm = nnx.bridge.OneExample(nnx.GroupNorm(4, 2, rngs=nnx.Rngs(0)))
+      >>> norm(jnp.ones((5, 4))).shape
+      (5, 4)
+    """
+
+    __module__ = "moduli_interop.bridge"
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, inputs: Any) -> Any:
+        """Calls the layer.
+
+        Args:
+          inputs: array without an axis for the batch.
+        """
+        return self.layer(jnp.asarray(inputs)[None])[0]
 
 
 class JoinedAxes(moduli.Module):

@@ -16,12 +16,14 @@ import moduli
 from moduli_interop._bridges.arguments import build, fill
 from moduli_interop._bridges.bridge import Conversion, LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst, check_plain
+from moduli_interop._bridges.equinox_layers import channels_first_to_theirs, more_rules
+from moduli_interop._bridges.equinox_values import replaced, value
 from moduli_interop._bridges.frameworks import import_framework, makers
 
 __all__ = ["EquinoxModule", "from_equinox", "rules", "to_equinox"]
 
 
-def from_equinox(module: Any, *, rngs: moduli.Rngs | None = None) -> Any:
+def from_equinox(module: Any, *, state: Any = None, rngs: moduli.Rngs | None = None) -> Any:
     """Makes a model of ours from a module of equinox.
 
     A layer of ``equinox.nn`` becomes our layer; it takes one example, as there (write ``jax.vmap``,
@@ -31,6 +33,8 @@ def from_equinox(module: Any, *, rngs: moduli.Rngs | None = None) -> Any:
 
     Args:
       module: a module of equinox, or lists, tuples and dicts of these.
+      state: the ``equinox.nn.State`` of its layers that have one (BatchNorm); by default that with
+        which they were made.
       rngs: where the random numbers of dropout come from; it is needed for training.
 
     Returns:
@@ -68,6 +72,7 @@ def from_equinox(module: Any, *, rngs: moduli.Rngs | None = None) -> Any:
         shares=False,
     )
     conversion.kept["rngs"] = rngs
+    conversion.kept["state"] = state
     return conversion(module)
 
 
@@ -95,6 +100,8 @@ def to_equinox(model: Any) -> Any:
     def fallback(part: Any, convert: Conversion) -> Any:
         if isinstance(part, moduli.Module) or not callable(part):
             return NotImplemented
+        if part is moduli.identity:
+            return equinox.nn.Identity()
         return equinox.nn.Lambda(part)
 
     return Conversion(
@@ -184,7 +191,12 @@ def rules() -> list[LayerRule]:
         LayerRule(moduli.MLP, nn.MLP, _from_mlp, _to_mlp),
         LayerRule(moduli.Module, nn.Lambda, lambda part, convert: part.fn),
         LayerRule(moduli.Module, nn.Identity, lambda part, convert: moduli.identity),
-        LayerRule(ChannelsFirst, nn.Conv, None, _to_conv),
+        LayerRule(
+            ChannelsFirst,
+            nn.Conv,
+            None,
+            lambda part, convert: channels_first_to_theirs(part.layer, convert),
+        ),
         LayerRule(
             moduli.List,
             list,
@@ -193,8 +205,7 @@ def rules() -> list[LayerRule]:
         ),
         LayerRule(EquinoxModule, EquinoxModule, None, lambda part, convert: part.to_module()),
     ]
-    kinds: tuple[Any, ...] = (nn.Conv, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return found + [LayerRule(moduli.Module, kind, _from_conv) for kind in kinds]
+    return [*found, *more_rules()]
 
 
 # -- from equinox --------------------------------------------------------------------------------
@@ -218,35 +229,6 @@ def _from_embedding(part: Any, convert: Conversion) -> Any:
         moduli.Embed, part.num_embeddings, part.embedding_size, param_dtype=part.weight.dtype
     )
     return fill(layer, {"embedding": part.weight})
-
-
-def _from_conv(part: Any, convert: Conversion) -> Any:
-    rank = part.num_spatial_dims
-    padding = part.padding
-    if part.padding_mode != "ZEROS":
-        spans = [(k - 1) * d for k, d in zip(part.kernel_size, part.dilation, strict=True)]
-        if isinstance(padding, str):
-            same = padding == "SAME" and all(step == 1 for step in part.stride)
-        else:
-            same = list(padding) == [(span // 2, span - span // 2) for span in spans]
-        if part.padding_mode not in ("REFLECT", "CIRCULAR") or not same:
-            convert.refuse(part, f"with padding_mode={part.padding_mode!r} and this padding")
-        padding = part.padding_mode
-    layer = build(
-        moduli.Conv,
-        part.in_channels,
-        part.out_channels,
-        part.kernel_size,
-        part.stride,
-        padding=padding,
-        kernel_dilation=part.dilation,
-        feature_group_count=part.groups,
-        use_bias=part.use_bias,
-        param_dtype=part.weight.dtype,
-    )
-    bias = None if part.bias is None else part.bias.reshape(-1)
-    fill(layer, {"kernel": jnp.moveaxis(part.weight, (0, 1), (-1, -2)), "bias": bias})
-    return ChannelsFirst(layer, axis=-1 - rank)
 
 
 def _norm(cls: Any, part: Any, convert: Conversion, **settings: Any) -> Any:
@@ -276,9 +258,9 @@ def _from_rms_norm(part: Any, convert: Conversion) -> Any:
 
 def _from_prelu(part: Any, convert: Conversion) -> Any:
     slope = part.negative_slope
-    if slope.ndim:
-        convert.refuse(part, f"with {slope.size} slopes")
-    return moduli.PReLU(slope, param_dtype=slope.dtype)
+    if slope.ndim > 1 or slope.shape == (1,):
+        convert.refuse(part, f"with slopes of shape {slope.shape}")
+    return moduli.PReLU(slope, num_parameters=slope.size, param_dtype=slope.dtype)
 
 
 def _from_dropout(part: Any, convert: Conversion) -> Any:
@@ -302,33 +284,6 @@ def _from_mlp(part: Any, convert: Conversion) -> Any:
 # -- to equinox ----------------------------------------------------------------------------------
 
 
-def _value(variable: Any, convert: Conversion) -> Any:
-    """Returns a Variable's value; raises if it was met before."""
-    if variable is None:
-        return None
-    met = convert.kept.setdefault("met", {})
-    if id(variable) in met:
-        convert.refuse(
-            variable,
-            f"which also stands at `{moduli.errors.format_path(met[id(variable)][1])}`, and which "
-            "equinox would train as two arrays (see equinox.nn.Shared)",
-        )
-    met[id(variable)] = (variable, convert.path)
-    return variable.value
-
-
-def _replaced(module: Any, **arrays: Any) -> Any:
-    """Returns a module with other arrays."""
-    import equinox
-
-    names = [name for name, array in arrays.items() if array is not None]
-    return equinox.tree_at(
-        lambda module: [getattr(module, name) for name in names],
-        module,
-        [arrays[name] for name in names],
-    )
-
-
 def _to_linear(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
@@ -336,15 +291,15 @@ def _to_linear(part: Any, convert: Conversion) -> Any:
     made = nn.Linear(
         part.in_features, part.out_features, use_bias=part.use_bias, key=jax.random.key(0)
     )
-    kernel, bias = _value(part.kernel, convert), _value(part.bias, convert)
-    return _replaced(made, weight=kernel.T, bias=bias)
+    kernel, bias = value(part.kernel, convert), value(part.bias, convert)
+    return replaced(made, weight=kernel.T, bias=bias)
 
 
 def _to_embedding(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
     check_plain(part, convert)
-    return nn.Embedding(weight=_value(part.embedding, convert))
+    return nn.Embedding(weight=value(part.embedding, convert))
 
 
 def _to_norm(part: Any, convert: Conversion) -> Any:
@@ -358,14 +313,14 @@ def _to_norm(part: Any, convert: Conversion) -> Any:
         part.num_features, eps=part.epsilon, use_weight=part.scale is not None,
         use_bias=bias is not None,
     )  # fmt: skip
-    return _replaced(made, weight=_value(part.scale, convert), bias=_value(bias, convert))
+    return replaced(made, weight=value(part.scale, convert), bias=value(bias, convert))
 
 
 def _to_prelu(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
     check_plain(part, convert)
-    return _replaced(nn.PReLU(), negative_slope=_value(part.negative_slope, convert))
+    return replaced(nn.PReLU(), negative_slope=value(part.negative_slope, convert))
 
 
 def _to_dropout(part: Any, convert: Conversion) -> Any:
@@ -388,39 +343,3 @@ def _to_mlp(part: Any, convert: Conversion) -> Any:
             layers.append(convert(part.activation, "activation"))
             layers += [convert(dropouts[n], "dropouts", n)] if n < len(dropouts) else []
     return nn.Sequential(layers)
-
-
-def _to_conv(part: Any, convert: Conversion) -> Any:
-    import equinox.nn as nn
-
-    layer = part.layer
-    check_plain(layer, convert)
-    if type(layer) is not moduli.Conv:
-        convert.refuse(part, "around a layer of which equinox has none with its features first")
-    rank = len(layer.kernel_size)
-    strides, spread, dilation, padding = layer._window()
-    if any(d != 1 for d in spread) or layer.mask is not None or padding == "CAUSAL":
-        convert.refuse(part, "with input_dilation, mask or CAUSAL padding")
-    mode = "ZEROS"
-    if padding in ("CIRCULAR", "REFLECT"):
-        spans = [(k - 1) * d for k, d in zip(layer.kernel_size, dilation, strict=True)]
-        mode, padding = padding, tuple((span // 2, span - span // 2) for span in spans)
-    made = nn.Conv(
-        rank,
-        layer.in_features,
-        layer.out_features,
-        layer.kernel_size,
-        strides,
-        padding,
-        dilation,
-        layer.feature_group_count,
-        layer.use_bias,
-        mode,
-        key=jax.random.key(0),
-    )
-    bias = _value(layer.bias, convert)
-    return _replaced(
-        made,
-        weight=jnp.moveaxis(_value(layer.kernel, convert), (-1, -2), (0, 1)),
-        bias=None if bias is None else bias.reshape((-1, *[1] * rank)),
-    )

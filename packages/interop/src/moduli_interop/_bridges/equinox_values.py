@@ -1,0 +1,54 @@
+"""Arrays of our Variables in modules of equinox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+import moduli
+from moduli_interop._bridges.bridge import Conversion
+
+__all__ = ["key", "replaced", "value"]
+
+
+def key() -> jax.Array:
+    """Returns a key for parameters that are replaced."""
+    return jax.random.key(0)
+
+
+def value(variable: Any, convert: Conversion) -> Any:
+    """Returns a Variable's value; raises if it was met before.
+
+    Args:
+      variable: the Variable, or None.
+      convert: the conversion.
+    """
+    if variable is None:
+        return None
+    met = convert.kept.setdefault("met", {})
+    if id(variable) in met:
+        convert.refuse(
+            variable,
+            f"which also stands at `{moduli.errors.format_path(met[id(variable)][1])}`, and which "
+            "equinox would train as two arrays (see equinox.nn.Shared)",
+        )
+    met[id(variable)] = (variable, convert.path)
+    return variable.value
+
+
+def replaced(module: Any, **arrays: Any) -> Any:
+    """Returns a module of equinox with other arrays.
+
+    Args:
+      module: the module.
+      **arrays: arrays by the names of its attributes; None is left out.
+    """
+    import equinox
+
+    names = [name for name, array in arrays.items() if array is not None]
+    return equinox.tree_at(
+        lambda module: [getattr(module, name) for name in names],
+        module,
+        [arrays[name] for name in names],
+    )
