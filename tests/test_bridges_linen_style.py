@@ -280,6 +280,41 @@ def inside_of_linen_and_of_ours(nnx: Any) -> Any:
     return variables, out, after, counted.mean[...]
 
 
+@program
+def collections_of_kinds_without_a_name(nnx: Any) -> Any:
+    class Own(nnx.Variable):
+        pass
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.lora = nnx.LoRA(3, 2, 4, rngs=rngs)
+            self.plain, self.own = nnx.Variable(jnp.ones(2)), Own(jnp.ones(3))
+
+        def __call__(self, x: Any) -> Any:
+            return self.lora(x)
+
+    out, variables = nnx.bridge.to_linen(Model).init_with_output(jax.random.key(0), X)
+    again = nnx.bridge.to_linen(Model).apply(variables, X)
+    kinds = {c: type(nnx.bridge.variables.to_nnx_var(c, 1.0)).__name__ for c in variables}
+    return out, variables, again, kinds
+
+
+@program
+def named_values_on_a_mesh(nnx: Any) -> Any:
+    class Layer(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            init = linen.with_partitioning(linen.initializers.lecun_normal(), ("in", "out"))
+            return x @ self.param("w", init, (3, 4))
+
+    mesh = jax.make_mesh((1, 1), ("in", "out"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        model = nnx.jit(
+            lambda x: nnx.bridge.ToNNX(Layer(), nnx.Rngs(0)).lazy_init(x),
+        )(X)
+        return model.w.get_metadata("out_sharding"), model.w.sharding.spec, model(X)
+
+
 def plain(item: Any) -> Any:
     """Takes a result apart: arrays as numpy's, the collections' classes and key types aside."""
     if isinstance(item, (moduli.Variable, theirs.Variable)):

@@ -26,6 +26,8 @@ import numpy as np
 import moduli
 from moduli.errors import StructureError
 from moduli_interop._bridges.linen_variables import (
+    collection_of,
+    kind_of,
     nested,
     to_attributes,
     to_linen_var,
@@ -341,7 +343,7 @@ class Module(moduli.Module, metaclass=_Named):
         make: Callable[[], Any] | None,
         make_abstract: Callable[[], Any] | None,
     ) -> Any:
-        kind = moduli.variable_type_from_name(col, allow_register=True)
+        kind = kind_of(col)
         given = name in self._bound("variable").pending
         held = getattr(self, name, None)
         if held is None:
@@ -600,11 +602,7 @@ def _variables_of(module: Module) -> dict[str, Any]:
         if isinstance(node, moduli.RngState):  # linen's variables have no streams
             return
         if isinstance(node, moduli.Variable):
-            try:
-                collection = moduli.variable_name_from_type(type(node))
-            except ValueError:
-                collection = type(node).__name__
-            flat.append(((collection, *path), to_linen_var(node)))
+            flat.append(((collection_of(type(node)), *path), to_linen_var(node)))
             return
         children = _children(node)
         if isinstance(node, Module):

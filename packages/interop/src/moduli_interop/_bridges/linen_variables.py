@@ -17,7 +17,9 @@ from moduli.errors import StructureError
 from moduli_interop._bridges.frameworks import import_framework
 
 __all__ = [
+    "collection_of",
     "flat_items",
+    "kind_of",
     "nested",
     "nnx_attrs_to_linen_vars",
     "nnx_meta_class",
@@ -30,6 +32,33 @@ __all__ = [
 Path = tuple[Any, ...]
 
 
+# Kinds that have a name in moduli and none in flax, where the class's stands for it.
+_UNNAMED = ("LoRAParam", "OptArray", "OptState", "OptVariable", "Variable")
+
+
+def kind_of(collection: str) -> type[moduli.Variable[Any]]:
+    """Returns the kind of Variable of a collection; makes one, if no kind has the name."""
+    if collection in _UNNAMED:
+        return getattr(moduli, collection)
+    return moduli.variable_type_from_name(collection, allow_register=True)
+
+
+def collection_of(kind: type[moduli.Variable[Any]]) -> str:
+    """Returns the collection of a kind of Variable, as in flax: a class without a name has its own.
+
+    Args:
+      kind: the class.
+    """
+    name = kind.__name__
+    if name in _UNNAMED and getattr(moduli, name) is kind:
+        return name
+    try:
+        return moduli.variable_name_from_type(kind)
+    except moduli.errors.PathError:
+        moduli.register_variable_name(name, kind)
+        return name
+
+
 def to_nnx_var(col: str, x: Any) -> moduli.Variable[Any]:
     """Makes a Variable of a value of linen.
 
@@ -40,7 +69,7 @@ def to_nnx_var(col: str, x: Any) -> moduli.Variable[Any]:
     """
     from flax.core import meta
 
-    kind = moduli.variable_type_from_name(col, allow_register=True)
+    kind = kind_of(col)
     if isinstance(x, nnx_meta_class()):
         if x.var_type is not kind:
             raise StructureError(
@@ -53,9 +82,7 @@ def to_nnx_var(col: str, x: Any) -> moduli.Variable[Any]:
     boxed: Any = x
     held = boxed.to_nnx_metadata() if hasattr(boxed, "to_nnx_metadata") else dict(vars(boxed))
     value = held.pop("value")
-    made = kind(jax.numpy.zeros(()), **held, linen_meta_type=type(x))
-    made.set_raw_value(value)
-    return made
+    return kind(value, **held, linen_meta_type=type(x))
 
 
 def to_linen_var(vs: moduli.Variable[Any]) -> Any:
@@ -166,7 +193,7 @@ def to_attributes(variables: Mapping[str, Any]) -> dict[Path, moduli.Variable[An
     for collection, tree in variables.items():
         for path, value in flat_items(tree):
             if path in found:
-                kind = moduli.variable_name_from_type(type(found[path]))
+                kind = collection_of(type(found[path]))
                 raise StructureError(
                     f"the collections {kind!r} and {collection!r} both have "
                     f"`{moduli.errors.format_path(path)}`, where an attribute of ToNNX has one "
@@ -185,5 +212,5 @@ def nnx_attrs_to_linen_vars(nnx_attrs: Mapping[str, Any]) -> dict[str, Any]:
                 f"`{moduli.errors.format_path(path)}` is a {type(item).__name__} and no Variable, "
                 "so that no collection of linen is known for it"
             )
-        flat.append(((moduli.variable_name_from_type(type(item)), *path), to_linen_var(item)))
+        flat.append(((collection_of(type(item)), *path), to_linen_var(item)))
     return nested(flat)

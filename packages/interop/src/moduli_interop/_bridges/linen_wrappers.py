@@ -18,6 +18,7 @@ import moduli
 from moduli.errors import StructureError
 from moduli_interop._bridges.frameworks import import_framework
 from moduli_interop._bridges.linen_variables import (
+    collection_of,
     flat_items,
     nested,
     nnx_attrs_to_linen_vars,
@@ -296,7 +297,7 @@ def linen_class() -> Any:
             for path, leaf in moduli.to_flat_state(state):
                 if not isinstance(leaf, moduli.Variable):
                     continue
-                collection = moduli.variable_name_from_type(type(leaf), allow_register=True)
+                collection = collection_of(type(leaf))
                 value = leaf.get_raw_value() if self.metadata_fn is None else self.metadata_fn(leaf)
                 place = found.setdefault(collection, {})
                 for key in path[:-1]:
