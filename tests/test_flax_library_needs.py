@@ -208,6 +208,24 @@ def every_trace_is_intercepted_too(nnx: Any) -> Any:
     return np.array(len(calls))
 
 
+@behaviour
+def a_quantizer_leaves_a_table_that_is_looked_up(nnx: Any) -> Any:
+    """It replaces the weights that it finds in a product, where a product only multiplies."""
+    embed = nnx.Embed(5, 3, rngs=nnx.Rngs(0))
+    found: list[Any] = []
+    product = lax.dot_general
+
+    def intercepted(lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> Any:
+        found.extend(part for part in (lhs, rhs) if part is embed.embedding.get_value())
+        return product(lhs, rhs, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lax, "dot_general", intercepted)
+        scores = embed.attend(X)
+        inside = nnx.jit(lambda embed, x: embed.attend(x))(embed, X)
+    return scores, inside, np.array(len(found))
+
+
 # -- attributes of containers ----------------------------------------------------------------------
 
 

@@ -142,10 +142,12 @@ class Embed(Summing):
         """
         check_features(self, query, -1, self.features, "features")
         q, table = promote_for(self, (query, self.embedding[...]))
+        # Transposed as in flax: who replaces the weights of products (quantizers) then leaves the
+        # table alone, which has to stay an array that can be looked up.
         scores = jax.lax.dot_general(
             q,
-            table,
-            (((q.ndim - 1,), (1,)), ((), ())),
+            table.T,
+            (((q.ndim - 1,), (0,)), ((), ())),
             preferred_element_type=self._sum_dtype(),
             **({} if out_sharding is None else {"out_sharding": out_sharding}),
         )
