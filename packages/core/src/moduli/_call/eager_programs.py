@@ -13,6 +13,8 @@ jitted: a *program*.
 - What a function reads from outside is a constant in its programs. Variables that it reads there
   are noted, and what its code names (globals, closures, those of functions beside it) is compared
   at each call; if one of them is another now, its programs are made anew. So they are never old.
+- While somebody has put other functions in the place of JAX's, to quantize or to count, nothing is
+  kept and nothing found: every call traces, and so they see each.
 - Values of a running trace in a closure go to no program: such a call works as without all this.
 """
 
@@ -28,6 +30,7 @@ import jax
 
 from moduli._base.closed_over import ClosedOver
 from moduli._base.compat import is_staged
+from moduli._base.replaced import jax_is_replaced
 from moduli._call.again import Recipe, recipe_of
 from moduli._call.call import Call
 from moduli._call.naming import named
@@ -93,6 +96,8 @@ def find_program(
       None where nothing is kept.
     """
     if options is None or is_staged() or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return None
+    if jax_is_replaced():
         return None
     table = _table_of(functions)
     if table is None:
