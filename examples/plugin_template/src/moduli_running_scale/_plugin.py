@@ -17,7 +17,7 @@ moduli_hook_version: Any = (1, 0)  # of moduli's hooks, for which this was writt
 
 @moduli.hookimpl
 def moduli_variable_names() -> Mapping[str, type[moduli.Variable[Any]]]:
-    """Lets strings stand for the kind of Variable, as in filters."""
+    """Names the kind of Variable, for checkpoints and ``sow``; filters take its class."""
     from moduli_running_scale._layer import RunningScaleMax
 
     return {"running_scale_maxima": RunningScaleMax}

@@ -42,8 +42,9 @@ def check_names(
             kinds = contributed().values
             near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.8)
             if near:
-                kind = kinds[near[0]].__name__
-                hint = f"the kind {near[0]!r} is selected by its class, as moduli.{kind}"
+                kind = kinds[near[0]]
+                home = kind.__module__.partition(".")[0].replace("moduli_layers", "moduli")
+                hint = f"the kind {near[0]!r} is selected by its class, as {home}.{kind.__name__}"
             elif any_name and isinstance(filter, str):
                 tags = sorted({tag for _, value in pairs if isinstance(tag := _tag(value), str)})
                 close = difflib.get_close_matches(name, tags, n=1)

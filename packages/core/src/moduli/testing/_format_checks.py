@@ -178,10 +178,10 @@ def is_found_by_suffix_and_content(case: FormatCase) -> None:
         if not format.recognizes(file):
             raise AssertionError("`recognizes` does not know a file that `save` wrote")
         folder = os.path.dirname(file)
-        for other, content in (("empty", b""), ("text", b"moduli"), ("zeros", bytes(4096))):
+        for other, content in (("nothing in it", b""), ("text", b"moduli"), ("zeros", bytes(4096))):
             path = os.path.join(folder, other)
             pathlib.Path(path).write_bytes(content)
-            _is_not(format, path, f"a file of {other}")
+            _is_not(format, path, f"a file with {other}")
         for name, known in _known().items():
             if name not in (format.name, "orbax"):  # which needs a package of its own
                 path = os.path.join(folder, "other" + known.suffixes[0])
