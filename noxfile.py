@@ -214,6 +214,7 @@ def onnx(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation, as HTML in docs/_build; warnings are errors."""
     install(session, "docs")
+    session.install("-e", "./packages/matrix")  # it has a place in the API
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
 
 
@@ -221,6 +222,7 @@ def docs(session: nox.Session) -> None:
 def docs_looks(session: nox.Session) -> None:
     """The documentation in a browser: widths, links; pictures in docs/_build/looks."""
     install(session, "docs")
+    session.install("-e", "./packages/matrix")  # it has a place in the API
     session.install("playwright>=1.50")
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
     if not shutil.which("chromium"):
