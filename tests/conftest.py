@@ -4,3 +4,5 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+# moduli-matrix is installed where nox is, not where tests run; its names stand in the API too
+sys.path.insert(0, str(Path(__file__).parent.parent / "packages" / "matrix" / "src"))
