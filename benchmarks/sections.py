@@ -19,6 +19,7 @@ from benchmarks import (
     runs,
     stacking,
     tracing,
+    training,
 )
 from benchmarks.settings import Settings
 
@@ -54,6 +55,7 @@ SECTIONS = {
     "layers": Section("each layer", layer_calls.measure, layer_calls.report),
     "checkpoints": Section("save and load", checkpoints.measure, checkpoints.report),
     "runs": Section("what Run adds to a loop", runs.measure, runs.report),
+    "training": Section("training an MLP, a CNN and a GPT", training.measure, training.report),
     "stacking": Section("loop and scanned stack", stacking.measure, stacking.report),
 }
 """Name on the command line and in the JSON -> the section."""

@@ -22,7 +22,8 @@ class Settings:
       many_modules: how many modules the model of many modules has.
       many_variables: how many Variables the model of many Variables has.
       run_width: width of the one layer that training runs have; 1280 and Adam make 20 MB.
-      run_steps: steps of a training run.
+      run_steps: steps of training runs: what a run begins and ends with weighs less in a long one.
+      tiny_training: whether the models of the section of training are tiny.
       first_models: names of the models of first use (``first_models.MODELS``); all by default.
       checkpoint_bytes: size of the large checkpoint.
       checkpoint_arrays: how many arrays the checkpoint of many small ones has.
@@ -40,7 +41,8 @@ class Settings:
     many_modules: int = 1000
     many_variables: int = 5000
     run_width: int = 1280
-    run_steps: int = 100
+    run_steps: tuple[int, ...] = (100, 1000)
+    tiny_training: bool = False
     first_models: tuple[str, ...] = ()
     checkpoint_bytes: int = 1 << 30
     checkpoint_arrays: int = 5000
@@ -67,7 +69,8 @@ QUICK = Settings(
     many_modules=4,
     many_variables=6,
     run_width=8,
-    run_steps=50,
+    run_steps=(50,),
+    tiny_training=True,
     first_models=("tiny LSTM",),
     checkpoint_bytes=1 << 16,
     checkpoint_arrays=6,

@@ -54,6 +54,26 @@ def test_it_learns_writes_and_saves(gpt, tmp_path, capsys) -> None:
     assert gpt.evaluate(again, results.text.test) == pytest.approx(results.after, rel=1e-5)
 
 
+def test_stopped_and_started_again_it_ends_with_the_same_figures(
+    gpt, tmp_path, monkeypatch
+) -> None:
+    whole = gpt.main([*TINY, "--out", str(tmp_path / "whole")])
+    train_step, count = gpt.train_step, iter(range(99))
+
+    def stops(*arguments):
+        if next(count) == 22:
+            raise InterruptedError  # nothing is saved then: it goes on after step 20
+        return train_step(*arguments)
+
+    monkeypatch.setattr(gpt, "train_step", stops)
+    with pytest.raises(InterruptedError):
+        gpt.main([*TINY, "--out", str(tmp_path / "stopped")])
+    again = gpt.main([*TINY, "--out", str(tmp_path / "stopped")])
+    assert next(count) == 23 + 20
+    assert again.losses == whole.losses and again.sample == whole.sample
+    assert (again.before, again.after) == (whole.before, whole.after)
+
+
 def test_bfloat16_learns_and_writes(gpt, tmp_path) -> None:
     results = gpt.main([*TINY, "--bfloat16", "--remat", "--out", str(tmp_path)])
     assert np.mean(results.losses[-5:]) < 0.8 * np.mean(results.losses[:5])
