@@ -197,8 +197,15 @@ def test_states_of_loaders_come_back_as_they_were() -> None:
     found = decoded(json.loads(json.dumps(encoded(state))))
     np.testing.assert_array_equal(found.pop(3), state.pop(3))
     assert found == state
-    with pytest.raises(RunError, match="holds a set, which no checkpoint can keep"):
-        encoded({"a": {1}})
+    for scalar in (np.int8(3), np.bool_(True), np.uint64(2**64 - 1), np.float32(0.1)):
+        found = decoded(json.loads(json.dumps(encoded(scalar))))
+        assert type(found) is type(scalar) and found == scalar
+    halves = np.asarray(jnp.arange(3, dtype=jnp.bfloat16))
+    found = decoded(json.loads(json.dumps(encoded(halves))))
+    assert found.dtype == halves.dtype and (found == halves).all()
+    for kind, value in {"set": {1}, "PRNGKeyArray": jax.random.key(0), "object": object()}.items():
+        with pytest.raises(RunError, match=f"holds a {kind}, which no checkpoint can keep"):
+            encoded({"a": value})
 
 
 def test_a_torch_tensor_in_a_state_comes_back() -> None:

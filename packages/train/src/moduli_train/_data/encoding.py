@@ -30,14 +30,30 @@ def encoded(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return {"kind of": "bytes", "data": base64.b64encode(value).decode()}
     kind = "tensor" if type(value).__module__.partition(".")[0] == "torch" else "array"
-    array = np.asarray(value)
-    if array.dtype.hasobject:
+    kind = "scalar" if isinstance(value, np.generic) else kind
+    array = _array(value)
+    if array is None:
         raise RunError(
             f"the state of the data holds a {type(value).__name__}, which no checkpoint can keep; "
             "it takes numbers, texts, bytes, arrays, and lists, tuples and dicts of these"
         )
     data = base64.b64encode(array.tobytes()).decode()
-    return {"kind of": kind, "dtype": array.dtype.str, "shape": list(array.shape), "data": data}
+    return {"kind of": kind, "dtype": _name(array.dtype), "shape": list(array.shape), "data": data}
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """Returns a value as an array whose bytes and name of dtype say all, or None."""
+    try:
+        array = np.asarray(value)
+        return (
+            array if np.dtype(_name(array.dtype)) == array.dtype and array.dtype != object else None
+        )
+    except TypeError:  # a key of JAX, a bfloat16 tensor of torch
+        return None
+
+
+def _name(dtype: np.dtype) -> str:
+    return dtype.name if dtype.kind == "V" else dtype.str  # the latter is V2 for a bfloat16
 
 
 def decoded(value: Any) -> Any:
@@ -55,4 +71,6 @@ def decoded(value: Any) -> Any:
     if kind == "bytes":
         return data
     array = np.frombuffer(bytearray(data), np.dtype(value["dtype"])).reshape(value["shape"])
+    if kind == "scalar":
+        return array[()]
     return importlib.import_module("torch").from_numpy(array) if kind == "tensor" else array
