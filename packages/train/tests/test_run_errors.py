@@ -413,6 +413,14 @@ def test_what_batches_does_not_take() -> None:
         nnx.Batches({"x": np.zeros(3), "y": np.zeros(4)}, 2)
     with pytest.raises(ShapeError, match="no batch of 4 examples in arrays of length 3"):
         nnx.Batches(np.zeros(3), 4, drop_last=True)
+    wrong: list[Any] = [1.5, "a", True, -1, 2**64]
+    for value in wrong:
+        with pytest.raises(VariableError, match=r"seed=...\) is a whole number from 0 to"):
+            nnx.Batches(np.zeros(3), 2, seed=value)
+    for value in [*wrong[:3], None]:
+        with pytest.raises(VariableError, match=r"size=...\) is a whole number; got"):
+            nnx.Batches(np.zeros(3), value)
+    assert type(nnx.Batches(np.zeros(3), np.int64(2), seed=np.uint8(1)).facts()["seed"]) is int
 
 
 def test_an_error_in_the_loop_saves_nothing_and_is_the_users(tmp_path: pathlib.Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from moduli.errors import ShapeError
+from moduli.errors import ShapeError, VariableError
 
 __all__ = ["Batches"]
 
@@ -28,6 +29,7 @@ class Batches:
 
     Raises:
       ShapeError: the arrays differ in length, or there is no batch in them.
+      VariableError: size or seed is no whole number.
 
     Example:
       >>> import numpy as np, moduli as nnx
@@ -48,6 +50,8 @@ class Batches:
         length = min(lengths.values(), default=-1)
         if length < 0 or length != max(lengths.values()):
             raise ShapeError(f"Batches takes arrays of one length; got the lengths {lengths}")
+        size = _whole("size", size, None)
+        seed = None if seed is None else _whole("seed", seed, 2**64)
         count = length // size if drop_last and size > 0 else -(-length // max(size, 1))
         if size < 1 or count < 1:
             raise ShapeError(f"there is no batch of {size} examples in arrays of length {length}")
@@ -74,3 +78,14 @@ class Batches:
         """Returns what has to be the same when a run resumes."""
         names = ("size", "seed", "drop_last")
         return {"length": self._length} | {name: getattr(self, name) for name in names}
+
+
+def _whole(name: str, value: Any, end: int | None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (end is not None and not 0 <= number < end):
+        least = "" if end is None else " from 0 to 2**64 - 1, or None"
+        raise VariableError(f"Batches({name}=...) is a whole number{least}; got {value!r}")
+    return number
