@@ -563,3 +563,69 @@ def test_the_first_argument_must_be_the_module(args: Any, kwargs: Any, got: str)
 
     with pytest.raises(errors.StructureError, match=f"forward must be the Module .* got {got}"):
         capture(forward, nnx.Intermediate)(*args, **kwargs)
+
+
+class Sown(nnx.Module):
+    def __init__(self) -> None:
+        self.w = nnx.Param(jnp.arange(1.0, 5.0))
+
+    def __call__(self, x: Any) -> Any:
+        self.sow(nnx.Intermediate, "y", y := jnp.dot(self.perturb("gx", x), self.w))
+        return y
+
+
+class Above(nnx.Module):
+    def __init__(self) -> None:
+        self.parts = nnx.List([Sown(), Sown()])
+
+    def __call__(self, x: Any) -> Any:
+        return self.parts[0](x) + 2 * self.parts[1](x)
+
+
+LIFTS: dict[str, Callable[..., Any]] = {
+    "plain": lambda f: f,
+    "jit": nnx.jit,
+    "remat": nnx.remat,
+    "vmap": lambda f: nnx.vmap(f, in_axes=(None, 0)),
+    "jit of vmap": lambda f: nnx.jit(nnx.vmap(f, in_axes=(None, 0))),
+    "grad": lambda f: lambda p, x: nnx.grad(lambda p, x: f(p, x).sum())(p, x),
+}
+
+
+@pytest.mark.parametrize("kind", [Sown, Above])
+@pytest.mark.parametrize("name", LIFTS)
+def test_a_module_merged_inside_of_a_transform_is_the_callers(name: str, kind: Any) -> None:
+    """The transform gets a State alone, and the function makes the module of it."""
+    lift, model, x = LIFTS[name], kind(), jnp.ones((3, 4))
+
+    def split_off(model: Any, x: Any) -> Any:
+        graphdef, state = nnx.split(model)
+        return lift(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+
+    for what in (nnx.Intermediate, nnx.Perturbation):
+        _, found = capture(split_off, what)(model, x)
+        _, expected = capture(lambda model, x: lift(lambda m, x: m(x))(model, x), what)(model, x)
+        ours, theirs = nnx.to_pure_dict(found), nnx.to_pure_dict(expected)
+        assert len(jax.tree.leaves(theirs)) > 0
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_gradients_by_the_perturbations_of_a_merged_module() -> None:
+    model, x = Sown(), jnp.ones((3, 4))
+
+    @nnx.capture(nnx.Perturbation)
+    def start(model: Any, x: Any) -> Any:
+        graphdef, params = nnx.split(model, ...)
+        return nnx.vmap(lambda p, x: nnx.merge(graphdef, p)(x), in_axes=(None, 0))(params, x)
+
+    def gradients(model: Any, zeros: Any, x: Any) -> Any:
+        def loss(model: Any, zeros: Any, x: Any) -> Any:
+            return capture(model, nnx.Intermediate, init=zeros)(x)
+
+        return nnx.grad(loss, argnums=1, has_aux=True)(model, zeros, x)
+
+    _, zeros = start(model, x)
+    of_x, seen = nnx.vmap(gradients, in_axes=(None, 0, 0))(model, zeros, x)
+    np.testing.assert_array_equal(of_x["gx"][...], np.broadcast_to(np.arange(1.0, 5.0), (3, 4)))
+    assert set(nnx.merge_state(of_x, seen)) == {"gx", "y"}

@@ -24,6 +24,7 @@ from moduli._base.current_transform import describe_running
 from moduli._base.node import Node
 from moduli._base.type_variables import Path
 from moduli._graph.walk import iter_nodes, node_children
+from moduli._variable.box import Variable
 
 __all__ = [
     "Crossings",
@@ -125,7 +126,9 @@ class RecordingKey(NamedTuple):
             for item, path in zip(group, paths, strict=True)
             if path is not None
         ]
-        opened = Recording(self.owner, known, given, self.crossings, has_root=self.has_root)
+        modules = [(item, path) for item, path in known if not isinstance(item, Variable)]
+        opened = Recording(self.owner, modules, given, self.crossings, has_root=self.has_root)
+        opened._loose = [(item, path) for item, path in known if isinstance(item, Variable)]
         if not self.keeps:
             opened.mute()
         if self.caller is not None:
@@ -152,6 +155,7 @@ class Recording:
     ):
         self.owner, self.crossings, self._has_root = owner, crossings, has_root
         self._known = known  # keeps the objects alive, so that their ids stay theirs
+        self._loose: list[tuple[Any, Path]] = []  # Variables that a call got without their module
         self._tops = _tops(known)
         self._paths = {id(item): path for item, path in known}
         self._trace = trace_state()
@@ -187,15 +191,11 @@ class Recording:
         held = _variables(module, ())
         if not held:
             return None
-        places: dict[int, list[Path]] = {}
         modules: dict[Path, Any] = {}
         for known, path in self._known:
-            if not isinstance(known, Node):
-                continue
-            modules.setdefault(path, known)
-            for relative, child in node_children(known):
-                if not isinstance(child, Node):
-                    places.setdefault(id(child), []).append(path + relative)
+            if isinstance(known, Node):
+                modules.setdefault(path, known)
+        places = self._places_of_variables()
         bases: set[Path] | None = None
         for variable, relative in held:
             found = {
@@ -206,10 +206,23 @@ class Recording:
             bases = found if bases is None else bases & found
             if not bases:
                 return None
+        kind = type(module)  # a call that got Variables alone does not know the module there
         fitting = sorted(
-            (base for base in bases or () if type(modules.get(base)) is type(module)), key=len
+            (base for base in bases or () if type(modules.get(base, module)) is kind), key=len
         )
         return fitting[0] if fitting else None
+
+    def _places_of_variables(self) -> dict[int, list[Path]]:
+        """Returns the paths of all Variables, by identity."""
+        places: dict[int, list[Path]] = {}
+        for variable, path in self._loose:
+            places.setdefault(id(variable), []).append(path)
+        for known, path in self._known:
+            if isinstance(known, Node):
+                for relative, child in node_children(known):
+                    if not isinstance(child, Node):
+                        places.setdefault(id(child), []).append(path + relative)
+        return places
 
     def path_of_variable(self, variable: Any) -> Path | None:
         """Returns the path of a Variable from the root of the recording; it looks everywhere."""
@@ -348,11 +361,20 @@ class Recording:
     def key(self, objects: Iterable[Iterable[Any]]) -> RecordingKey:
         """What a program has to know, for the objects of each graph of a call."""
         self._look_again()
-        paths = tuple([tuple([self._paths.get(id(item)) for item in group]) for group in objects])
+        paths = tuple([self._paths_in(list(group)) for group in objects])
         caller = self._calls[-1][0] if self._calls else None
         return RecordingKey(
             self.owner, paths, caller, self.crossings, self._entries is not None, self._has_root
         )
+
+    def _paths_in(self, group: list[Any]) -> tuple[Path | None, ...]:
+        """Returns the paths of the objects of a graph; of Variables if there is no module."""
+        paths = tuple([self._paths.get(id(item)) for item in group])
+        loose = any(isinstance(item, Variable) for item in group)
+        if not loose or any(path is not None for path in paths):
+            return paths
+        places = self._places_of_variables()
+        return tuple([next(iter(places.get(id(item), ())), None) for item in group])
 
     def given_inside(self) -> dict[Place, tuple[Any, Crossings]]:
         """Returns what the recording inside of a lifted call is given: numbers count from there."""
