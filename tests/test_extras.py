@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import zipfile
 
 import pytest
@@ -113,3 +114,26 @@ def test_wheels_are_typed_licensed_and_hold_no_tests(wheels: pathlib.Path) -> No
         assert any(name.endswith("py.typed") for name in names), wheel.name
         assert any(name.endswith("LICENSE") for name in names), wheel.name
         assert not [name for name in names if "test_" in name], wheel.name
+
+
+def test_a_plugin_built_as_a_wheel_passes_its_tests_against_wheels_of_ours(
+    wheels: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = Environment(tmp_path / "venv")
+    found.install("--find-links", str(wheels), "moduli[interop]", "pytest", "hatchling")
+    made = tmp_path / "moduli-shiny"
+    parts = ["--layer", "--tool", "--format"]
+    new = [found.python, "-m", "moduli", "new-plugin", made.name, *parts]
+    run([*new, "--into", str(tmp_path)])
+    assert made.is_dir()
+    code = "import hatchling.build as b, os, sys; os.chdir(sys.argv[1]); print(b.build_wheel('.'))"
+    wheel = made / found.run(code, str(made)).strip().splitlines()[-1]
+    found.install("--find-links", str(wheels), str(wheel))
+    shutil.rmtree(made / "src")  # what is tested is what is installed
+    options = ["-c", str(made / "pyproject.toml"), "--rootdir", str(made), "-o", "pythonpath="]
+    pytest_ = [found.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    done = run([*pytest_, str(made / "tests")], MODULI_STRICT="1")
+    assert "failed" not in done.stdout and "it is not installed" not in done.stdout
+    report = json.loads(run([found.python, "-m", "moduli", "doctor", "--json"]).stdout)
+    assert report["problems"] == []
+    assert "shiny" in [plugin["name"] for plugin in report["plugins"]]

@@ -34,6 +34,7 @@ def plugins() -> dict[str, Any]:
     """Returns what ``python -m moduli plugins`` shows: plugins, and the order of each hook."""
     found = _plugins.discover()
     failed_specs = _plugins.declare_all()
+    owners = owners_of_names()  # first: a plugin may fail in the hooks that it asks
     return {
         "plugins": [
             {
@@ -54,7 +55,7 @@ def plugins() -> dict[str, Any]:
             for name in _plugins.hook_names()
         },
         "hook_version": ".".join(map(str, _plugins.version())),
-        **owners_of_names(),
+        **owners,
     }
 
 
