@@ -20,6 +20,8 @@ from moduli_interop._bridges.frameworks import to_framework as to_framework
 from moduli_interop._bridges.haiku import HaikuModule as HaikuModule
 from moduli_interop._bridges.in_linen_style import linen_in_bridge_mdl as linen_in_bridge_mdl
 from moduli_interop._bridges.in_linen_style import nnx_in_bridge_mdl as nnx_in_bridge_mdl
+from moduli_interop._bridges.linen_layers import as_linen as as_linen
+from moduli_interop._bridges.linen_layers import from_linen as from_linen
 from moduli_interop._bridges.linen_style import MODULE_CONTEXT as MODULE_CONTEXT
 from moduli_interop._bridges.linen_style import AttrPriority as AttrPriority
 from moduli_interop._bridges.linen_style import Module as Module

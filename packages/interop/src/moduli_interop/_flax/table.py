@@ -39,7 +39,7 @@ MODULES: dict[str, str] = {
     "nnx_attrs_to_linen_vars nnx_in_bridge_mdl to_linen to_linen_class to_nnx_var to_linen_var "
     "with_partitioning AttrPriority NNXMeta Scope current_context current_module initializers "
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule JoinedAxes LayerRule "
-    "OneExample PaddingEmbed TorchCell TorchModule "  # our own
+    "OneExample PaddingEmbed TorchCell TorchModule as_linen from_linen "  # our own
     "HaikuModule from_framework to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
     "bridge.module": "AttrPriority MODULE_CONTEXT Module ModuleStackEntry Scope compact "
@@ -125,7 +125,7 @@ _AUTHORS = (
 )
 _BRIDGE = (
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule JoinedAxes LayerRule "
-    "OneExample PaddingEmbed TorchCell TorchModule from_framework "
+    "OneExample PaddingEmbed TorchCell TorchModule as_linen from_framework from_linen "
     "to_framework HaikuModule "
     "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
     "to_linen_var to_nnx_var compact linen_in_bridge_mdl nnx_in_bridge_mdl AttrPriority NNXMeta "

@@ -1,0 +1,341 @@
+"""flax.linen: its own layers with their variables as our layers, and the other way.
+
+A module of linen holds no values: they stand in a dict of collections beside it. Its layers have
+the settings and the order of axes of ours, under nearly the same names; the sizes of inputs are
+those of the arrays. Other modules of linen are called by :class:`~moduli_interop.bridge.ToNNX`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import moduli
+from moduli_interop._bridges.arguments import build, fill, parameters
+from moduli_interop._bridges.bridge import Conversion
+from moduli_interop._bridges.frameworks import import_framework
+
+__all__ = ["as_linen", "from_linen"]
+
+_ADVICE = (
+    "call it with `moduli.bridge.ToNNX(module)`, or a class of ours with `moduli.bridge.to_linen`"
+)
+# settings that speak of how values begin or are computed, not of what is computed
+_FREE = ("name", "parent", "precision", "use_fast_variance", "rng_collection", "rngs", "keep_rngs")
+_JOINED = "with several feature_axes, whose parameters have one axis here and several in linen"
+_SPELLED = {"batch_dims": "batch_axis"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """One layer of both.
+
+    Attributes:
+      ours: our class.
+      theirs: the name of linen's.
+      sizes: makes our arguments that linen takes from its inputs, of the module and its arrays.
+      arrays: the collection and name of each Variable, by our path, where not ``params`` and equal.
+      kept: our arguments that linen's has not, because its inputs tell them.
+    """
+
+    ours: Any
+    theirs: str
+    sizes: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    arrays: Mapping[str, tuple[str, ...]]
+    kept: tuple[str, ...] = ()
+
+
+def _params(*names: str) -> dict[str, tuple[str, ...]]:
+    return {name: ("params", *name.split(".")) for name in names}
+
+
+def _dense(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    return {"in_features": held["kernel"].shape[0], "out_features": module.features}
+
+
+def _general(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    axes = module.axis if isinstance(module.axis, (tuple, list)) else (module.axis,)
+    return {"in_features": held["kernel"].shape[: len(axes)], "out_features": module.features}
+
+
+def _conv(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    turned = getattr(module, "transpose_kernel", False)
+    per_group = held["kernel"].shape[-1 if turned else -2]
+    groups = getattr(module, "feature_group_count", 1)
+    return {"in_features": per_group * groups, "out_features": module.features}
+
+
+def _norm(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    return {"num_features": math.prod(next(iter(held.values())).shape)}
+
+
+def _attention(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    kernel = held["query.kernel"]
+    return {
+        "in_features": kernel.shape[0],
+        "in_kv_features": held["key.kernel"].shape[0],
+        "qkv_features": kernel.shape[1] * kernel.shape[2],
+        "out_features": held["out.kernel"].shape[-1],
+    }
+
+
+def _no_sizes(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+_FEATURES = ("in_features", "out_features")
+_AFFINE = _params("scale", "bias")
+
+
+def _layers() -> list[_Layer]:
+    stats = {"mean": ("batch_stats", "mean"), "var": ("batch_stats", "var")}
+    maps = [f"{m}.{p}" for m in ("query", "key", "value", "out") for p in ("kernel", "bias")]
+    norms = ("query_ln.scale", "key_ln.scale")
+    weights, features = _params("kernel", "bias"), ("num_features",)
+    sizes = ("in_features", "in_kv_features")
+    return [
+        _Layer(moduli.Linear, "Dense", _dense, weights, _FEATURES),
+        _Layer(moduli.LinearGeneral, "DenseGeneral", _general, weights, _FEATURES),
+        _Layer(moduli.Conv, "Conv", _conv, weights, _FEATURES),
+        _Layer(moduli.ConvTranspose, "ConvTranspose", _conv, weights, _FEATURES),
+        _Layer(moduli.Embed, "Embed", _no_sizes, _params("embedding")),
+        _Layer(moduli.LayerNorm, "LayerNorm", _norm, _AFFINE, features),
+        _Layer(moduli.RMSNorm, "RMSNorm", _norm, _params("scale"), features),
+        _Layer(moduli.GroupNorm, "GroupNorm", _norm, _AFFINE, features),
+        _Layer(moduli.InstanceNorm, "InstanceNorm", _norm, _AFFINE, features),
+        _Layer(moduli.BatchNorm, "BatchNorm", _norm, {**_AFFINE, **stats}, features),
+        _Layer(
+            moduli.MultiHeadAttention,
+            "MultiHeadDotProductAttention",
+            _attention,
+            _params(*maps, *norms),
+            sizes,
+        ),
+        _Layer(moduli.PReLU, "PReLU", _no_sizes, _params("negative_slope")),
+        _Layer(moduli.Dropout, "Dropout", _no_sizes, {}),
+    ]
+
+
+def from_linen(module: Any, variables: Any = None, *, rngs: moduli.Rngs | None = None) -> Any:
+    """Makes a model of ours from a layer of flax.linen, or a Sequential of them, and its variables.
+
+    Args:
+      module: the module, as ``flax.linen.Dense(4)``.
+      variables: what its ``init`` returned.
+      rngs: where the random numbers of dropout come from; it is needed for training.
+
+    Returns:
+      Our layer, or a Sequential.
+
+    Raises:
+      BridgeError: a layer, or one of its settings, has no counterpart, or variables
+        are missing.
+      MissingFrameworkError: flax is not installed.
+
+    Example:
+      >>> import flax.linen, jax, jax.numpy as jnp, moduli as nnx
+      >>> dense = flax.linen.Dense(4)
+      >>> variables = dense.init(jax.random.key(0), jnp.ones((1, 3)))
+      >>> layer = nnx.bridge.from_linen(dense, variables)
+      >>> type(layer).__name__, layer.kernel.shape
+      ('Linear', (3, 4))
+    """
+    linen = import_framework("flax.linen", "flax")
+    makers: dict[type, Any] = {getattr(linen, row.theirs): _maker(row) for row in _layers()}
+
+    def sequential(part: Any, convert: Conversion) -> Any:
+        place = convert.kept["place"]
+        made = []
+        for number, layer in enumerate(part.layers):
+            convert.kept["place"] = (*place, f"layers_{number}")
+            made.append(convert(layer, "layers", number))
+        convert.kept["place"] = place
+        return moduli.Sequential(*made)
+
+    def fallback(part: Any, convert: Conversion) -> Any:
+        return NotImplemented if isinstance(part, linen.Module) or not callable(part) else part
+
+    convert = Conversion(
+        "flax.linen",
+        {**makers, linen.Sequential: sequential},
+        wanted="layer of moduli",
+        advice=_ADVICE,
+        fallback=fallback,
+        shares=False,
+    )
+    convert.kept |= {"place": (), "variables": {} if variables is None else variables, "rngs": rngs}
+    return convert(module)
+
+
+def _maker(row: _Layer) -> Any:
+    def make(part: Any, convert: Conversion) -> Any:
+        held = {path: _read(convert, where) for path, where in row.arrays.items()}
+        held = {path: array for path, array in held.items() if array is not None}
+        fields = {f.name: f for f in dataclasses.fields(part) if f.name not in _FREE}
+        if row.arrays and not held:
+            convert.refuse(part, "whose variables are not there, so that its sizes are not known")
+        if _several(getattr(part, "feature_axes", -1)):
+            convert.refuse(part, _JOINED)
+        settings = row.sizes(part, held)
+        takes = parameters(row.ours)
+        for name, field in fields.items():
+            value = getattr(part, name)
+            ours = _SPELLED.get(name, name)
+            if (name == "features" and row.ours is not moduli.Embed) or "_init" in name:
+                continue
+            if name == "batch_dims":
+                if value:
+                    convert.refuse(part, f"with batch_dims={value}")
+            elif ours in takes and ours not in settings and name != "promote_dtype":
+                if "general" in name or name == "attention_fn":  # what either takes by default
+                    if value is not field.default:
+                        convert.refuse(part, f"with a `{name}` of its own")
+                    continue
+                settings[ours] = value
+            elif ours not in takes and value != field.default:
+                convert.refuse(part, f"with {name}={value!r}, which our layer has not")
+        if row.ours is moduli.GroupNorm and settings.get("group_size") is not None:
+            settings["num_groups"] = None
+        if row.ours is moduli.Dropout:
+            return moduli.Dropout(**settings, rngs=convert.kept["rngs"])
+        layer = fill(build(row.ours, **settings), held)
+        for name, value in settings.items():
+            if isinstance(value, (jax.Array, np.ndarray)):  # a mask, of which there is a shape yet
+                setattr(layer, name, value)
+        missing = [p for p in row.arrays if _at(layer, p) is not None and p not in held]
+        if missing:
+            convert.refuse(part, f"whose variables have no {', '.join(missing)}")
+        return layer
+
+    return make
+
+
+def _several(axes: Any) -> bool:
+    return isinstance(axes, (tuple, list)) and len(axes) > 1
+
+
+def _read(convert: Conversion, where: tuple[str, ...]) -> Any:
+    from flax.core import meta
+
+    found: Any = convert.kept["variables"]
+    for name in (where[0], *convert.kept["place"], *where[1:]):
+        if not isinstance(found, Mapping) or name not in found:
+            return None
+        found = found[name]
+    return found.unbox() if isinstance(found, meta.AxisMetadata) else found
+
+
+def _at(layer: Any, path: str) -> Any:
+    for name in path.split("."):
+        layer = None if layer is None else getattr(layer, name, None)
+    return layer
+
+
+def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
+    """Makes a layer of flax.linen, or a Sequential of them, and its variables of a model of ours.
+
+    Args:
+      model: a layer of ours, or a Sequential of layers and functions.
+
+    Returns:
+      ``(module, variables)``, for ``module.apply(variables, ...)``.
+
+    Raises:
+      BridgeError: a layer, or one of its settings, has no counterpart.
+      MissingFrameworkError: flax is not installed.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx
+      >>> module, variables = nnx.bridge.as_linen(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+      >>> type(module).__name__, module.apply(variables, jnp.ones((2, 3))).shape
+      ('Dense', (2, 4))
+    """
+    linen = import_framework("flax.linen", "flax")
+    variables: dict[str, Any] = {}
+
+    def sequential(part: Any, convert: Conversion) -> Any:
+        place, made = convert.kept["place"], []
+        for number, layer in enumerate(part.layers):
+            convert.kept["place"] = (*place, f"layers_{number}")
+            made.append(convert(layer, "layers", number))
+        convert.kept["place"] = place
+        return linen.Sequential(made)
+
+    def fallback(part: Any, convert: Conversion) -> Any:
+        return NotImplemented if isinstance(part, moduli.Module) or not callable(part) else part
+
+    def maker(row: _Layer) -> Any:
+        cls = getattr(linen, row.theirs)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+
+        def make(part: Any, convert: Conversion) -> Any:
+            if _several(getattr(part, "feature_axes", -1)):
+                convert.refuse(part, _JOINED)
+            settings: dict[str, Any] = {}
+            for name, parameter in parameters(row.ours).items():
+                if name in _FREE or name in row.kept or not hasattr(part, name):
+                    continue
+                value = getattr(part, name)
+                if name in fields:
+                    if "general" in name or name in ("attention_fn", "promote_dtype"):
+                        if value is not None and value is not parameter.default:
+                            convert.refuse(part, f"with a `{name}` of its own")
+                    elif "_init" not in name:
+                        settings[name] = value
+                elif _differs(part, name, value, parameter.default):
+                    convert.refuse(part, f"with {name}={value!r}, which linen's has not")
+            if "out_features" in row.kept:
+                settings["features"] = part.out_features
+            if row.ours is moduli.GroupNorm:
+                settings["group_size"] = None
+            for path, where in row.arrays.items():
+                variable = _at(part, path)
+                if variable is not None:
+                    _write(variables, (where[0], *convert.kept["place"], *where[1:]), variable)
+                    _check_once(variable, convert)
+            return cls(**settings)
+
+        return make
+
+    makers: dict[type, Any] = {row.ours: maker(row) for row in _layers()}
+    convert = Conversion(
+        "flax.linen",
+        {**makers, moduli.Sequential: sequential},
+        wanted="layer of flax.linen",
+        advice=_ADVICE,
+        fallback=fallback,
+        shares=False,
+    )
+    convert.kept["place"] = ()
+    return convert(model), variables
+
+
+def _differs(part: Any, name: str, value: Any, default: Any) -> bool:
+    """Returns whether a setting that linen has not is in use."""
+    if name == "num_kv_heads":
+        return value != part.num_heads
+    if name == "dtype":
+        return value is not None and jnp.dtype(value) != jnp.dtype(part.param_dtype)
+    if name == "batch_axis":
+        return bool(dict(value))
+    return value is not default and value != default
+
+
+def _check_once(variable: Any, convert: Conversion) -> None:
+    met = convert.kept.setdefault("met", {})
+    if id(variable) in met:
+        convert.refuse(variable, "which stands in two places, and would be two arrays in linen")
+    met[id(variable)] = variable
+
+
+def _write(variables: dict[str, Any], where: tuple[str, ...], variable: Any) -> None:
+    *parents, last = where
+    for name in parents:
+        variables = variables.setdefault(name, {})
+    variables[last] = variable.get_raw_value()
