@@ -74,11 +74,20 @@ def save(
       >>> load(path, nnx.Dict({"scale": nnx.Param(0.0)}))["scale"].value
       2.5
     """
-    file = os.fspath(path)
-    chosen = choose_format(file, format)
     with no_collection():
-        checkpoint = described(model, metadata, shards=chosen.writes_shards)
-        write(file, checkpoint, chosen.save, progress)
+        _save(os.fspath(path), model, metadata, format, progress)
+
+
+def _save(
+    file: str,
+    model: Any,
+    metadata: Mapping[str, Any] | None,
+    format: str | None,
+    progress: Progress,
+) -> None:
+    chosen = choose_format(file, format)
+    checkpoint = described(model, metadata, shards=chosen.writes_shards)
+    write(file, checkpoint, chosen.save, progress)
 
 
 def described(model: Any, metadata: Mapping[str, Any] | None, *, shards: bool) -> Checkpoint:
@@ -163,8 +172,7 @@ def load(
     """
     file = os.fspath(path)
     with no_collection():
-        checkpoint = recognize_format(file, format).load(file)
-        return fill(model, checkpoint, file, progress)
+        return fill(model, recognize_format(file, format).load(file), file, progress)
 
 
 def fill(model: M, checkpoint: Checkpoint, file: str, progress: Progress) -> M:

@@ -72,25 +72,7 @@ class Parts:
         nodes: list[tuple[Path, Any]] = []
         bare: list[tuple[Path, Any]] = []
 
-        def visit(value: Any, path: Path) -> None:
-            if isinstance(value, jax.Array):
-                bare.append((path, Bare(value)))
-            elif isinstance(value, (moduli.Pytree, moduli.Variable)):
-                nodes.append((path, value))
-            elif isinstance(value, moduli.State):
-                for inner, leaf in _flat(value):
-                    if isinstance(leaf, moduli.Variable):
-                        nodes.append((path + inner, leaf))
-                    else:
-                        bare.append((path + inner, Bare(leaf)))
-                        self._bare_in_states.append((path + inner, value, inner))
-            elif _is_container(value):
-                for key, item in _items(value):
-                    visit(item, (*path, key))
-            else:
-                bare.append((path, Bare(value)))
-
-        visit(self._model, ())
+        self._visit(self._model, (), nodes, bare)
         self._prefixes = [path for path, _ in nodes]
         self._root = moduli.Dict({f"{index:08d}": node for index, (_, node) in enumerate(nodes)})
         found = _flat(moduli.state(self._root)) if nodes else []
@@ -99,6 +81,31 @@ class Parts:
         self.live += bare
         duplicates = moduli.find_duplicates(self._root)
         self.aliases = [list(map(self._outer, paths)) for paths in duplicates]
+
+    def _visit(
+        self,
+        value: Any,
+        path: Path,
+        nodes: list[tuple[Path, Any]],
+        bare: list[tuple[Path, Any]],
+    ) -> None:
+        """Notes the nodes, and what belongs to none, of a value and what it contains."""
+        if isinstance(value, jax.Array):
+            bare.append((path, Bare(value)))
+        elif isinstance(value, (moduli.Pytree, moduli.Variable)):
+            nodes.append((path, value))
+        elif isinstance(value, moduli.State):
+            for inner, leaf in _flat(value):
+                if isinstance(leaf, moduli.Variable):
+                    nodes.append((path + inner, leaf))
+                else:
+                    bare.append((path + inner, Bare(leaf)))
+                    self._bare_in_states.append((path + inner, value, inner))
+        elif _is_container(value):
+            for key, item in _items(value):
+                self._visit(item, (*path, key), nodes, bare)
+        else:
+            bare.append((path, Bare(value)))
 
     def _outer(self, path: Path) -> Path:
         assert self._prefixes is not None

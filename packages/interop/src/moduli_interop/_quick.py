@@ -14,7 +14,8 @@ def no_collection() -> Iterator[None]:
     """Makes no garbage collection begin within the block.
 
     The collector starts whenever enough objects were made and looks at every object of the process
-    then; describing thousands of arrays would spend most of its time in that.
+    then; describing thousands of arrays would spend most of its time in that. What the block makes
+    should be gone at its end, in a function that it calls, or the collector starts right after it.
     """
     if not gc.isenabled():
         yield
