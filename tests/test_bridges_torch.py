@@ -241,7 +241,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("match,make", REFUSED.items(), ids=[m[:12] for m in REFUSED])
 def test_what_has_no_counterpart_is_refused_with_its_place(match: str, make: Any) -> None:
-    with pytest.raises(moduli.BridgeError, match=rf"at `a\[1\]` of the model.*{match}"):
+    with pytest.raises(moduli.BridgeError, match=rf"at `a/1` of the model.*{match}"):
         moduli.from_torch(nn.ModuleDict({"a": nn.Sequential(nn.ReLU(), make())}))
 
 

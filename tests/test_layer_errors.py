@@ -11,7 +11,7 @@ from layer_table import TABLE, Bad, Row, make_inputs
 import moduli
 from moduli.errors import RngError, ShapeError
 
-PLACE = r"\(in `blocks\[0\]\[0\](\.[\w.\[\]]+)?` of Outer\)"
+PLACE = r"\(in `blocks/0/0(/[\w/]+)?` of Outer\)"
 REFUSED = [(row, bad) for row in TABLE for bad in row.bad]
 KNOWING = [row for row in TABLE if row.checks_features]
 

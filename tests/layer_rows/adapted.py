@@ -97,8 +97,8 @@ ROWS: list[Row] = [
             {
                 "kernel": 200**-0.5,
                 "bias": 0,
-                "lora.lora_a": (2 / 200) ** 0.5,
-                "lora.lora_b": 0,
+                "lora/lora_a": (2 / 200) ** 0.5,
+                "lora/lora_b": 0,
             },
         ),
     ),
@@ -119,10 +119,10 @@ ROWS: list[Row] = [
         init=(
             _large_mlp,
             {
-                "layers[0].kernel": 0.1,
-                "layers[0].bias": 0,
-                "layers[1].kernel": 0.05,
-                "layers[1].bias": 0,
+                "layers/0/kernel": 0.1,
+                "layers/0/bias": 0,
+                "layers/1/kernel": 0.05,
+                "layers/1/bias": 0,
             },
         ),
     ),

@@ -176,9 +176,9 @@ def _large(rngs: moduli.Rngs) -> Any:
 
 
 _SPREAD = {
-    **{f"{name}.kernel": 1 / 8 for name in ("query", "key", "value")},
-    "out.kernel": 1 / 20,
-    **{f"{name}.bias": 0 for name in ("query", "key", "value", "out")},
+    **{f"{name}/kernel": 1 / 8 for name in ("query", "key", "value")},
+    "out/kernel": 1 / 20,
+    **{f"{name}/bias": 0 for name in ("query", "key", "value", "out")},
 }
 
 ROWS: list[Row] = [

@@ -219,15 +219,15 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 def _gates(kernel: str, recurrent: str, names: str) -> dict[str, float]:
     return {
-        **{f"{kernel}{n}.kernel": 1 / 8 for n in names.split()},
-        **{f"{recurrent}{n}.kernel": 1 / 10 for n in names.replace("_", "").split()},
-        **{f"{recurrent}{n}.bias": 0 for n in names.replace("_", "").split()},
+        **{f"{kernel}{n}/kernel": 1 / 8 for n in names.split()},
+        **{f"{recurrent}{n}/kernel": 1 / 10 for n in names.replace("_", "").split()},
+        **{f"{recurrent}{n}/bias": 0 for n in names.replace("_", "").split()},
     }
 
 
-_FUSED_LSTM = {"dense_i.kernel": 1 / 8, "dense_h.kernel": 1 / 20, "dense_h.bias": 0.0}
-_GRU = {"dense_i.kernel": 1 / 8, "dense_h.kernel": 300**-0.5, "dense_i.bias": 0.0}
-_SIMPLE = {"dense_i.kernel": 1 / 8, "dense_h.kernel": 1 / 10, "dense_i.bias": 0.0}
+_FUSED_LSTM = {"dense_i/kernel": 1 / 8, "dense_h/kernel": 1 / 20, "dense_h/bias": 0.0}
+_GRU = {"dense_i/kernel": 1 / 8, "dense_h/kernel": 300**-0.5, "dense_i/bias": 0.0}
+_SIMPLE = {"dense_i/kernel": 1 / 8, "dense_h/kernel": 1 / 10, "dense_i/bias": 0.0}
 
 ROWS: list[Row] = [
     _cell("simple", layers.SimpleCell, _SIMPLE),

@@ -68,7 +68,7 @@ def _conv(rngs: moduli.Rngs) -> Any:
 
 def _weight(name: str, inner: Any, **kwargs: Any) -> Row:
     axes, scale = kwargs.get("feature_axes", -1), kwargs.get("use_scale", True)
-    spreads = {"layer_instance.kernel": 0.1, "layer_instance.bias": 0.0}
+    spreads = {"layer_instance/kernel": 0.1, "layer_instance/bias": 0.0}
 
     def large(rngs: moduli.Rngs) -> Any:
         return layers.WeightNorm(layers.Linear(100, 200, rngs=rngs), **kwargs, rngs=rngs)
@@ -93,7 +93,7 @@ def _spectral(name: str, inner: Any, reference: Any, **kwargs: Any) -> Row:
         ((2, 5, 3),),
         (2, 5, 4),
         reference,
-        init=(large, {"layer_instance.kernel": 0.1, "layer_instance.bias": 0.0}),
+        init=(large, {"layer_instance/kernel": 0.1, "layer_instance/bias": 0.0}),
         # the vectors are constants for the gradient; only at the fixed point do they not matter
         smooth=reference is by_svd,
     )

@@ -119,7 +119,7 @@ def test_what_is_no_array_is_named_with_its_place(value, reader):
     if reader in ("jnp.asarray", "namespace") and value == "key":
         return  # JAX takes arrays of keys
     model = nnx.Dict(inner=nnx.Dict(held=nnx.Cache(make())))
-    with pytest.raises(VariableError, match=rf"(?s)the Cache at `inner\.held` of Dict .*{message}"):
+    with pytest.raises(VariableError, match=rf"(?s)the Cache at `inner/held` of Dict .*{message}"):
         READERS[reader](model.inner.held)
 
 

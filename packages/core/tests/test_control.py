@@ -237,9 +237,9 @@ def whole(m, x):
         (
             returns_model,
             errors.StructureError,
-            "cond: true_fun (returns_model) returns the Counter that was given as `<root>`, but "
-            "false_fun (keep) changes no structure; all must leave the same structure: make "
-            "Variables and attributes before, and write values inside",
+            "cond: true_fun (returns_model) returns the Counter that was given as "
+            "`the model itself`, but false_fun (keep) changes no structure; all must leave the "
+            "same structure: make Variables and attributes before, and write values inside",
         ),
         (
             grows,

@@ -48,24 +48,24 @@ def first(models, x):
 
 X = np.ones((1, 2), np.float32)
 CALLS = {
-    "jit": (lambda m: nnx.jit(evaluate)(m, X), "model.", "evaluate"),
-    "keyword": (lambda m: nnx.jit(evaluate)(model=m, x=X), "model.", "evaluate"),
-    "container": (lambda m: nnx.jit(first)({"ema": [m]}, X), "models['ema'][0].", "first"),
-    "eager container": (lambda m: nnx.grad(first)({"ema": [m]}, X), "models.ema[0].", "first"),
-    "grad": (lambda m: nnx.grad(evaluate)(m, X), "model.", "evaluate"),
-    "remat": (lambda m: nnx.remat(evaluate)(m, X), "model.", "evaluate"),
+    "jit": (lambda m: nnx.jit(evaluate)(m, X), "model/", "evaluate"),
+    "keyword": (lambda m: nnx.jit(evaluate)(model=m, x=X), "model/", "evaluate"),
+    "container": (lambda m: nnx.jit(first)({"ema": [m]}, X), "models['ema'][0]/", "first"),
+    "eager container": (lambda m: nnx.grad(first)({"ema": [m]}, X), "models['ema'][0]/", "first"),
+    "grad": (lambda m: nnx.grad(evaluate)(m, X), "model/", "evaluate"),
+    "remat": (lambda m: nnx.remat(evaluate)(m, X), "model/", "evaluate"),
     "scan": (
         lambda m: nnx.scan(evaluate, in_axes=(None, 0), out_axes=0)(m, X),
-        "model.",
+        "model/",
         "evaluate",
     ),
     "compiled": (
         lambda m: nnx.jit(evaluate).lower(Net(), X).compile()(m, X),
-        "model.",
+        "model/",
         "evaluate",
     ),
     "module": (lambda m: m(X), "", "a Net"),
-    "method": (lambda m: m.total(x=X), "self.", "total"),
+    "method": (lambda m: m.total(x=X), "self/", "total"),
     "inner": (lambda m: m.blocks[0](X), "", "a Net"),
 }
 
@@ -81,7 +81,7 @@ def test_the_error_names_path_program_and_cure(name):
     with pytest.raises(DonatedError) as caught:
         call(twin)
     text = str(caught.value)
-    assert text.startswith(f"{called} was called") and f"`{top}blocks[0].kernel`" in text, text
+    assert text.startswith(f"{called} was called") and f"`{top}blocks/0/kernel`" in text, text
     assert f"train at {__file__}" in text or f"train at {os.path.abspath(__file__)}" in text, text
     assert "lambda" not in text and "jax.tree.map(jnp.copy, model)" in text, text
     assert isinstance(caught.value.__cause__, (RuntimeError, ValueError))
@@ -100,7 +100,7 @@ def test_the_cure_cures():
 def test_one_array_in_two_places(donated):
     model = Net()
     both = nnx.jit(lambda a, b: (train(a), b(X)), donate_argnums=donated)
-    with pytest.raises(DonatedError, match=r"`a.blocks\[0\].kernel` and `b.blocks\[0\].kernel`"):
+    with pytest.raises(DonatedError, match=r"`a/blocks/0/kernel` and `b/blocks/0/kernel`"):
         both(model, nnx.clone(model))
 
 

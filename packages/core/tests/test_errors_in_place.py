@@ -52,7 +52,7 @@ RUNS = {
 def test_an_error_about_arguments_ends_with_the_place(run):
     with pytest.raises(ShapeError) as caught:
         run(Net(ShapeError("Picky wants more")), jnp.ones((2, 2)))
-    assert str(caught.value) == "Picky wants more (in `blocks[1].layer` of Net)"
+    assert str(caught.value) == "Picky wants more (in `blocks/1/layer` of Net)"
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -60,7 +60,7 @@ def test_any_other_exception_gets_a_note(run):
     with pytest.raises(ZeroDivisionError) as caught:
         run(Net(ZeroDivisionError("nothing to divide")), jnp.ones((2, 2)))
     assert str(caught.value) == "nothing to divide"
-    assert "raised in the call of `blocks[1].layer` of Net, a Picky" in caught.value.__notes__
+    assert "raised in the call of `blocks/1/layer` of Net, a Picky" in caught.value.__notes__
 
 
 def test_a_module_alone_has_no_place():

@@ -172,7 +172,7 @@ def test_one_object_differentiated_in_two_ways_is_an_error_with_both_paths():
     model, x = mlp(), batch()
     function = lambda m, layer: m(x).sum()
     with pytest.raises(
-        errors.StructureError, match=r"`layers\[0\]\.bias` of argument 0.*`bias` of argument 1"
+        errors.StructureError, match=r"`layers/0/bias` of argument 0.*`bias` of argument 1"
     ):
         nnx.grad(function, argnums=(0, 1))(model, model.layers[0])
     with pytest.raises(errors.StructureError, match=r"also passed as `bias` of argument 1"):

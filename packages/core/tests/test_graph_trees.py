@@ -37,7 +37,7 @@ def test_update_of_several_objects_writes_into_each():
     nnx.update((first, second), doubled)
     for model, old in zip((first, second), before, strict=True):
         np.testing.assert_array_equal(model.layers[0].bias.value, 2 * old)
-    with pytest.raises(errors.PathError, match=r"tuple has no value at `\[2\]\.layers"):
+    with pytest.raises(errors.PathError, match=r"tuple has no value at `2/layers"):
         nnx.update((first, second), {2: {"layers": {0: {"bias": nnx.Param(1.0)}}}})
 
 
@@ -60,7 +60,7 @@ def test_arrays_beside_the_modules_are_values_that_cannot_be_written():
     merged = nnx.merge(graphdef, jax.tree.map(lambda x: x + 1, state))
     np.testing.assert_array_equal(merged[1], [1.0, 2.0])
     bias = np.asarray(model.layers[0].bias.value)
-    with pytest.raises(errors.StructureError, match=r"array at `\[1\]`.*plain list"):
+    with pytest.raises(errors.StructureError, match=r"array at `1`.*plain list"):
         nnx.update([model, jnp.arange(2.0)], jax.tree.map(lambda x: x + 1, state))
     np.testing.assert_array_equal(model.layers[0].bias.value, bias)  # nothing was written
 

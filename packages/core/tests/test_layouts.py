@@ -24,17 +24,17 @@ SHAPES = nnx.eval_shape(pair)
 def test_a_model_and_its_optimizer_are_made_as_the_rules_say(kind):
     made = nnx.create(pair, MESHES[kind], TENSOR_PARALLEL)
     found = specs(made)
-    for prefix in ("[0]", "[1].trace"):
-        assert found[f"{prefix}.layers[0].kernel"] == (None, "model")
-        assert found[f"{prefix}.layers[0].bias"] == ("model",)
-        assert found[f"{prefix}.layers[1].kernel"] == ("model",)
-        assert found[f"{prefix}.layers[1].bias"] == ()
-    assert found["[1].rows.layers[0].kernel"] == ()
-    assert found["[1].columns.layers[0].kernel"] == ("model",)
-    assert found["[1].rows.layers[1].kernel"] == ("model",)
-    assert found["[1].columns.layers[1].kernel"] == ()
-    assert found["[1].last.layers[0].kernel"] == (None, None, "model")
-    assert found["[0].calls"] == found["[0].table"] == ()
+    for prefix in ("0", "1/trace"):
+        assert found[f"{prefix}/layers/0/kernel"] == (None, "model")
+        assert found[f"{prefix}/layers/0/bias"] == ("model",)
+        assert found[f"{prefix}/layers/1/kernel"] == ("model",)
+        assert found[f"{prefix}/layers/1/bias"] == ()
+    assert found["1/rows/layers/0/kernel"] == ()
+    assert found["1/columns/layers/0/kernel"] == ("model",)
+    assert found["1/rows/layers/1/kernel"] == ("model",)
+    assert found["1/columns/layers/1/kernel"] == ()
+    assert found["1/last/layers/0/kernel"] == (None, None, "model")
+    assert found["0/calls"] == found["0/table"] == ()
     for array in jax.tree.leaves([nnx.state(part) for part in made]):
         assert array.sharding.mesh == MESHES[kind]
     with jax.numpy_dtype_promotion("standard"):
@@ -71,22 +71,22 @@ def test_names_lay_out_a_model_without_rules_and_rules_come_before_them():
 )
 def test_a_spec_has_several_spellings(spec):
     found = specs_of(nnx.shardings(SHAPES[0], MESH, [("kernel", spec), ("bias", None)]))
-    assert found["layers[0].kernel"] in (P("data"), P("data", None), P(("data",), None))
-    assert found["layers[0].bias"] == P()
+    assert found["layers/0/kernel"] in (P("data"), P("data", None), P(("data",), None))
+    assert found["layers/0/bias"] == P()
 
 
 @pytest.mark.parametrize(
     ("selector", "paths"),
     [
-        ("kernel", ["layers[0].kernel", "layers[1].kernel"]),
-        ("layers/0", ["layers[0].bias", "layers[0].kernel"]),
-        ("layers[0].kernel", ["layers[0].kernel"]),
-        (("layers", 0, "kernel"), ["layers[0].kernel"]),
-        ("layers/*/kernel", ["layers[0].kernel", "layers[1].kernel"]),
-        ("0/kernel|bias", ["layers[0].bias", "layers[0].kernel"]),
-        ("layers/**/kern?l", ["layers[0].kernel", "layers[1].kernel"]),
-        (nnx.All(nnx.Param, nnx.PathContains(1)), ["layers[1].bias", "layers[1].kernel"]),
-        ([nnx.Param], [f"layers[{n}].{name}" for n in (0, 1) for name in ("bias", "kernel")]),
+        ("kernel", ["layers/0/kernel", "layers/1/kernel"]),
+        ("layers/0", ["layers/0/bias", "layers/0/kernel"]),
+        ("layers[0].kernel", ["layers/0/kernel"]),
+        (("layers", 0, "kernel"), ["layers/0/kernel"]),
+        ("layers/*/kernel", ["layers/0/kernel", "layers/1/kernel"]),
+        ("0/kernel|bias", ["layers/0/bias", "layers/0/kernel"]),
+        ("layers/**/kern?l", ["layers/0/kernel", "layers/1/kernel"]),
+        (nnx.All(nnx.Param, nnx.PathContains(1)), ["layers/1/bias", "layers/1/kernel"]),
+        ([nnx.Param], [f"layers/{n}/{name}" for n in (0, 1) for name in ("bias", "kernel")]),
         ("table", ["table"]),
     ],
 )
@@ -105,10 +105,10 @@ def test_fsdp_divides_the_largest_axis_of_large_values(spelling):
         "mapping": {nnx.Param: rule},
     }[spelling]
     found = specs_of(nnx.shardings(SHAPES, MESH, rules))
-    assert found["[0].layers[0].kernel"] == found["[1].trace.layers[0].kernel"] == P(None, "data")
-    assert found["[0].layers[1].kernel"] == P("data")
-    assert found["[1].columns.layers[0].kernel"] == P("data")  # as its parameter, though small
-    assert found["[0].layers[0].bias"] == P()
+    assert found["0/layers/0/kernel"] == found["1/trace/layers/0/kernel"] == P(None, "data")
+    assert found["0/layers/1/kernel"] == P("data")
+    assert found["1/columns/layers/0/kernel"] == P("data")  # as its parameter, though small
+    assert found["0/layers/0/bias"] == P()
 
 
 def test_fsdp_over_two_axes_and_sizes_that_do_not_divide():
@@ -128,7 +128,7 @@ def test_fsdp_over_two_axes_and_sizes_that_do_not_divide():
         ([(nnx.BatchStat, P("data"))], errors.StructureError, "kinds Param, RngCount, RngKey, Va"),
         ([("kernel", P("dat"))], errors.StructureError, "no axis 'dat'; it has ['data', 'model']"),
         (nnx.fsdp("dta"), errors.StructureError, "no axis 'dta'"),
-        ([("bias", P(None, "data"))], errors.ShapeError, "`layers[0].bias` has shape (16,)"),
+        ([("bias", P(None, "data"))], errors.ShapeError, "`layers/0/bias` has shape (16,)"),
         ([("calls", P("data"))], errors.ShapeError, "`calls` has shape ()"),
         ([("kernel",)], errors.StructureError, "rules are pairs of a filter or a path"),
         ("kernel", errors.StructureError, "rules are pairs of a filter or a path"),
@@ -142,7 +142,7 @@ def test_a_rule_that_is_wrong_is_told(rules, error, text):
 
 
 def test_a_size_that_does_not_divide_is_told_with_its_path():
-    with pytest.raises(errors.ShapeError, match=r"`layers\[0\]\.kernel` .*axis 0 of size 3 .*2 pa"):
+    with pytest.raises(errors.ShapeError, match=r"`layers/0/kernel` .*axis 0 of size 3 .*2 pa"):
         nnx.create(lambda: MLP(nnx.Rngs(0), 3), MESH, [("kernel", P("data"))])
 
 
@@ -205,15 +205,15 @@ def test_shardings_say_what_rules_arrays_names_and_parameters_say_in_this_order(
     assert specs_of(nnx.shardings(model)) == specs_of(nnx.shardings(model, MESH, TENSOR_PARALLEL))
     nnx.set_metadata(model, out_sharding=("data",), only=nnx.PathContains("bias"))
     found = specs_of(nnx.shardings((model, momentum)))
-    assert found["[0].layers[0].bias"] == P("model")  # it is divided
-    assert found["[0].layers[1].bias"] == P("data")  # it is whole, and has a name
-    assert found["[0].layers[1].kernel"] == P("model")
+    assert found["0/layers/0/bias"] == P("model")  # it is divided
+    assert found["0/layers/1/bias"] == P("data")  # it is whole, and has a name
+    assert found["0/layers/1/kernel"] == P("model")
     fresh = pair()
     nnx.set_metadata(fresh[0], out_sharding=(None, "model"), only=nnx.PathContains("kernel"))
     found = specs_of(nnx.shardings(fresh, MESH))
-    assert found["[1].trace.layers[0].kernel"] == P(None, "model")
-    assert found["[1].columns.layers[0].kernel"] == P("model")
-    assert found["[1].rows.layers[0].kernel"] == P()
+    assert found["1/trace/layers/0/kernel"] == P(None, "model")
+    assert found["1/columns/layers/0/kernel"] == P("model")
+    assert found["1/rows/layers/0/kernel"] == P()
 
 
 def test_without_a_mesh_everything_stays_where_it_is():
@@ -240,7 +240,7 @@ def test_the_table_has_the_largest_first_and_the_bytes_of_a_device():
     model = nnx.create(lambda: MLP(nnx.Rngs(0)), MESH, TENSOR_PARALLEL)
     table = nnx.show_layout(model)
     rows = {row.path: row for row in table.rows}
-    kernel = rows["layers[0].kernel"]
+    kernel = rows["layers/0/kernel"]
     assert kernel.bytes_per_device == 8 * 16 * 4 // 2
     assert (kernel.devices, kernel.copies, kernel.replicated) == (4, 2, ("data",))
     assert (rows["table"].copies, rows["table"].replicated) == (4, ("data", "model"))
@@ -253,7 +253,7 @@ def test_the_table_has_the_largest_first_and_the_bytes_of_a_device():
     assert sum(r.bytes_per_device for r in table.rows if "layers" in r.path) == sum(held)
     lines = str(table).splitlines()
     assert lines[0].split() == "path shape dtype spec bytes a device replicated".split()
-    assert lines[1].split()[0] == "layers[0].kernel"
+    assert lines[1].split()[0] == "layers/0/kernel"
     assert "2 copies over data" in lines[1]
     assert "whole, 4 copies over data, model" in str(table)
     assert repr(table) == str(table)
@@ -272,9 +272,9 @@ def test_assert_sharded_names_what_is_whole():
     nnx.assert_sharded(divided)
     nnx.assert_sharded(divided, TENSOR_PARALLEL)
     for model in (whole, MLP(nnx.Rngs(0))):
-        with pytest.raises(errors.LayoutError, match=r"layers\[0\]\.kernel of shape \(8, 16\) is"):
+        with pytest.raises(errors.LayoutError, match=r"layers/0/kernel of shape \(8, 16\) is"):
             nnx.assert_sharded(model)
-    with pytest.raises(AssertionError, match=r"layers\[1\]\.bias of shape \(8,\)"):
+    with pytest.raises(AssertionError, match=r"layers/1/bias of shape \(8,\)"):
         nnx.assert_sharded(divided, min_size=4)
     with pytest.raises(errors.LayoutError, match=r"it should be \(None, 'model'\)"):
         nnx.assert_sharded(whole, TENSOR_PARALLEL)

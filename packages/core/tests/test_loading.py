@@ -58,7 +58,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 def test_another_width_is_refused_whole(way, abstract):
     model = nnx.eval_shape(Net) if abstract else Net()
     before = jax.tree.map(jnp.shape, snapshot(model))
-    with pytest.raises(ValueError, match=r"layers\[0\]\.kernel.*\(2, 7\).*\(2, 3\)") as caught:
+    with pytest.raises(ValueError, match=r"layers/0/kernel.*\(2, 7\).*\(2, 3\)") as caught:
         by_state(model, nnx.state(Net(7)))
     assert isinstance(caught.value, errors.StructureError)
     assert jax.tree.map(jnp.shape, snapshot(model)) == before
@@ -85,7 +85,7 @@ def test_another_shape_or_kind_of_number_is_refused(way, wrong, boxed):
     before = snapshot(model)
     values = nnx.to_pure_dict(nnx.state(Net(seed=5)))
     values["layers"][0]["kernel"] = nnx.Param(wrong) if boxed and way is by_state else wrong
-    with pytest.raises(errors.StructureError, match=r"layers\[0\]\.kernel"):
+    with pytest.raises(errors.StructureError, match=r"layers/0/kernel"):
         way(model, values)
     assert_same(snapshot(model), before)
     way(model, values, resize=True)
@@ -137,7 +137,7 @@ def test_one_value_with_another_axis_among_others_is_refused():
     model = Net()
     values = nnx.to_pure_dict(nnx.state(model))
     values["layers"][1]["bias"] = jnp.ones((4, 2), jnp.float32)
-    with pytest.raises(errors.StructureError, match=r"layers\[1\]\.bias` is float32 \(4, 2\)"):
+    with pytest.raises(errors.StructureError, match=r"layers/1/bias` is float32 \(4, 2\)"):
         nnx.update(model, values)
 
 
@@ -232,7 +232,7 @@ def test_a_variable_is_added_below_a_number_as_text():
 def test_lists_that_are_no_such_array(wrong):
     model = Net()
     before = snapshot(model)
-    with pytest.raises(errors.StructureError, match=r"layers\[0\]\.kernel"):
+    with pytest.raises(errors.StructureError, match=r"layers/0/kernel"):
         nnx.update(model, {"layers": {0: {"bias": [1.0, 2.0, 3.0], "kernel": wrong}}})
     assert_same(snapshot(model), before)
     with pytest.raises(errors.StructureError, match="steps"):
@@ -326,7 +326,7 @@ def test_merge_refuses_shapes_that_the_modules_sizes_deny():
     with pytest.raises(errors.StructureError) as caught:
         nnx.merge(graphdef, state)
     text = str(caught.value)
-    for part in ("`kernel` is float32 (3, 2, 7)", "(3, 2, 4)", "`inner[0].kernel`", "resize=True"):
+    for part in ("`kernel` is float32 (3, 2, 7)", "(3, 2, 4)", "`inner/0/kernel`", "resize=True"):
         assert part in text
     assert nnx.merge(graphdef, state, resize=True).kernel.shape == (3, 2, 7)
 

@@ -145,9 +145,7 @@ def test_a_value_has_one_label():
     assert call.all_labels() == ["a", "a", "b", "c", "d"]
     with pytest.raises(nnx.errors.StructureError) as caught:
         call_of(({"one": "a", "two": "b"}, "b", ("c", "d")))
-    assert "`v` of argument 0['one'] and `[0]` of argument 0['two'] are the same" in str(
-        caught.value
-    )
+    assert "`v` of argument 0['one'] and `0` of argument 0['two'] are the same" in str(caught.value)
     assert "gives it 'a' there and 'b' here" in str(caught.value)
 
 

@@ -107,7 +107,7 @@ def test_a_dropped_write_is_reported_once_with_its_path(name):
     x = X[None] if name == "vmap" else X
     record = dropped(TRANSFORMS[name](fresh(loss)), model, x)
     assert "a copy of Model," in str(record.message)
-    assert re.findall(r"the (\w+) at `(.*?)`", str(record.message)) == [("BatchStat", "bn.mean")]
+    assert re.findall(r"the (\w+) at `(.*?)`", str(record.message)) == [("BatchStat", "bn/mean")]
     np.testing.assert_array_equal(model.bn.mean.value, jnp.zeros(3))
 
 
@@ -116,7 +116,7 @@ def test_the_message_for_a_batch_statistic():
     assert str(record.message) == (
         "a function under a raw JAX transform (jax.jit, jax.grad, jax.vmap, ...) was given a copy "
         "of Model, and what it wrote into that copy is lost:\n"
-        f"  the BatchStat at `bn.mean` (made at {at('mean made')}), written at "
+        f"  the BatchStat at `bn/mean` (made at {at('mean made')}), written at "
         f"{at('mean written')}\n"
         "Use moduli's transform (`moduli.jit`, `moduli.grad`, ...) instead, which writes the "
         "values back, or return the module or `moduli.state(module)` from the function."
@@ -127,7 +127,7 @@ def test_the_message_for_a_batch_statistic():
 def test_the_message_for_the_key_of_dropout():
     record = dropped(jax.vmap(fresh(apply), in_axes=(None, 0)), Noisy(), X)
     assert (
-        f"\n  the RngCount at `rngs.dropout.count` (made at {at('rngs made')}), written at "
+        f"\n  the RngCount at `rngs/dropout/count` (made at {at('rngs made')}), written at "
         f"{at('key drawn')}\n"
     ) in str(record.message)
 
@@ -135,7 +135,7 @@ def test_the_message_for_the_key_of_dropout():
 def test_rngs_given_by_themselves_are_reported_too():
     record = dropped(jax.jit(lambda rngs: rngs.dropout()), nnx.Rngs(dropout=0))
     assert "a copy of Rngs," in str(record.message)
-    assert "the RngCount at `dropout.count`" in str(record.message)
+    assert "the RngCount at `dropout/count`" in str(record.message)
 
 
 def test_all_dropped_writes_of_a_model_come_in_one_warning():
@@ -151,7 +151,7 @@ def test_all_dropped_writes_of_a_model_come_in_one_warning():
 
     lines = str(dropped(jax.jit(fresh(apply)), Deep(), X).message).splitlines()
     assert [re.findall("`(.*?)`", line)[0] for line in lines[1:11]] == [
-        f"norms[{i}].mean" for i in range(10)
+        f"norms/{i}/mean" for i in range(10)
     ]
     assert lines[11] == "  and 4 more"
 
@@ -161,7 +161,7 @@ def test_a_write_by_a_transform_of_moduli_inside_is_reported_at_its_call():
         return nnx.value_and_grad(loss)(model, x)  # lifted call
 
     record = dropped(jax.jit(step), Model(), X)
-    assert f"`bn.mean` (made at {at('mean made')}), written at {at('lifted call')}\n" in str(
+    assert f"`bn/mean` (made at {at('mean made')}), written at {at('lifted call')}\n" in str(
         record.message
     )
 
@@ -392,7 +392,7 @@ def test_writing_a_borrowed_variable_in_a_trace_further_in_is_still_an_error(str
     def function(model, x):
         return jax.jit(lambda x: model(x))(x)
 
-    with pytest.raises(errors.TraceError, match=r"BatchStat at `bn\.mean` of Model"):
+    with pytest.raises(errors.TraceError, match=r"BatchStat at `bn/mean` of Model"):
         jax.jit(function)(Model(), X)
 
 

@@ -212,7 +212,7 @@ def test_a_loop_of_unknown_length_is_a_named_error():
         return carry[0], carry[0](carry[1])
 
     with pytest.raises(
-        errors.StructureError, match=r"fori_loop: what is recorded of `<root>`.*body"
+        errors.StructureError, match=r"fori_loop: what is recorded of `the model itself`.*body"
     ):
         record(run, Leaf(), X)
 

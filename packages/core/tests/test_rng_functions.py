@@ -409,16 +409,16 @@ BAD = {
     "with shape": (lambda m: nnx.with_rngs(m, broadcast=0), "with_rngs: broadcast has to be"),
     "twice": (
         lambda m: nnx.with_rngs(m, split={"dropout": 2}, fork="dropout"),
-        "the stream 'dropout' at `again.rngs` is selected twice, for split by 'dropout' and fork",
+        "the stream 'dropout' at `again/rngs` is selected twice, for split by 'dropout' and fork",
     ),
     "array in place": (
         lambda m: nnx.fork_rngs(m, split={"params": 2, "dropout": None}),
-        r"the stream 'dropout' at `zero.rngs` holds key<fry>\[2\].*restore",
+        r"the stream 'dropout' at `zero/rngs` holds key<fry>\[2\].*restore",
     ),
-    "array in a copy": (lambda m: nnx.with_rngs(m, fork=...), "`zero.rngs` holds key<fry>"),
+    "array in a copy": (lambda m: nnx.with_rngs(m, fork=...), "`zero/rngs` holds key<fry>"),
     "scalars only": (
         lambda m: nnx.reseed(m, params=1, dropout=1),
-        r"the stream 'dropout' at `zero.rngs` holds an array .* \(2,\).*policy='match_shape'",
+        r"the stream 'dropout' at `zero/rngs` holds an array .* \(2,\).*policy='match_shape'",
     ),
     "seed": (lambda m: nnx.reseed(m, params=1, default="x"), "'default' got 'x'"),
     "seeds": (
@@ -428,7 +428,7 @@ BAD = {
     "policy": (lambda m: nnx.reseed(m, params=1, policy="match"), "got 'match'"),
     "policy's result": (
         lambda m: nnx.reseed(m, params=1, policy=lambda path, key, shape: 3),
-        "the stream 'params' at `own.params` it returned 3 of type int",
+        "the stream 'params' at `own/params` it returned 3 of type int",
     ),
     "backups": (lambda m: nnx.restore_rngs([m.own.params]), "with RngStream"),
     "no backups": (lambda m: nnx.restore_rngs(None), "got NoneType"),
@@ -484,9 +484,9 @@ def test_an_error_in_a_decorated_call_names_the_argument():
     rngs = nnx.Rngs(0)
     nnx.split_rngs(rngs, splits=2)
     draw = nnx.split_rngs(splits=2)(lambda x, *, rngs: None)
-    with pytest.raises(errors.RngError, match=r"`kwargs.rngs.default` holds"):
+    with pytest.raises(errors.RngError, match=r"`kwargs/rngs/default` holds"):
         draw(1, rngs=rngs)
-    with pytest.raises(errors.RngError, match=r"`args\[0\].default` holds"):
+    with pytest.raises(errors.RngError, match=r"`args/0/default` holds"):
         draw(rngs, rngs=nnx.Rngs(0))
 
 

@@ -393,7 +393,7 @@ def test_a_stream_of_another_trace_is_not_advanced():
     def f(x):
         return nnx.vmap(lambda d, x: jax.random.normal(d()[0]) + x, in_axes=(None, 0))(drawer, x)
 
-    with pytest.raises(errors.TraceError, match=r"RngCount at `rngs\.default\.count` of Drawer"):
+    with pytest.raises(errors.TraceError, match=r"RngCount at `rngs/default/count` of Drawer"):
         nnx.jit(f)(jnp.ones(3))
 
 

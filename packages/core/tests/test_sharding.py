@@ -679,7 +679,8 @@ def test_two_shardings_of_a_tied_variable_are_named():
         "give both the same"
     )
     with pytest.raises(
-        errors.StructureError, match=r"^jit: `kernel` of argument 0 and `<root>` of argument 1"
+        errors.StructureError,
+        match=r"^jit: `kernel` of argument 0 and `the model itself` of argument 1",
     ):
         run = nnx.jit(lambda m, w: None, in_shardings=(on(), on("data")))
         run(model, model.kernel)

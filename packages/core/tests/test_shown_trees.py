@@ -91,7 +91,7 @@ def test_shared_blocks_are_named_one_by_one():
     block = Layer(3)
     text = repr(nnx.List([block, block, block]))
     assert "[0] Layer(" in text
-    assert "[1] Layer(shared with [0])" in text and "[2] Layer(shared with [0])" in text
+    assert "[1] Layer(shared with 0)" in text and "[2] Layer(shared with 0)" in text
 
 
 def test_a_model_of_a_few_layers_is_a_few_lines():

@@ -160,20 +160,20 @@ def other_value_shape():
             other_value_shape,
             errors.ShapeError,
             "the program compiled from forward was called with the BatchStat (made at core_models."
-            "py) at `layers[1].mean` of float32[4, 3], but lowered for float32[3]; pass",
+            "py) at `layers/1/mean` of float32[4, 3], but lowered for float32[3]; pass",
         ),
         (
             more_layers,
             errors.StructureError,
             "the program compiled from forward was called with a module that also has a value at "
-            "`layers[4].bias`; pass what it was lowered with, without the static arguments, or "
+            "`layers/4/bias`; pass what it was lowered with, without the static arguments, or "
             "call the jitted function, which compiles again",
         ),
         (
             other_attribute,
             errors.StructureError,
             "the program compiled from forward was called with a module that has another static "
-            "attribute, type or metadata at `layers[1].use_running_average`; pass",
+            "attribute, type or metadata at `layers/1/use_running_average`; pass",
         ),
         (
             one_too_many,

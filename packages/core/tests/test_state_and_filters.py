@@ -120,7 +120,7 @@ def test_pure_dicts_round_trip():
     np.testing.assert_array_equal(state.layers[0].bias.value, [1, 1, 1])
     assert type(state.layers[1].mean) is nnx.BatchStat
     before = nnx.clone(state)
-    with pytest.raises(errors.PathError, match=r"layers\[9\]"):
+    with pytest.raises(errors.PathError, match=r"layers/9"):
         nnx.replace_by_pure_dict(state, {"layers": {0: {"bias": 0.0}, 9: {"bias": 0.0}}})
     assert state == before
 

@@ -30,7 +30,7 @@ class Model(nnx.Module):
 
 LINE = inspect.getsourcelines(Norm.__init__)[1] + 1
 WRITE = (
-    "cannot write the BatchStat at `bn.mean` of Model (made at HERE:{line}) here: it was made "
+    "cannot write the BatchStat at `bn/mean` of Model (made at HERE:{line}) here: it was made "
     "outside of the trace that is running, that of {running}, so the write would leak a tracer or "
     "be lost. Pass the module that holds it as an argument of the transformed function, use "
     "moduli's transform (`moduli.jit`, `moduli.grad`) instead of JAX's own, or return the new "
@@ -138,7 +138,7 @@ def test_ours_inside_of_ours():
     model = Model()
     with assert_unchanged(model):
         text = said(step, model)
-    assert f"BatchStat at `bn.mean` of Model (made at HERE:{LINE})" in text
+    assert f"BatchStat at `bn/mean` of Model (made at HERE:{LINE})" in text
     assert "that of moduli.vmap of " in text
 
 
@@ -178,13 +178,13 @@ def test_metadata_and_lists_of_an_outer_module():
         return x
 
     with assert_unchanged(model):
-        assert "BatchStat at `layers[0].mean` of Dict" in said(OURS["jit"], tags)
+        assert "BatchStat at `layers/0/mean` of Dict" in said(OURS["jit"], tags)
         assert "List at `layers` of Dict" in said(OURS["jit"], appends)
 
 
 def test_a_stream_from_outside_is_named():
     rngs = nnx.Rngs(params=0)
     text = said(OURS["scan"], lambda x: x + jax.random.normal(rngs.params(), (3,)))
-    assert text.startswith("cannot write the RngCount at `params.count` of Rngs (made at HERE:")
+    assert text.startswith("cannot write the RngCount at `params/count` of Rngs (made at HERE:")
     assert "moduli.scan of " in text
     assert int(rngs.params.count.value) == 0

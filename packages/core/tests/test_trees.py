@@ -84,6 +84,6 @@ def test_a_part_that_is_missing_is_named():
     with pytest.raises(errors.StructureError) as caught:
         nnx.from_tree(pair[1])
     assert str(caught.value) == (
-        "from_tree: the value at `layers[0].bias` of module 0 is not in the pytree; to_tree "
+        "from_tree: the value at `layers/0/bias` of module 0 is not in the pytree; to_tree "
         "converts modules together, so pass all of them back, and in their order"
     )

@@ -107,7 +107,7 @@ USES = {
 def test_what_carries_a_module_is_refused(name, part):
     if part == "container" and "set" in name:
         pytest.skip("a List cannot be hashed")
-    for place, given in (("held", CARRIERS[name]), ("held[0]", lambda p: [CARRIERS[name](p)])):
+    for place, given in (("held", CARRIERS[name]), ("held/0", lambda p: [CARRIERS[name](p)])):
         model = Holder(given(PARTS[part]()))
         with pytest.raises(nnx.errors.StructureError) as caught:
             nnx.state(model)
@@ -127,7 +127,7 @@ def test_a_lambda_that_refers_to_its_own_module_is_refused():
             self.linear = Linear(3, 3, rngs=nnx.Rngs(0))
             self.steps = [lambda x: self.linear(x), jnp.tanh]
 
-    with pytest.raises(nnx.errors.StructureError, match=r"steps\[0\].*closure variable `self`"):
+    with pytest.raises(nnx.errors.StructureError, match=r"steps/0.*closure variable `self`"):
         nnx.jit(lambda model: 0)(Model())
 
 
@@ -185,7 +185,7 @@ def test_one_on_the_class_is_refused_unless_the_object_has_its_own(item, inside)
             if own:
                 self.part = inside(PARTS[item]())
 
-    with pytest.raises(nnx.errors.StructureError, match=r"`held.part`.*class Model"):
+    with pytest.raises(nnx.errors.StructureError, match=r"`held/part`.*class Model"):
         nnx.state(Holder(Model(own=False)))
     assert jax.tree.leaves(nnx.state(Holder(Model(own=True))))
 

@@ -174,7 +174,7 @@ def test_writing_a_captured_variable_inside_a_transform_is_an_error_with_its_pat
         model.parts[0].count.value = x.sum()
         return x.sum()
 
-    with pytest.raises(errors.TraceError, match=r"BatchStat at `parts\[0\]\.count` of Model"):
+    with pytest.raises(errors.TraceError, match=r"BatchStat at `parts/0/count` of Model"):
         transform(function)(jnp.ones(3))
     assert float(model.parts[0].count.value) == 1.0
 

@@ -363,7 +363,7 @@ def test_streams_that_do_not_tell_the_size_are_named(transform):
     text = re.sub(r"test_vmap.py:\d+", "test_vmap.py", text)
     assert text.endswith(
         "give one of them an axis in in_axes, or pass axis_size (the RngKey (made at test_vmap.py) "
-        "at `params.key` of argument 0 is one key, which is split for the elements but does not "
+        "at `params/key` of argument 0 is one key, which is split for the elements but does not "
         "tell how many there are; an Rngs that does is `rngs.split(n)`)"
     )
     made = nnx.vmap(lambda rngs: rngs.params(), axis_size=3)(nnx.Rngs(params=0))

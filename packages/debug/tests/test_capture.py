@@ -189,7 +189,7 @@ def test_a_name_of_a_submodule_that_sows_is_an_error() -> None:
             self.sow(nnx.Intermediate, "probed", y)
             return y
 
-    with pytest.raises(errors.StructureError, match=r"`probed`.*`probed\.hidden`"):
+    with pytest.raises(errors.StructureError, match=r"`probed`.*`probed/hidden`"):
         capture(Model(), nnx.Intermediate)(INPUTS)
 
 
@@ -523,8 +523,8 @@ def test_an_init_of_another_shape_is_an_error_with_a_remedy() -> None:
         (
             nnx.State({"blocks": {2: {"out": nnx.Perturbation(0.0)}}}),
             errors.PathError,
-            r"Perturbation at `blocks\[2\]\.out`, but Tower has no module at `blocks\[2\]`; "
-            r"its modules are .*`blocks\[0\]`",
+            r"Perturbation at `blocks/2/out`, but Tower has no module at `blocks/2`; "
+            r"its modules are .*`blocks/0`",
         ),
         ({"out": 0.0}, errors.VariableError, "init holds a float at `out`"),
     ],

@@ -136,11 +136,11 @@ def test_a_tree_that_does_not_fit_is_not_touched(tmp_path: pathlib.Path) -> None
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (np.ma.masked_array([1, 2], [True, False]), r"`x\.y` holds a numpy\.ma.*MaskedArray.*mask"),
-        (np.ones(2).view(np.recarray), r"`x\.y` holds a numpy\.rec.*recarray"),
-        (object(), r"`x\.y` holds a builtins\.object"),
-        ({1, 2}, r"`x\.y` holds a builtins\.set"),
-        (lambda: 0, r"`x\.y` holds a builtins\.function"),
+        (np.ma.masked_array([1, 2], [True, False]), r"`x/y` holds a numpy\.ma.*MaskedArray.*mask"),
+        (np.ones(2).view(np.recarray), r"`x/y` holds a numpy\.rec.*recarray"),
+        (object(), r"`x/y` holds a builtins\.object"),
+        ({1, 2}, r"`x/y` holds a builtins\.set"),
+        (lambda: 0, r"`x/y` holds a builtins\.function"),
     ],
 )
 @pytest.mark.parametrize("boxed", [True, False])

@@ -49,10 +49,10 @@ def test_all_problems_come_at_once(file: pathlib.Path) -> None:
         }
     )
     assert problems(file, saved, model) == (
-        "missing: the checkpoint has no `dense.kernels` (Param float32[2,3]); did you mean "
-        "`dense.kernel`?",
-        "unexpected: the model has no `dense.kernel` (Param float32[2,3]); did you mean "
-        "`dense.kernels`?",
+        "missing: the checkpoint has no `dense/kernels` (Param float32[2,3]); did you mean "
+        "`dense/kernel`?",
+        "unexpected: the model has no `dense/kernel` (Param float32[2,3]); did you mean "
+        "`dense/kernels`?",
         "shape: `bias` is (4,) in the model and (3,) in the checkpoint",
         "dtype: `scale` is bfloat16 in the model and float32 in the checkpoint",
         "kind: `mean` is of kind Param in the model and of kind BatchStat in the checkpoint",
@@ -101,9 +101,9 @@ def test_what_tools_left_behind_is_explained(kind: Any, file: pathlib.Path) -> N
         (None, 1, "value: `x` is int in the model and None in the checkpoint"),
         ({"a": 1}, {"b": 1}, "value: `x` is {'b': int} in the model and {'a': int} in the "
          "checkpoint"),
-        ((1, Pair(1, 2)), (1, (1, 2)), "value: `x[1]` is (int, int) in the model and "
+        ((1, Pair(1, 2)), (1, (1, 2)), "value: `x/1` is (int, int) in the model and "
          "Pair(first=int, second=int) in the checkpoint"),
-        ((1, jnp.ones(2)), (1, jnp.ones(3)), "shape: `x[1]` is (3,) in the model and (2,) in the "
+        ((1, jnp.ones(2)), (1, jnp.ones(3)), "shape: `x/1` is (3,) in the model and (2,) in the "
          "checkpoint"),
         (jax.random.key(0), jax.random.key(0, impl="rbg"), "dtype: `x` is key<rbg> uint32[4] in "
          "the model and key<threefry2x32> uint32[2] in the checkpoint"),

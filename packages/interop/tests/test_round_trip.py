@@ -146,7 +146,7 @@ def test_numpy_alone_can_read_the_arrays(file: pathlib.Path) -> None:
     model = nnx.Dict({"layers": nnx.List([nnx.Param(jnp.arange(6.0).reshape(2, 3))])})
     save(file, model)
     with np.load(file, allow_pickle=False) as archive:
-        np.testing.assert_array_equal(archive["layers[0]"], np.arange(6.0).reshape(2, 3))
+        np.testing.assert_array_equal(archive["layers/0"], np.arange(6.0).reshape(2, 3))
         assert archive["moduli.checkpoint"] == b"moduli checkpoint, format 1\n"
 
 

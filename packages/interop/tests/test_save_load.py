@@ -202,9 +202,9 @@ def test_metadata_that_json_cannot_hold(file: pathlib.Path) -> None:
         (np.array(["text"]), r"`x` has dtype <U4"),
         (np.array(["2020-01-01"], "datetime64[D]"), r"`x` has dtype datetime64\[D\]"),
         (object(), r"`x` holds a builtins\.object.*nothing is ever pickled"),
-        ((1, {"a": [b"bytes"]}), r"`x\[1\]\.a\[0\]` holds a builtins\.bytes"),
-        ({True: 1}, r"the path `x\[True\]` has the bool True in it"),
-        ({("a", 1.5): 1}, r"the path `x\[\('a', 1\.5\)\]` has the tuple \('a', 1\.5\) in it"),
+        ((1, {"a": [b"bytes"]}), r"`x/1/a/0` holds a builtins\.bytes"),
+        ({True: 1}, r"the path `x/\[True\]` has the bool True in it"),
+        ({("a", 1.5): 1}, r"the path `x/\[\('a', 1\.5\)\]` has the tuple \('a', 1\.5\) in it"),
     ],
 )
 def test_value_that_cannot_be_stored_is_named(value: Any, reason: str, file: pathlib.Path) -> None:

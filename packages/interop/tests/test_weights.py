@@ -142,7 +142,7 @@ def test_a_model_is_filled_by_a_map_and_written_by_the_same(tmp_path):
         name: array.tobytes() for name, array in tensors.items()
     }
     text = str(report)
-    assert "model.layers.{0..2}.self_attn.q_proj.weight -> layers[{0..2}].attention.query" in text
+    assert "model.layers.{0..2}.self_attn.q_proj.weight -> layers/{0..2}/attention/query" in text
     assert "(3 tensors)" in text
     assert len(text.splitlines()) < 15
 
@@ -316,7 +316,7 @@ def test_adapters_have_the_names_of_their_base_and_of_peft(tmp_path):
     base = {"q.weight": np.ones((4, 3), np.float32), "q.bias": np.ones(4, np.float32)}
     before = np.asarray(model["q"].lora.lora_a.value)
     report = load_weights(base, model, only=nnx.Not(nnx.WithTag("x")), strict=False)
-    assert set(report.missing) == {"q.lora.lora_a", "q.lora.lora_b"}
+    assert set(report.missing) == {"q/lora/lora_a", "q/lora/lora_b"}
     assert report.kept == 3 * 2 + 2 * 4
     np.testing.assert_array_equal(model["q"].lora.lora_a, before)
     peft = {
@@ -349,7 +349,7 @@ def test_shared_variables_are_filled_by_any_of_their_names(tmp_path):
     refused(
         {"embed.weight": weight, "last.weight": other},
         model,
-        r"embed\.embedding and last\.embedding are one Variable of the model, and the source has",
+        r"embed/embedding and last/embedding are one Variable of the model, and the source has",
     )
     save_weights(tmp_path / "m.safetensors", model)
     assert list(read_tensors(tmp_path / "m.safetensors")) == ["embed.weight"]
@@ -456,7 +456,7 @@ def test_strict_goes_both_ways_and_something_has_to_match():
     assert "did you mean 'model.layers.1.up.bais'?" in str(error)
     model = Model()
     report = load_weights(tensors, model, names=NAMES, strict=False)
-    assert report.missing == ("layers[1].up.bias",)
+    assert report.missing == ("layers/1/up/bias",)
     assert report.kept == 6
     assert report.unexpected == ("model.layers.1.up.bais",)
     assert "1 Variables (6 numbers) kept their first values" in str(report)
@@ -607,7 +607,7 @@ def test_what_is_still_abstract_is_listed():
     model = nnx.eval_shape(Dropping)
     tensors = {"linear.weight": np.ones((3, 2), np.float32), "linear.bias": np.ones(3, np.float32)}
     report = load_weights(tensors, model)
-    assert report.abstract == ("dropout.rngs.count", "dropout.rngs.key")
+    assert report.abstract == ("dropout/rngs/count", "dropout/rngs/key")
     assert "2 Variables have no values yet; streams get them by moduli.reseed" in str(report)
     nnx.reseed(model, default=0)
     assert model.dropout(model.linear(jnp.ones((1, 2)))).shape == (1, 3)

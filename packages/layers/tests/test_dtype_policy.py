@@ -43,17 +43,17 @@ def test_parameters_are_cast_and_nothing_else() -> None:
     set_dtypes(net, DtypePolicy(param=jnp.bfloat16))
     assert net.conv.kernel is kernel
     assert dtypes(net) == {
-        "blocks[0].bias": "bfloat16",
-        "blocks[0].kernel": "bfloat16",
-        "blocks[1].bias": "bfloat16",
-        "blocks[1].kernel": "bfloat16",
-        "conv.bias": "bfloat16",
-        "conv.kernel": "bfloat16",
+        "blocks/0/bias": "bfloat16",
+        "blocks/0/kernel": "bfloat16",
+        "blocks/1/bias": "bfloat16",
+        "blocks/1/kernel": "bfloat16",
+        "conv/bias": "bfloat16",
+        "conv/kernel": "bfloat16",
         "gain": "bfloat16",
-        "norm.bias": "bfloat16",
-        "norm.mean": "float32",
-        "norm.scale": "bfloat16",
-        "norm.var": "float32",
+        "norm/bias": "bfloat16",
+        "norm/mean": "float32",
+        "norm/scale": "bfloat16",
+        "norm/var": "float32",
         "steps": "int32",
     }
     assert net.blocks[0].param_dtype == jnp.bfloat16
@@ -64,8 +64,8 @@ def test_norms_keep_their_own_dtype() -> None:
     net = Net(moduli.Rngs(0))
     set_dtypes(net, DtypePolicy(param=jnp.bfloat16, norm=jnp.float32))
     found = dtypes(net)
-    assert found["norm.scale"] == found["norm.bias"] == "float32"
-    assert found["conv.kernel"] == "bfloat16"
+    assert found["norm/scale"] == found["norm/bias"] == "float32"
+    assert found["conv/kernel"] == "bfloat16"
 
 
 def test_every_layer_computes_in_the_dtype() -> None:
@@ -146,7 +146,7 @@ def test_an_override_that_selects_nothing_changes_nothing() -> None:
         )
     assert str(caught.value) == (
         "set_dtypes: the override PathContains('haed', True) selects no module of Net; its modules "
-        "are blocks[0], blocks[1], blocks, conv, dropout, norm, <root>"
+        "are blocks/0, blocks/1, blocks, conv, dropout, norm, the model itself"
     )
     assert net.conv.kernel.dtype == jnp.float32
 
@@ -161,7 +161,7 @@ def test_one_parameter_has_one_dtype() -> None:
             {moduli.PathContains("blocks"): DtypePolicy(param=jnp.float16)},
         )
     assert str(caught.value) == (
-        "set_dtypes: `blocks[1].bias` and `gain` are one Param, but the policies say float16 and "
+        "set_dtypes: `blocks/1/bias` and `gain` are one Param, but the policies say float16 and "
         "bfloat16; give both modules the same dtype"
     )
     assert net.conv.kernel.dtype == jnp.float32
@@ -170,7 +170,7 @@ def test_one_parameter_has_one_dtype() -> None:
 def test_one_layer_in_two_places_has_one_policy() -> None:
     net = Net(moduli.Rngs(0))
     net.head = net.blocks[1]
-    with pytest.raises(StructureError, match=r"`blocks\[1\]` and `head` are one Linear, but"):
+    with pytest.raises(StructureError, match=r"`blocks/1` and `head` are one Linear, but"):
         set_dtypes(
             net,
             DtypePolicy(),

@@ -115,7 +115,7 @@ def test_gradients_are_those_of_the_whole_batch(parallel: Parallel) -> None:
 
 
 def test_without_axis_name_one_layer_for_all_parts_is_refused(parallel: Parallel) -> None:
-    with pytest.raises(moduli.errors.StructureError, match=r"BatchStat .* at `norm\.mean`.*pmean"):
+    with pytest.raises(moduli.errors.StructureError, match=r"BatchStat .* at `norm/mean`.*pmean"):
         parallel(call)(Block(), X)
 
 

@@ -850,7 +850,7 @@ def test_the_place_of_the_stack_in_the_model_is_said(form: Any, jitted: bool) ->
     net = Net(make(lambda rngs: Linear(3, 4, rngs=rngs), **form))
     with pytest.raises(ShapeError, match="Stack of Linear") as caught:
         (run if jitted else call)(net, X)
-    assert str(caught.value).endswith("what the loop makes (in `stages[0]` of Net)")
+    assert str(caught.value).endswith("what the loop makes (in `stages/0` of Net)")
 
 
 WRONG = "Linear(in_features=3) expects inputs of shape (..., 3), got shape (5, 2); build the layer "
@@ -865,7 +865,7 @@ def test_an_error_inside_a_block_says_the_place_in_the_block_and_of_the_stack(
     net = Net(make(Plain, **form))
     with assert_unchanged(net), pytest.raises(ShapeError) as caught:
         (run if jitted else call)(net, X[:, :2])
-    assert str(caught.value) == f"{WRONG} (in `linear` of Plain) (in `stages[0]` of Net)"
+    assert str(caught.value) == f"{WRONG} (in `linear` of Plain) (in `stages/0` of Net)"
 
 
 @each_form
@@ -873,7 +873,7 @@ def test_an_error_of_a_block_itself_says_the_place_of_the_stack(form: Any) -> No
     net = Net(make(lambda rngs: Linear(3, 3, rngs=rngs), **form))
     with pytest.raises(ShapeError) as caught:
         net(X[:, :2])
-    assert str(caught.value) == f"{WRONG} (in `stages[0]` of Net)"
+    assert str(caught.value) == f"{WRONG} (in `stages/0` of Net)"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_gradients_of_a_part() -> None:
         model,
         optimizer,
         lambda: optimizer.update(model, grads),
-        r"no gradient: `layers\[0\]\.kernel` \(Param\), `layers\[1\]\.kernel` \(Param\)",
+        r"no gradient: `layers/0/kernel` \(Param\), `layers/1/kernel` \(Param\)",
     )
 
 
@@ -106,7 +106,7 @@ def test_model_that_has_grown() -> None:
         model,
         optimizer,
         lambda: optimizer.update(model, grads),
-        r"it has no state for `layers\[2\]\.bias`, `layers\[2\]\.kernel`\. Make a new Optimizer",
+        r"it has no state for `layers/2/bias`, `layers/2/kernel`\. Make a new Optimizer",
     )
 
 
@@ -127,7 +127,7 @@ def test_parameter_that_has_changed_its_shape() -> None:
         model,
         optimizer,
         lambda: optimizer.update(model, grads),
-        r"`opt_state\[0\]\.mu\['a'\]` has shape \(1, 3\) and would become \(2, 3\)",
+        r"`opt_state/0/mu/a` has shape \(1, 3\) and would become \(2, 3\)",
     )
 
 

@@ -77,15 +77,15 @@ def check_own(*nodes: Any) -> None:
 
 
 USES: dict[str, Any] = {
-    "update": (lambda m, o: o.update(m, nnx.state(Model(), nnx.Param)), r"`model.layers\[0\]"),
+    "update": (lambda m, o: o.update(m, nnx.state(Model(), nnx.Param)), r"`model/layers/0"),
     "state": (
         lambda m, o: o.update(Model(), nnx.state(Model(), nnx.Param)),
-        r"`self.opt_state\[0\]",
+        r"`self/opt_state/0",
     ),
-    "average": (lambda m, o: nnx.EMA(Model(), 0.5).update(m), r"`updates.layers\[0\]"),
+    "average": (lambda m, o: nnx.EMA(Model(), 0.5).update(m), r"`updates/layers/0"),
     "accumulate": (
         lambda m, o: nnx.accumulate(lambda model, x: model(x).sum(), 2)(m, INPUTS),
-        r"`model.layers\[0\]",
+        r"`model/layers/0",
     ),
 }
 

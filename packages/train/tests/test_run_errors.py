@@ -193,7 +193,7 @@ def test_another_model_in_the_folder_is_a_table_of_differences(tmp_path: pathlib
     with pytest.raises(RunError, match="a run with another model") as caught:
         nnx.Run(tmp_path, model=other, data=[1.0], progress=False).__enter__()
     text = str(caught.value)
-    assert "step 2" in text and "`model.w`" in text and "`model.b`" in text
+    assert "step 2" in text and "`model/w`" in text and "`model/b`" in text
     assert (other["w"].value == 0).all()
     with pytest.raises(RunError, match=r"(?s)or with other nodes.*`rngs"):
         nnx.Run(tmp_path, model=scalar(), rngs=nnx.Rngs(0), progress=False).__enter__()

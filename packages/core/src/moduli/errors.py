@@ -7,8 +7,9 @@ says what was got, where (the path in the model) and what to write instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "BrokenNameError",
@@ -131,25 +132,44 @@ class DroppedWriteWarning(UserWarning):
 
 
 def format_path(path: Iterable[object]) -> str:
-    """Formats a path of attribute names and indices as a person would: ``blocks[0].kernel``.
+    """Formats a path as every message, table and checkpoint does: ``blocks/0/linear/kernel``.
+
+    Decision 10 (``docs/decisions/0010-paths.md``) says how each kind of part is written. What takes
+    a path from a user understands this text, and ``blocks[0].linear.kernel`` too.
 
     Args:
-      path: attribute names (str) and indices (int) from the root to the place.
+      path: attribute names, keys and indices from the root to the place; or JAX's key entries.
 
     Returns:
-      The path as text; ``"<root>"`` for the empty path.
+      The path as text; ``"the model itself"`` for the empty path.
 
     Example:
       >>> from moduli.errors import format_path
       >>> format_path(("blocks", 0, "linear", "kernel"))
-      'blocks[0].linear.kernel'
+      'blocks/0/linear/kernel'
+      >>> print(format_path(("tables", "a/b", "0", (1, "x"))))
+      tables/'a/b'/'0'/[(1, 'x')]
       >>> format_path(())
-      '<root>'
+      'the model itself'
     """
-    text = ""
-    for part in path:
-        if isinstance(part, str) and part.isidentifier():
-            text += f".{part}" if text else part
-        else:
-            text += f"[{part!r}]"
-    return text or "<root>"
+    return "/".join(map(_format_part, path)) or _ROOT
+
+
+_ROOT = "the model itself"
+# what could be taken for something else: a number, a key in brackets, several parts, a pattern
+_ODD_NAME = re.compile(r"-?\d+|\[.*|.*[/'\"\\*?|\0-\x1f`].*|", re.DOTALL)
+# the attribute of each of JAX's key entries; JAX is not imported for that
+_KEY_ENTRIES = {"DictKey": "key", "FlattenedIndexKey": "key", "SequenceKey": "idx"} | {
+    "GetAttrKey": "name"
+}
+
+
+def _format_part(part: Any) -> str:
+    if type(part) is str or type(part) is int:
+        text = str(part)
+        odd = type(part) is str and (_ODD_NAME.fullmatch(text) or text == _ROOT)
+        return repr(text) if odd else text
+    entry = _KEY_ENTRIES.get(type(part).__name__)
+    if entry is not None and hasattr(part, entry):
+        return _format_part(getattr(part, entry))
+    return f"[{part!r}]"

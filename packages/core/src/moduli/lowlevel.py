@@ -14,6 +14,8 @@ The door between graphs of modules and JAX, with which every transform is writte
 - What a value has of the parameter that it belongs to: :func:`fitted_metadata`.
 - Graphs made again out of objects that exist: :func:`rebuild`.
 - Which JAX trace is running: :func:`trace_state`.
+- Paths that users write, in either notation: :class:`PathText`, :class:`PathPart`,
+  :func:`parse_path`; :func:`moduli.errors.format_path` writes them.
 - Messages: :func:`check_callable`, :func:`folded`, :func:`naming`, :func:`named`, :func:`wraps`.
 
 For values that get or lose an axis outside of a transform:
@@ -33,6 +35,9 @@ For initializers:
 
 from moduli._base.compat import trace_state as trace_state
 from moduli._base.compat import varying_axes as varying_axes
+from moduli._base.path_text import PathPart as PathPart
+from moduli._base.path_text import PathText as PathText
+from moduli._base.path_text import parse_path as parse_path
 from moduli._call.bind import Binding as Binding
 from moduli._call.bind import bind as bind
 from moduli._call.bind import is_plain as is_plain

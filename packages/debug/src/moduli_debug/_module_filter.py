@@ -2,7 +2,8 @@
 
 A filter is one of
 
-- a path pattern such as ``"blocks/*/attention"``: parts of the module's path, indices as digits.
+- a path pattern such as ``"blocks/*/attention"`` (``"blocks[*].attention"`` is understood too):
+  parts of the module's path, indices as digits.
   ``*`` stands for one part (or, inside a part, for any characters: ``"conv*"``), ``**`` for any
   number of parts, also none; ``""`` is the root
 - a class: modules of that class and its subclasses
@@ -22,6 +23,7 @@ from typing import Any
 
 import moduli
 from moduli import errors
+from moduli.lowlevel import PathPart, PathText, parse_path
 
 __all__ = ["PathPattern", "module_predicate", "other_paths", "path_text", "select_modules"]
 
@@ -36,7 +38,7 @@ _KINDS = (
 
 
 def path_text(path: Iterable[Any]) -> str:
-    """Formats a module's path as in a path pattern: ``blocks/0/attention``, ``""`` for the root.
+    """Formats a module's path as :func:`moduli.errors.format_path`, but ``""`` for the root.
 
     Args:
       path: attribute names and indices.
@@ -46,7 +48,8 @@ def path_text(path: Iterable[Any]) -> str:
       >>> path_text(("blocks", 0, "attention"))
       'blocks/0/attention'
     """
-    return "/".join(map(str, path))
+    path = tuple(path)
+    return errors.format_path(path) if path else ""
 
 
 class PathPattern:
@@ -68,19 +71,22 @@ class PathPattern:
     def __init__(self, pattern: str):
         self.pattern = pattern
         parts = pattern.split("/") if pattern else []
-        if "" in parts:
+        if "" in parts and not set(pattern) & set("'\""):  # quotes may hold slashes
             raise errors.StructureError(
                 f"the path pattern {pattern!r} has an empty part; write "
                 f"{'/'.join(part for part in parts if part)!r} ('' is the root, '**' everything)"
             )
-        self._parts = tuple(part if part == "**" else _part_pattern(part) for part in parts)
+        self._readings = tuple(
+            tuple("**" if part == ("**", "name") else _part_pattern(part) for part in reading)
+            for reading in PathText(pattern).readings
+        )
 
     def __call__(self, path: Path, module: Any) -> bool:
         return self.fits(path)
 
     def fits(self, path: Path) -> bool:
         """Returns whether a path fits."""
-        return _fits(self._parts, tuple(map(str, path)))
+        return any(_fits(parts, tuple(path)) for parts in self._readings)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PathPattern) and other.pattern == self.pattern
@@ -92,21 +98,20 @@ class PathPattern:
         return repr(self.pattern)
 
 
-def _part_pattern(part: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, part.split("*"))), re.DOTALL)
+def _part_pattern(part: PathPart) -> Callable[[Any], bool]:
+    if part.kind != "name" or "*" not in part.text:
+        return part.fits
+    pattern = re.compile(".*".join(map(re.escape, part.text.split("*"))), re.DOTALL)
+    return lambda given: pattern.fullmatch(str(given)) is not None
 
 
-def _fits(parts: tuple[Any, ...], path: tuple[str, ...]) -> bool:
+def _fits(parts: tuple[Any, ...], path: Path) -> bool:
     reached = {0}  # how many parts of the path the pattern's parts so far may have used
     for part in parts:
         if part == "**":
             reached = set(range(min(reached), len(path) + 1))
         else:
-            reached = {
-                place + 1
-                for place in reached
-                if place < len(path) and part.fullmatch(path[place]) is not None
-            }
+            reached = {place + 1 for place in reached if place < len(path) and part(path[place])}
         if not reached:
             return False
     return len(path) in reached
@@ -342,15 +347,11 @@ def _near_paths(
         yield f"{text!r} is a path pattern; for modules of a class, write the class {text}"
         return
     for path, module in containers.items():
-        if pattern.fits(tuple(path.split("/")) if path else ()):
+        if pattern.fits(_texts(path)):
             pattern_inside = f"{text}/*" if text else "*"
             kind = type(module).__name__
             yield f"{path!r} is a {kind}, which is never called: write {pattern_inside!r}"
             return
-    slashed = re.sub(r"[.\[\]'\"]+", "/", text).strip("/")
-    if slashed != text and any(map(PathPattern(slashed).fits, _split_all(called))):
-        yield f"parts of a path are separated by slashes: write {slashed!r}"
-        return
     deeper = f"**/{text}"
     if any(map(PathPattern(deeper).fits, _split_all(called))):
         yield f"a pattern begins at the root: did you mean {deeper!r}?"
@@ -365,12 +366,16 @@ def _near_paths(
 
 
 def _split_all(paths: Iterable[str]) -> Iterator[Path]:
-    return (tuple(path.split("/")) for path in paths)
+    return map(_texts, paths)
+
+
+def _texts(path: str) -> Path:
+    return tuple(part.text for part in parse_path(path))
 
 
 def _with_wildcards(text: str, paths: Iterable[str]) -> set[str]:
     """Returns the paths with the wildcards of a pattern in them, which make it unlike any path."""
-    parts = text.split("/")
+    parts = _texts(text)
     candidates = set()
     for path in _split_all(paths):
         if "*" in text and len(path) == len(parts):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import moduli
-from moduli.errors import PathError, format_path
+from moduli.errors import PathError
+from moduli.lowlevel import PathText
 from moduli_interop._choose import choose_format, recognize_format
 from moduli_interop._errors import CheckpointMismatchError
 from moduli_interop._leaves import capture, check_savable
@@ -198,7 +199,7 @@ def load_state(
     Args:
       path: the file.
       only: the part to read: the path of a part of the model, such as ``"decoder"`` or
-        ``"blocks[0]"``, or a function that takes a path (a tuple) and returns whether to read what
+        ``"blocks/0"``, or a function that takes a path (a tuple) and returns whether to read what
         stands there. Nothing else is read, and what is read is verified.
       format: name of the format; by default the content of the file tells it.
       progress: see :func:`save`.
@@ -256,7 +257,7 @@ def _is_wanted(leaf: Leaf, only: str | Callable[[Path], bool] | None) -> bool:
         return True
     if callable(only):
         return only(leaf.path)
-    return any(format_path(leaf.path[:n]) == only for n in range(1, len(leaf.path) + 1))
+    return PathText(only).begins(leaf.path)
 
 
 def _held(leaf: Any) -> Any:

@@ -53,7 +53,8 @@ __all__ = [
 Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\[\]]{0,199}")
+# a slash stands between two names, none of which is made of dots
+_PLAIN_NAME = re.compile(r"(?=.{1,200}$)[A-Za-z0-9_][A-Za-z0-9_.\[\]]*(?:/[A-Za-z0-9_]+)*")
 _MEMBER = re.compile(rf"{_PLAIN_NAME.pattern}|[0-9]+-array")
 _CONTAINERS = frozenset(("jax", "numpy", "numpy scalar"))
 _MOST_DIMENSIONS = 32

@@ -228,7 +228,7 @@ def _parameter(path: Any, params: moduli.State) -> str:
     for known in moduli.to_flat_state(params).keys():  # noqa: SIM118
         if keys[-len(known) :] == list(map(str, known)):
             return format_path(known)
-    return f"opt_state{jax.tree_util.keystr(path)}"
+    return format_path(("opt_state", *path))
 
 
 def _states(opt_state: Any) -> Iterator[moduli.State]:
@@ -244,5 +244,5 @@ def _path_of(opt_state: Any, variable: Any) -> str:
     pairs, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=is_variable)
     for path, leaf in pairs:
         if leaf is variable:
-            return f"`opt_state{jax.tree_util.keystr(path)}`"
+            return f"`{format_path(('opt_state', *path))}`"
     return "`opt_state`"

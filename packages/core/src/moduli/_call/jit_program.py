@@ -109,7 +109,7 @@ class JitProgram(Program):
         """Returns the function with its place, and the names of the values that it takes."""
         code = code_of(self._function)
         place = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
-        pairs = self._named_values(self._names.groups, self._names.plain, donated=True)
+        pairs = self._named_values(self._names.places, self._names.plain, donated=True)
         return f"{self._called()}{place}", [name for name, _ in pairs]
 
     def _called(self) -> str:
@@ -121,7 +121,7 @@ class JitProgram(Program):
         """The values that are donated, or those that are not, each with its name."""
         marks = iter(self._donated)
         pairs: list[tuple[str, Any]] = []
-        for names, group in zip(self._names.groups, values, strict=True):
+        for names, group in zip(self._names.places, values, strict=True):
             if next(marks) is donated:
                 pairs += zip(names, group, strict=True)
         for pair in zip(self._names.plain, plain, strict=True):

@@ -3,8 +3,9 @@
 JAX gets a pure function of lists of values. What it says about that function in its errors comes
 from the function's attributes, as for any decorated function: ``__wrapped__`` leads to the source,
 ``__signature__`` names the arguments. So ours lead to the user's function, and give each value
-the name that it has there, such as ``model.layers[0].kernel``. Names are written when JAX asks for
-them, which it does when it traces.
+the name that it has there, as Python writes it: ``model.layers[0].kernel``. JAX writes other
+arguments so too, and XLA keeps these names and takes a slash for a scope. In our own messages it is
+``model/layers/0/kernel``. Names are written when JAX asks for them, which it does when it traces.
 
 For errors in which JAX names no function, :func:`naming` adds a sentence.
 """
@@ -161,12 +162,20 @@ class Names:
 
     @functools.cached_property
     def groups(self) -> list[list[str]]:
-        """The names of the values of each graph."""
+        """The names of the values of each graph, for JAX."""
+        return self._groups(_attributes)
+
+    @functools.cached_property
+    def places(self) -> list[list[str]]:
+        """The same for our own messages: the argument, and the path below it."""
+        return self._groups(lambda path: f"/{errors.format_path(path)}")
+
+    def _groups(self, written: Callable[[Path], str]) -> list[list[str]]:
         roots = iter(self._tops[0])
         groups = []
         for graphdef in self._signature.graphdefs:
             tops = [next(roots) for _ in graphdef.roots]
-            groups.append([_below(tops, path) for path in graphdef.leaf_paths])
+            groups.append([_below(tops, path, written) for path in graphdef.leaf_paths])
         return groups
 
     def flat(self, treedef: Any) -> list[str]:
@@ -188,14 +197,19 @@ def _is_place(item: Any) -> bool:
     return item is _PLACE
 
 
-def _below(tops: list[str], path: Path) -> str:
+def _attributes(path: Path) -> str:
+    """A path as Python code: attributes with dots, everything else in brackets."""
+    plain = [isinstance(part, str) and part.isidentifier() for part in path]
+    return "".join(
+        f".{part}" if ok else f"[{part!r}]" for part, ok in zip(path, plain, strict=True)
+    )
+
+
+def _below(tops: list[str], path: Path, written: Callable[[Path], str]) -> str:
     top = tops[0]
     if len(tops) > 1:
         top, path = tops[path[0]], path[1:]
-    if not path:
-        return top
-    text = errors.format_path(path)
-    return top + text if text.startswith("[") else f"{top}.{text}"
+    return top + written(path) if path else top
 
 
 def parameter_name(signature: inspect.Signature | None, position: int) -> str:

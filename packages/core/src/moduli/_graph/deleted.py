@@ -19,6 +19,7 @@ import jax
 from moduli import errors
 from moduli._base.compat import Tracer
 from moduli._base.locate import locate
+from moduli._graph.data import is_graph_leaf
 from moduli._graph.walk import iter_graph
 from moduli._variable.box import Variable
 
@@ -31,7 +32,7 @@ class Donating(Protocol):
     """A program that reuses the buffers of some of its arguments."""
 
     def donated(self) -> tuple[str, Collection[str]]:
-        """Returns the function with its place, and names such as ``model.kernel``."""
+        """Returns the function with its place, and names such as ``model/kernel``."""
         ...
 
 
@@ -61,7 +62,7 @@ def deleted_in_call(
     named: dict[str, Any] = {f"args[{n}]": value for n, value in enumerate(args)}
     with contextlib.suppress(TypeError, ValueError):
         named = dict(inspect.signature(f).bind_partial(*args).arguments)
-    names = list(map(errors.format_path, _deleted({**named, **kwargs})))
+    names = list(_deleted_in({**named, **kwargs}))
     function = getattr(f, "__name__", None) or type(f).__name__
     return _donated_error(error, names, function)
 
@@ -134,6 +135,15 @@ def _leaves(values: Named) -> Iterator[tuple[str, Any]]:
             yield name + jax.tree_util.keystr(path), leaf
 
 
+def _deleted_in(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Yields names: an argument as Python writes it, and paths below the modules in it."""
+    for name, value in sorted(arguments.items()):
+        for place, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=is_graph_leaf)[0]:
+            spot = name + jax.tree_util.keystr(place)
+            found = _deleted(leaf) if is_graph_leaf(leaf) else [()] if _is_deleted(leaf) else []
+            yield from (f"{spot}/{errors.format_path(path)}" if path else spot for path in found)
+
+
 def _deleted(root: Any) -> Iterator[tuple[Any, ...]]:
     for path, item in iter_graph(root):
         value = item.get_raw_value() if isinstance(item, Variable) else item
@@ -171,7 +181,7 @@ def _who_took(gone: list[str]) -> list[str]:
 
 def _words(name: str) -> list[str]:
     """The parts of a name, also where it is one of JAX's: ``model``, ``layers`` and ``0``."""
-    return re.findall(r"[^.\[\]'\"]+", name)
+    return re.findall(r"[^./\[\]'\"]+", name)
 
 
 def _ends_with(words: list[str], end: list[str]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moduli import errors
+from moduli._base.path_text import PathPart, PathText
 from moduli._variable.axis_names import axes_of_entry, resolved
 from moduli._variable.box import Variable
 from moduli._variable.filters import to_predicate
@@ -145,34 +146,38 @@ def _no_rule(rule: Any) -> errors.StructureError:
 
 
 def _selects(selector: Any) -> Callable[[Path, Any], bool]:
-    parts = _path_parts(selector)
-    if parts is None:
+    readings = _path_parts(selector)
+    if readings is None:
         return to_predicate(selector)
-    pattern = re.compile("(?:^|/)" + "/".join(map(_part_pattern, parts)) + "(?:/|$)")
-    return lambda path, leaf: pattern.search("/".join(map(str, path))) is not None
+    # a slash may stand within a part, so parts are separated by what no text has
+    inner = "|".join("\0".join(map(_part_pattern, parts)) for parts in readings)
+    pattern = re.compile(f"(?:^|\0)(?:{inner})(?:\0|$)", re.DOTALL)
+    return lambda path, leaf: pattern.search("\0".join(map(str, path))) is not None
 
 
-def _path_parts(selector: Any) -> list[str] | None:
+def _path_parts(selector: Any) -> tuple[tuple[PathPart, ...], ...] | None:
     """The parts of a path, as ``"blocks/0/kernel"``, ``"blocks[0].kernel"`` or a tuple of them."""
     if isinstance(selector, str):
-        return re.findall(r"[^./\[\]'\"]+", selector)
+        return PathText(selector).readings
     if (
         isinstance(selector, (tuple, list))
         and selector
         and all(isinstance(part, (str, int)) and not isinstance(part, bool) for part in selector)
     ):
-        return list(map(str, selector))
+        return (tuple(PathPart(str(part)) for part in selector),)
     return None
 
 
-def _part_pattern(part: str) -> str:
-    if part == "**":
+def _part_pattern(part: PathPart) -> str:
+    if part.kind != "name":
+        return re.escape(part.text)
+    if part.text == "**":
         return ".*"
-    return "(?:" + "|".join(map(_glob, part.split("|"))) + ")"
+    return "(?:" + "|".join(map(_glob, part.text.split("|"))) + ")"
 
 
 def _glob(text: str) -> str:
-    return "".join({"*": "[^/]*", "?": "[^/]"}.get(sign, re.escape(sign)) for sign in text)
+    return "".join({"*": "[^\0]*", "?": "[^\0]"}.get(sign, re.escape(sign)) for sign in text)
 
 
 def check_all_match(rules: Sequence[Rule], leaves: Sequence[tuple[Path, Any]]) -> None:
@@ -194,11 +199,12 @@ def check_all_match(rules: Sequence[Rule], leaves: Sequence[tuple[Path, Any]]) -
 
 
 def _near(rule: Rule, leaves: Sequence[tuple[Path, Any]]) -> str:
-    parts = _path_parts(rule.selector)
-    if parts is None:
+    readings = _path_parts(rule.selector)
+    if readings is None:
         kinds = sorted({_kind(leaf) for _, leaf in leaves})
         return f"there are values of the kinds {', '.join(kinds) or 'none'}"
-    paths = ["/".join(map(str, path)) for path, _ in leaves]
+    parts = [part.text for part in readings[0]]
+    paths = [errors.format_path(path) for path, _ in leaves]
     known = sorted({part for path, _ in leaves for part in map(str, path)})
     wrong = [part for part in parts if part not in known and not set(part) & set("*?|")]
     near = {part: difflib.get_close_matches(part, known, n=3) for part in wrong}

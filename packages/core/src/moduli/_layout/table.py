@@ -124,7 +124,7 @@ def _rows(node: Any) -> list[LayoutRow]:
         pairs, _ = jax.tree_util.tree_flatten_with_path(value_of(leaf))
         for inner, array in pairs:
             if hasattr(array, "shape") and hasattr(array, "dtype"):
-                place = errors.format_path(path) + jax.tree_util.keystr(inner)
+                place = errors.format_path((*path, *inner))
                 rows.append(_row(place, array))
     return rows
 

@@ -17,7 +17,7 @@ from types import EllipsisType
 from typing import cast
 
 from moduli import errors
-from moduli._base.path_text import parse_path
+from moduli._base.path_text import PathText
 from moduli._base.type_variables import Path
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "to_predicate",
 ]
 
-_SIGNS = frozenset("/.[")  # of a text that is a path of several parts
+_SIGNS = frozenset("/.['\"")  # of a text that is a path of several parts, or has quotes
 
 Predicate = Callable[[Path, object], bool]
 Filter = type | str | Predicate | bool | EllipsisType | None | tuple["Filter", ...] | list["Filter"]
@@ -144,21 +144,20 @@ class PathContains(_Predicate):
     def __init__(self, key: object, exact: bool = True):
         self.key, self.exact = key, exact
         self._args = (key, exact)
-        parts = parse_path(key) if isinstance(key, str) and set(key) & _SIGNS else ()
-        self._parts = parts if len(parts) > 1 else ()
+        self._text = PathText(key) if isinstance(key, str) and set(key) & _SIGNS else None
 
     def __call__(self, path: Path, value: object) -> bool:
         if self.exact:
-            return self.key in path or (bool(self._parts) and self._has_parts(path))
+            return self.key in path or (self._text is not None and self._text.is_inside(path))
         key = str(self.key)
         if builtins.any(key in str(part) for part in path):
             return True
-        return bool(self._parts) and "/".join(self._parts) in "/".join(map(str, path))
-
-    def _has_parts(self, path: Path) -> bool:
-        texts, length = tuple(map(str, path)), len(self._parts)
+        if self._text is None:
+            return False
+        whole = "/".join(map(str, path))
         return builtins.any(
-            texts[start : start + length] == self._parts for start in range(len(texts) - length + 1)
+            len(parts) > 1 and "/".join(part.text for part in parts) in whole
+            for parts in self._text.readings
         )
 
 
@@ -177,12 +176,12 @@ class PathIn(_Predicate):
     def __init__(self, *paths: Path | str):
         self.paths = frozenset(path if isinstance(path, str) else tuple(path) for path in paths)
         self._args = (self.paths,)
-        self._texts = frozenset(parse_path(path) for path in self.paths if isinstance(path, str))
+        self._texts = tuple(PathText(path) for path in self.paths if isinstance(path, str))
 
     def __call__(self, path: Path, value: object) -> bool:
         if tuple(path) in self.paths:
             return True
-        return bool(self._texts) and tuple(map(str, path)) in self._texts
+        return builtins.any(text.is_whole(path) for text in self._texts)
 
 
 class Any(_Predicate):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["MAX_ROWS", "cut", "grouped"]
 
 MAX_ROWS = 40
-_NUMBER = re.compile(r"(?<![^.\[])\d+(?![^.\]])")
+_NUMBER = re.compile(r"(?<![^./\[])\d+(?![^./\]])")
 
 Row = tuple[str, ...]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moduli_interop._weights.errors import NameMapError
-from moduli_interop._weights.templates import INDEX, Template, parse, unify
+from moduli_interop._weights.templates import INDEX, Template, dotted, parse, parse_ours, unify
 
 __all__ = ["NameMap", "Renamed", "TensorRule"]
 
@@ -65,6 +65,9 @@ class NameMap:
     both sides; if ``{n}`` is missing on our side, the blocks are one module whose Variables have
     one more axis, the first (:class:`moduli_layers.Stack`). The empty name is the model itself.
 
+    Our paths may have dots, as the names of tensors, or be written as everywhere else:
+    ``layers/{n}/attention``.
+
     Our side may be a ``Tensor`` for what is laid out otherwise, or is fused or split in another
     way; its paths are then those of Variables.
 
@@ -114,9 +117,9 @@ class NameMap:
         """Returns their name of a module or tensor.
 
         Args:
-          name: our path, with dots.
+          name: our path, with dots or slashes.
         """
-        parts = tuple(name.split(".")) if name else ()
+        parts = tuple(dotted(name).split(".")) if name else ()
         return ".".join(self.rename(parts).parts)
 
     def ours(self, name: str) -> str:
@@ -173,10 +176,10 @@ class NameMap:
         theirs = parse(name)
         paths = getattr(target, "paths", None)
         if isinstance(target, str):
-            ours = parse(target)
+            ours = parse_ours(target)
             self._renames.append(_Rule(theirs, ours, _stacked(theirs, ours)))
         elif paths is not None and hasattr(target, "to_ours"):
-            templates = tuple(parse(path) for path in paths)
+            templates = tuple(parse_ours(path) for path in paths)
             fields = {_stacked(theirs, template) for template in templates}
             if len(fields) != 1:
                 raise NameMapError(f"the paths of the Tensor for {name!r} have different fields")

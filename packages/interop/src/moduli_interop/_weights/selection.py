@@ -11,6 +11,7 @@ import moduli
 from moduli.errors import ModuliError, format_path
 from moduli_interop._tensors.stored import StoredTensor, Tensors
 from moduli_interop._weights.targets import Target
+from moduli_interop._weights.templates import dotted
 from moduli_interop._weights.variables import Place
 
 __all__ = ["HARMLESS", "Names", "Selection", "by_paths", "chosen", "renamed", "selected"]
@@ -85,6 +86,7 @@ def renamed(
     found: dict[str, StoredTensor] = {}
     for name, tensor in there.items():
         ours = names(name)
+        ours = ours if ours is None else dotted(ours)
         if ours is None:
             passed_over.append(name)
         elif ours in found:
@@ -127,13 +129,15 @@ def selected(listed: list[Target], only: Any) -> tuple[list[Target], list[str]]:
         isinstance(only, (list, tuple, set)) and all(isinstance(one, str) for one in only)
     ):
         patterns = [only] if isinstance(only, str) else list(only)
+        # as they are, where brackets are sets of characters, and as paths in either notation
+        spelled = {p for pattern in patterns for p in (pattern, dotted(pattern))}
 
         def meant(place: Place) -> bool:
             texts = ".".join(map(str, place.path)), format_path(place.path)
             return any(
-                text == p or text.startswith((f"{p}.", f"{p}[")) or fnmatch.fnmatchcase(text, p)
+                text == p or text.startswith((f"{p}.", f"{p}/")) or fnmatch.fnmatchcase(text, p)
                 for text in texts
-                for p in patterns
+                for p in spelled
             )
     else:
         predicate = moduli.filterlib.to_predicate(only)

@@ -11,9 +11,10 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
+from moduli.lowlevel import parse_path
 from moduli_interop._weights.errors import NameMapError
 
-__all__ = ["Template", "parse", "unify"]
+__all__ = ["Template", "dotted", "parse", "parse_ours", "unify"]
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 # a block of a stack has no number of its own: \x00 and its level stand for all of them
@@ -114,6 +115,18 @@ def _check_one_reading(text: str, part: str, fields: Mapping[str, str]) -> None:
             "part there is some text that is no number, and one of them at most is a {t:s}. Write "
             "a rule for each name"
         )
+
+
+def dotted(path: str) -> str:
+    """Returns a path of ours with dots, as the names of tensors have them, in either notation."""
+    if "/" not in path and "[" not in path:
+        return path
+    return ".".join(part.text for part in parse_path(path))
+
+
+def parse_ours(path: str) -> Template:
+    """Reads a template of our side: ``"blocks/{n}/attention"``, or with dots."""
+    return dataclasses.replace(parse(dotted(path)), text=path)
 
 
 def unify(one: Template, other: Template) -> tuple[dict[str, str], dict[str, str]] | None:

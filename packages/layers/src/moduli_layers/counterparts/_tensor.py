@@ -17,13 +17,21 @@ __all__ = ["Tensor"]
 Shape = tuple[int, ...]
 
 
+def _dotted(path: str) -> str:
+    if "/" not in path and "[" not in path:
+        return path
+    from moduli.lowlevel import parse_path
+
+    return ".".join(part.text for part in parse_path(path))
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
     """One tensor of the other framework, in terms of a layer's Variables.
 
     Attributes:
-      of: path of the Variable from the layer, with dots (``"query.kernel"``), or several paths,
-        whose arrays stand one after the other along ``axis`` of the tensor.
+      of: path of the Variable from the layer, with dots (``"query.kernel"``; slashes become dots),
+        or several paths, whose arrays stand one after the other along ``axis`` of the tensor.
       layout: how the axes of our array become those of theirs, ``"i o -> o i"``. Axes in
         parentheses on the right are merged, ``"i h d -> (h d) i"``; ``...`` stands for the axes in
         between, in order. None if they are equal.
@@ -64,6 +72,11 @@ class Tensor:
     part: tuple[int, int] | None = None
     optional: bool = False
     sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        of = tuple(map(_dotted, self.paths))
+        object.__setattr__(self, "of", of[0] if isinstance(self.of, str) else of)
+        object.__setattr__(self, "zero", tuple(map(_dotted, self.zero)))
 
     @property
     def paths(self) -> tuple[str, ...]:
