@@ -211,6 +211,25 @@ def test_other_data_in_the_folder_is_named(tmp_path: pathlib.Path) -> None:
         start(3)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0], r"data of \{'batches': 3\}, and is to go on with.*: 2\}"),
+        ([1.0, 2.0], iter([1.0, 2.0]), r"data of \{'batches': 2\}, .* with another kind"),
+        ((x for x in range(4)), np.zeros(4), r"data of another kind, .* with \{'batches': 4\}"),
+        (None, [1.0], "began without data=, and is to go on with data="),
+        ([1.0], None, "began with data=, and is to go on without data="),
+    ],
+)
+def test_data_of_another_length_or_kind_is_no_silent_resume(
+    tmp_path: pathlib.Path, before: Any, now: Any, text: str
+) -> None:
+    with nnx.Run(tmp_path, model=scalar(), data=before, progress=False) as run:
+        assert len([*run.steps(2)]) == 2
+    with pytest.raises(RunError, match=text):
+        nnx.Run(tmp_path, model=scalar(), data=now, progress=False).__enter__()
+
+
 def test_checkpoints_and_logs_of_others_are_not_touched(tmp_path: pathlib.Path) -> None:
     with nnx.CheckpointManager(tmp_path / "a") as manager:
         manager.save(3, {"model": scalar()})

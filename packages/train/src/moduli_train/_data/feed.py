@@ -11,7 +11,7 @@ import jax
 from moduli_train._data.ahead import ReadAhead
 from moduli_train._data.batches import Batches
 from moduli_train._data.position import Source
-from moduli_train._errors import BatchShapeWarning
+from moduli_train._errors import BatchShapeWarning, RunError
 
 __all__ = ["Feed"]
 
@@ -72,6 +72,13 @@ class Feed:
 
     def restore(self, position: dict[str, Any] | None, counting: Callable[..., Any]) -> None:
         """Goes to where an earlier run stood; ``counting`` is that of :meth:`Source.restore`."""
+        if (self._source is None) != (position is None):
+            ways = ("without data=", "with data=")
+            began, now = ways if position is None else ways[::-1]
+            raise RunError(
+                f"the run began {began}, and is to go on {now}: the batches would be others. Give "
+                "what it began with, or another folder"
+            )
         if self._source is not None and position is not None:
             self._source.restore(position, counting)
             self._position, self.epoch = position, position["epoch"]

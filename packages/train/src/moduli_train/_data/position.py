@@ -36,7 +36,8 @@ class Source:
                 f"data= is a {type(data).__name__}; it takes an iterable of batches, or {_CURES}. "
                 "Arrays become batches by `nnx.Batches(arrays, size)`"
             )
-        self._indexed = isinstance(data, (list, tuple, np.ndarray, jax.Array))
+        indexed = isinstance(data, (list, tuple, np.ndarray, jax.Array))
+        self._indexed = indexed and self._plugin is None
         self.epoch = self.index = self.total = 0
         self._stream: Iterator[Any] | None = None
         self._saved: Any = None
@@ -97,11 +98,17 @@ class Source:
                     return getattr(owner, get), getattr(owner, put)
         return None
 
+    def _facts(self) -> dict[str, Any] | None:
+        """Returns what has to be the same when a run resumes, of data that any index reaches."""
+        if isinstance(self._data, Batches):
+            return self._data.facts()
+        return {"batches": len(self._data)} if self._indexed else None
+
     def position(self) -> dict[str, Any]:
         """Returns where it stands after the last batch that it gave, as JSON."""
         found: dict[str, Any] = {"epoch": self.epoch, "index": self.index, "total": self.total}
-        if isinstance(self._data, Batches):
-            found["batches"] = self._data.facts()
+        if (facts := self._facts()) is not None:
+            found["batches"] = facts
         elif self._stream is not None:
             holder = self._holder(self._data) or self._holder(self._stream)
             if holder is not None:
@@ -117,14 +124,15 @@ class Source:
           position: what :meth:`position` returned.
           counting: shows a bar over the batches that are read and dropped.
         """
-        facts = self._data.facts() if isinstance(self._data, Batches) else None
+        facts = self._facts()
         if position.get("batches") != facts:
+            before, now = (given or "another kind" for given in (position.get("batches"), facts))
             raise RunError(
-                f"the run began with data of {position.get('batches')}, and is to go on with "
-                f"{facts}: the batches would be others. Give the same data, or another folder"
+                f"the run began with data of {before}, and is to go on with {now}: the batches "
+                "would be others. Give the same data, or another folder"
             )
         total, self._saved = position["total"], position.get("state")
-        known = facts is not None or self._indexed
+        known = facts is not None
         if known or self._saved is not None or self._by_epoch or total == 0:
             self.epoch, self.total, self.index = position["epoch"], total, position["index"]
             if self._saved is None and not known and self.index:

@@ -50,7 +50,7 @@ def fit(
       (3, {'loss': 0.5})
     """
     patience = {} if stop is None or callable(stop) else {"patience": stop}
-    every = evaluate_every or max(1, steps // 10)
+    every = max(1, steps // 10) if evaluate_every is None else evaluate_every
     with Run(folder, **nodes, data=data, **patience, **options) as run:
         for batch in run.steps(steps):
             found = train_step(*nodes.values(), batch)
