@@ -129,7 +129,12 @@ def test_hooks_of_variables_see_nothing(file: pathlib.Path) -> None:
 
 
 def test_abstract_model_is_filled(file: pathlib.Path) -> None:
-    save(file, nnx.Dict({"x": nnx.Param(jnp.arange(3.0)), "k": nnx.RngKey(jax.random.key(3))}))
+    save(
+        file,
+        nnx.Dict(
+            {"x": nnx.Param(jnp.arange(3.0, dtype=jnp.float32)), "k": nnx.RngKey(jax.random.key(3))}
+        ),
+    )
     shape = jax.ShapeDtypeStruct((3,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     abstract = nnx.Dict({"x": nnx.Param(shape), "k": nnx.RngKey(key)})
