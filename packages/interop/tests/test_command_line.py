@@ -131,3 +131,16 @@ def test_from_a_shell_and_without_the_package(path: str) -> None:
         env={**os.environ, "MODULI_PLUGINS": "none"},
     )
     assert done.returncode == 2 and 'pip install "moduli[interop]"' in done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "diff"])
+def test_a_reader_that_leaves_ends_the_program_without_a_traceback(command: str, path: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [command, path, path] if command == "diff" else [command, path]
+    with os.fdopen(writing, "wb") as output:
+        program = subprocess.run(
+            [sys.executable, "-m", "moduli", *arguments], stdout=output, stderr=subprocess.PIPE
+        )
+    assert b"Error" not in program.stderr, program.stderr
+    assert program.returncode == 141

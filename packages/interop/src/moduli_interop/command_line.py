@@ -44,6 +44,8 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
     def guarded(options: argparse.Namespace) -> int:
         try:
             return run(options)
+        except BrokenPipeError:  # of the output: the command line ends quietly
+            raise
         except (ModuliError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -63,7 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "as-flax":
         return _as_flax(options)
     if options.command in _EXTENSIONS:
-        return options.run(options)
+        try:
+            status = options.run(options)
+            sys.stdout.flush()
+        except BrokenPipeError:  # as in _print
+            _discard_output()
+            return 128 + 13  # what a shell reports of a program that SIGPIPE ended
+        return status
     if options.command == "new-plugin":
         return _new_plugin(options)
     action = getattr(options, "action", None)
@@ -114,8 +120,13 @@ def _print(text: str) -> None:
     """Prints a report; whoever reads only its beginning (``| head``) gets that."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # and Python would try again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Writes what is printed from now on nowhere; Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
