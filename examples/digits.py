@@ -204,9 +204,9 @@ def gradients_and_outputs(model: CNN, images: Array, labels: Array) -> tuple[nnx
 
 
 def parameters(model: CNN) -> dict[str, np.ndarray]:
-    """Gives the present values of all parameters by their path, like ``blocks.0.conv.kernel``."""
+    """Gives the present values of all parameters by their path, like ``blocks/0/conv/kernel``."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): np.asarray(param.value) for path, param in flat}
+    return {"/".join(map(str, path)): np.asarray(param.value) for path, param in flat}
 
 
 def train(
@@ -427,7 +427,7 @@ def run(
             for name, values in parameters(model).items()
         ],
         round_trip=round_trip,
-        left_over=[".".join(map(str, path)) for path, _ in left_over],
+        left_over=["/".join(map(str, path)) for path, _ in left_over],
     )
 
 

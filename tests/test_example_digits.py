@@ -103,7 +103,7 @@ def test_loss_falls_and_kernels_move(short):
         assert values == sorted(values, reverse=True), name
     assert history[0].batch_accuracy < history[-1].batch_accuracy
     for epoch in history:
-        assert set(epoch.moved) == {f"blocks.{n}.conv.kernel" for n in range(4)} | {"linear.kernel"}
+        assert set(epoch.moved) == {f"blocks/{n}/conv/kernel" for n in range(4)} | {"linear/kernel"}
         assert all(0 < change < 1 for change in epoch.moved.values())
 
 
