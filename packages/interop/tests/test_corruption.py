@@ -67,7 +67,7 @@ def test_error_names_the_damaged_array(file: pathlib.Path, content: bytes) -> No
 
 
 def test_error_names_the_array_where_the_file_ends(file: pathlib.Path, content: bytes) -> None:
-    position = content.index(b"second[0].npy") + 40
+    position = content.index(b"second/0.npy") + 40
     file.write_bytes(content[:position])
     with pytest.raises(TruncatedCheckpointError, match=r"`second/0`, 2 of 2"):
         load_state(file)
