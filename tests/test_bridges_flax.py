@@ -63,7 +63,8 @@ def test_values_and_gradients_are_flaxs_own(row: Row) -> None:
             out = theirs(*whole)
             return (out * weight(out)).sum()
 
-        tolerance = 1e-6 if row.name == "attention-dropout" else 1e-9  # flax's softmax is narrower
+        # flax's softmax is in float32 whatever the dtype, ours in float64 here
+        tolerance = 3e-6 if row.name.startswith("attention") else 1e-9
         same(theirs(*inputs), model(*inputs), tolerance)
         if at:
             fresh = moduli.to_flax(model)  # flax's norms of weights overwrite them in a call
