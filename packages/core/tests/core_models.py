@@ -12,8 +12,8 @@ class Linear(nnx.Module):
     """x @ kernel + bias."""
 
     def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size_in, size_out)))
-        self.bias = nnx.Param(jnp.zeros(size_out))
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
         self.size_in = size_in
 
     def __call__(self, x):
@@ -24,7 +24,7 @@ class Norm(nnx.Module):
     """Subtracts the mean of the batch, or a running mean."""
 
     def __init__(self, size: int):
-        self.mean = nnx.BatchStat(jnp.zeros(size))
+        self.mean = nnx.BatchStat(jnp.zeros(size, jnp.float32))
         self.use_running_average = False
 
     def __call__(self, x):
@@ -54,7 +54,7 @@ class Tied(nnx.Module):
     """One Param under two names, and a reference to itself."""
 
     def __init__(self):
-        self.a = nnx.Param(jnp.arange(3.0))
+        self.a = nnx.Param(jnp.arange(3.0, dtype=jnp.float32))
         self.b = self.a
         self.me = self
 
@@ -64,4 +64,4 @@ def mlp(seed: int = 0, **kwargs) -> MLP:
 
 
 def batch(rows: int = 4, size: int = 3):
-    return jax.random.normal(jax.random.key(9), (rows, size))
+    return jax.random.normal(jax.random.key(9), (rows, size), jnp.float32)

@@ -54,9 +54,8 @@ def test_the_site_passes_over_moduli_and_jax():
 
 def test_the_site_of_a_layer_of_ones_own_is_in_the_layer():
     path = pathlib.Path(inspect.getfile(Linear))
-    number = (
-        path.read_text().splitlines().index("        self.bias = nnx.Param(jnp.zeros(size_out))")
-    )
+    lines = path.read_text().splitlines()
+    number = lines.index("        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))")
     kernel = Linear(2, 3, rngs=nnx.Rngs(0)).bias
     assert describe_site(kernel) == f"made at {os.path.relpath(path)}:{number + 1}"
 

@@ -42,8 +42,11 @@ class Result:
 
 
 def test_nested_values_are_a_tree_of_shapes(capsys: pytest.CaptureFixture[str]) -> None:
-    result = Result({"a": Pair(jnp.ones((4, 3)), np.int8(3)), "empty": []}, 2)
-    display([result, nnx.Dict(w=nnx.Param(jnp.ones(2)))], (jax.ShapeDtypeStruct((5,), jnp.int32),))
+    result = Result({"a": Pair(jnp.ones((4, 3), jnp.float32), np.int8(3)), "empty": []}, 2)
+    display(
+        [result, nnx.Dict(w=nnx.Param(jnp.ones(2, jnp.float32)))],
+        (jax.ShapeDtypeStruct((5,), jnp.int32),),
+    )
     assert capsys.readouterr().out == (
         "[\n"
         "  Result(\n"
@@ -67,8 +70,8 @@ def test_nested_values_are_a_tree_of_shapes(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_single_numbers_keys_and_tracers(capsys: pytest.CaptureFixture[str]) -> None:
-    display(jnp.array(2.5), jax.random.key(0))
-    jax.eval_shape(display, jnp.array(1))
+    display(jnp.array(2.5, jnp.float32), jax.random.key(0))
+    jax.eval_shape(display, jnp.array(1, jnp.int32))
     assert capsys.readouterr().out == "float32[] 2.5\nkey<fry>[] [0, 0]\nint32[]\n"
 
 

@@ -13,7 +13,9 @@ from moduli_interop import CheckpointError, inspect_checkpoint, save
 
 def test_listing(file: pathlib.Path) -> None:
     weight = nnx.Param(jnp.ones((2, 3), jnp.bfloat16))
-    model = nnx.Dict({"a": weight, "b": weight, "seen": nnx.Intermediate((jnp.ones(2), 1))})
+    model = nnx.Dict(
+        {"a": weight, "b": weight, "seen": nnx.Intermediate((jnp.ones(2, jnp.float32), 1))}
+    )
     save(file, model, metadata={"epoch": 3})
     info = inspect_checkpoint(file)
     assert (info.path, info.format, info.moduli_version) == (str(file), "npz", nnx.__version__)
