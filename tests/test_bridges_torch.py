@@ -297,7 +297,7 @@ def test_shared_layers_and_parameters_stay_shared() -> None:
     assert again[0] is again[1] and again[2].weight is again[0].weight
     head = nn.Linear(4, 5, bias=False)
     head.weight = embed.weight
-    with pytest.raises(moduli.BridgeError, match=r"\[1\].*`weight` another layer holds in another"):
+    with pytest.raises(moduli.BridgeError, match=r"`1`.*`weight` another layer holds in another"):
         moduli.from_torch(nn.ModuleList([embed, head]))
 
 
