@@ -1,6 +1,7 @@
 """Modules and Variables that the graph cannot see are refused, with the place and what to write."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import types
@@ -63,6 +64,16 @@ CARRIERS = {
     "set": lambda part: {part},
     "frozenset": lambda part: frozenset([part]),
     "set in a tuple": lambda part: (1, frozenset([part])),
+    "values of a dict": lambda part: {"a": part}.values(),
+    "items of a dict": lambda part: {"a": part}.items(),
+    "values of a mapping": lambda part: collections.ChainMap({"a": part}).values(),
+    "iterator": lambda part: iter([part]),
+    "iterator of a dict": lambda part: iter({"a": part}.values()),
+    "reversed": lambda part: reversed([part]),
+    "enumerate": lambda part: enumerate([part]),
+    "map": lambda part: map(str, [part]),
+    "zip": lambda part: zip("a", [part]),
+    "generator": lambda part: (item for item in [part]),
     "closure": closing,
     "closure of a closure": nested,
     "list in a closure": lambda part: closing([part]),
@@ -90,6 +101,19 @@ PARTS = {
 class Holder(nnx.Module):
     def __init__(self, value):
         self.held = value
+
+
+def test_an_iterator_is_looked_at_and_nothing_is_taken_from_it():
+    model = Holder(enumerate(["a", "b"]))
+    with contextlib.suppress(nnx.errors.StructureError):
+        nnx.state(model)
+    assert list(model.held) == [(0, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize("part", ["module", "variable"])
+def test_a_module_as_the_key_of_a_dict_is_refused(part):
+    with pytest.raises(nnx.errors.StructureError, match=r"dict at `held`.* as a key"):
+        nnx.state(Holder({PARTS[part](): jnp.ones(2)}))
 
 
 USES = {

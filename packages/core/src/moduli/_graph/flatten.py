@@ -181,6 +181,12 @@ class _Flattener:
         for key, value in node._items():
             status = annotations.get(key) if annotations else None
             child = (*path, key)
+            if key.__class__ is not str and is_graph_leaf(key):
+                raise errors.StructureError(
+                    f"the dict at `{errors.format_path(path)}` has a {type(key).__name__} as a "
+                    "key; the graph sees the values of a dict alone. Use a name as the key, and "
+                    f"keep the {type(key).__name__} with the value: `{{name: (module, value)}}`"
+                )
             slot = Slot(node, key)
             if key in node._may_carry and status is None and not is_data(value):
                 code = self.static(value, child, visible=True)

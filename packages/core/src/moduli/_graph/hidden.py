@@ -1,9 +1,10 @@
 """Finds modules and Variables where the graph cannot see them, inside of static values.
 
-A set, an object of a class that nobody has registered, or a function that keeps a module in its
-closure, its defaults or its ``self``: all are static, so what they carry would be constant in a
-compiled program and have no gradient. They are refused. Arrays that a function closes over are
-constants by intent, and a State in there is a value; neither is looked for.
+A set, a view of a dict, an iterator, an object of a class that nobody has registered, or a function
+that keeps a module in its closure, its defaults or its ``self``: all are static, so what they carry
+would be constant in a compiled program and have no gradient. They are refused. Arrays that a
+function closes over are constants by intent, and a State in there is a value; neither is looked
+for.
 
 This is asked only when a graph is flattened anew.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, MappingView
 from typing import Any
 
 from moduli import errors
@@ -26,6 +27,12 @@ _MOST = 500
 _DEPTH = 12
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None), type, slice, range))
 _CLOSED = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+# their `__reduce__` gives what they go through
+_ITERATORS = (
+    *(type(iter(empty)) for empty in ([], (), {}, {}.values(), {}.items(), set())),
+    *(type(reversed(empty)) for empty in ([], {})),
+    *(enumerate, filter, map, reversed, zip),
+)
 _LIBRARIES = frozenset(("jax", "jaxlib", "numpy", "logging", "threading", "re", "enum", "weakref"))
 
 
@@ -55,7 +62,7 @@ def check_static(value: Any, path: tuple[Any, ...]) -> None:
 
 def _remedy(value: Any, item: Any) -> str:
     name = type(item).__name__
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, (set, frozenset, MappingView, Iterator)):
         return f"Keep the {name} in a list, a dict or a tuple"
     if callable(value):
         return (
@@ -112,9 +119,15 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             yield "argument of the partial", item
         for name, item in value.keywords.items():
             yield f"argument `{name}` of the partial", item
-    elif isinstance(value, (tuple, list, set, frozenset)):
+    elif isinstance(value, (tuple, list, set, frozenset, MappingView)):
         for item in value:
             yield "element", item
+    elif isinstance(value, types.GeneratorType):
+        for name, item in (value.gi_frame.f_locals if value.gi_frame else {}).items():
+            yield f"variable `{name}` of the generator", item
+    elif isinstance(value, _ITERATORS):
+        for item in value.__reduce__()[1]:  # what it goes through; none of it is taken
+            yield "iterated", item
     elif isinstance(value, (dict, types.MappingProxyType)):
         for name, item in value.items():
             yield f"entry {name!r}", item
