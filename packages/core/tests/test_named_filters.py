@@ -27,7 +27,27 @@ SELECT = {
 }
 
 
-@pytest.mark.parametrize("select", SELECT.values(), ids=SELECT)
+def product(model):
+    return model.w[...] * model.b[...]
+
+
+def mapped(model, filter):
+    axes = nnx.StateAxes({filter: 0, ...: None})
+    return nnx.vmap(product, in_axes=axes)(model)
+
+
+TRANSFORMS = {
+    "grad": lambda model, filter: nnx.grad(product, argnums=nnx.DiffState(0, filter))(model),
+    "jit of grad": lambda model, filter: nnx.jit(
+        nnx.value_and_grad(product, argnums=[nnx.DiffState(0, filter)])
+    )(model),
+    "StateAxes": mapped,
+}
+
+
+@pytest.mark.parametrize(
+    "select", [*SELECT.values(), *TRANSFORMS.values()], ids=[*SELECT, *TRANSFORMS]
+)
 @pytest.mark.parametrize(
     "filter",
     ["params", "param", ("params", nnx.BatchStat), nnx.WithTag("params"), nnx.Any("params")],

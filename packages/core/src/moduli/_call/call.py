@@ -30,6 +30,7 @@ from moduli._call.recorded_values import Given, carries_records
 from moduli._call.signature import Leaf, Path, Signature
 from moduli._graph.data import is_graph_leaf
 from moduli._graph.holders import leaf_of
+from moduli._graph.named_filters import check_names, names_in
 from moduli._graph.state import State
 from moduli._rngs.streams import Rngs, RngStream
 from moduli._variable.box import Variable
@@ -413,6 +414,23 @@ class Call:
             self._streams.append(False)
             self._explicit.append(False)
         self.value_labels = [self._labels_of(labels, n) for n in range(len(self.binding.flats))]
+        self._check_names(labels)
+
+    def _check_names(self, labels: Labels) -> None:
+        """Raises if a filter of a prefix is the name of a kind, which selects nothing."""
+        named: list[FilterPrefix] = []
+        for label in self._label_of_root:
+            if isinstance(label, FilterPrefix) and next(names_in(label.filters), None) is not None:
+                named += [label] if label not in named else []
+        for prefix in named:
+            pairs = [
+                (path, leaf_of(flat.holders[index]))
+                for number, flat in enumerate(self.binding.flats)
+                for root, path, index in self.signature.leaf_places(number)
+                if self._label_of_root[root] == prefix
+            ]
+            caller = f"{self.transform}: {labels.option}"
+            check_names(pairs, prefix.filters, caller, any_name=False)
 
     def _next_leaf(self) -> str:
         return self._spoken[1][len(self.leaf_labels)]

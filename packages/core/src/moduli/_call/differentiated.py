@@ -17,6 +17,8 @@ from moduli._call.call import Call, Labels, Spot
 from moduli._call.frame import Frame
 from moduli._call.function import Function
 from moduli._call.signature import Leaf, Path
+from moduli._graph.holders import leaf_of
+from moduli._graph.named_filters import check_names, names_in
 from moduli._graph.state import from_flat_state
 from moduli._variable.box import Variable
 from moduli._variable.filters import Filter, to_predicate
@@ -125,6 +127,7 @@ class Targets:
         )
         call = Call(self._transform, args, kwargs, function=function.name, labels=labels)
         found = call.all_labels()
+        self._check_names(call)
         wanted = [position for position, label in enumerate(found) if label is not None]
         call.trace(sorted(wanted, key=found.__getitem__))
         if not allow_int:
@@ -187,6 +190,19 @@ class Targets:
             return label if all_of_it or selected(path, leaf) else None
 
         return find
+
+    def _check_names(self, call: Call) -> None:
+        """Raises if a filter is a name that selects nothing, as the name of a kind does."""
+        for number, filter in enumerate(self._filters):
+            if next(names_in(filter), None) is None:
+                continue
+            pairs = [
+                (spot.path, leaf_of(call.binding.flats[graph].holders[index]))
+                for (graph, index), spot in call.spots.items()
+                if call.argument_of_root[spot.root] == self._positions[number]
+            ]
+            if pairs:
+                check_names(pairs, [filter], self._transform, any_name=True)
 
     def _settle(self, call: Call, leaf: Leaf, one: Spot, other: Spot) -> Spot:
         """Returns where a value is differentiated that stands in two places."""

@@ -16,7 +16,7 @@ from moduli._variable.filters import All, Not, WithTag
 from moduli._variable.filters import Any as AnyOf
 from moduli._variable.names import contributed
 
-__all__ = ["check_names"]
+__all__ = ["check_names", "names_in"]
 
 
 def check_names(
@@ -35,7 +35,7 @@ def check_names(
       StructureError: with what to write.
     """
     for filter in filters:
-        for name in _names(filter):
+        for name in names_in(filter):
             tagged = WithTag(name)
             if any(tagged(path, value) for path, value in pairs):
                 continue
@@ -62,19 +62,20 @@ def check_names(
             )
 
 
-def _names(filter: Any) -> Iterator[str]:
+def names_in(filter: Any) -> Iterator[str]:
+    """Yields the names that a filter is made of, those inside of others too."""
     if isinstance(filter, str):
         yield filter
     elif isinstance(filter, WithTag):
         yield filter.tag
     elif isinstance(filter, (list, tuple)):
         for item in filter:
-            yield from _names(item)
+            yield from names_in(item)
     elif isinstance(filter, (AnyOf, All)):
         for item in filter.predicates:
-            yield from _names(item)
+            yield from names_in(item)
     elif isinstance(filter, Not):
-        yield from _names(filter.predicate)
+        yield from names_in(filter.predicate)
 
 
 def _tag(value: Any) -> Any:
