@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, MappingView
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
 from moduli import errors
@@ -27,6 +27,7 @@ _MOST = 500
 _DEPTH = 12
 _SIMPLE = frozenset((int, float, bool, str, bytes, complex, type(None), type, slice, range))
 _CLOSED = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+_VIEWS = (KeysView, ValuesView, ItemsView)
 # their `__reduce__` gives what they go through
 _ITERATORS = (
     *(type(iter(empty)) for empty in ([], (), {}, {}.values(), {}.items(), set())),
@@ -62,7 +63,7 @@ def check_static(value: Any, path: tuple[Any, ...]) -> None:
 
 def _remedy(value: Any, item: Any) -> str:
     name = type(item).__name__
-    if isinstance(value, (set, frozenset, MappingView, Iterator)):
+    if isinstance(value, (set, frozenset, *_VIEWS, Iterator)):
         return f"Keep the {name} in a list, a dict or a tuple"
     if callable(value):
         return (
@@ -119,7 +120,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             yield "argument of the partial", item
         for name, item in value.keywords.items():
             yield f"argument `{name}` of the partial", item
-    elif isinstance(value, (tuple, list, set, frozenset, MappingView)):
+    elif isinstance(value, (tuple, list, set, frozenset, *_VIEWS)):
         for item in value:
             yield "element", item
     elif isinstance(value, types.GeneratorType):
