@@ -202,7 +202,7 @@ class Targets:
                 if call.argument_of_root[spot.root] == self._positions[number]
             ]
             if pairs:
-                check_names(pairs, [filter], self._transform, any_name=True)
+                check_names(pairs, [filter], self._transform, any_name=False)
 
     def _settle(self, call: Call, leaf: Leaf, one: Spot, other: Spot) -> Spot:
         """Returns where a value is differentiated that stands in two places."""
