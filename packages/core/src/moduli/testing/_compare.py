@@ -14,6 +14,7 @@ from moduli._base.compat import is_key_array
 from moduli._graph.split import clone, graphdef, state
 from moduli._graph.state import to_flat_state
 from moduli._variable.box import Variable
+from moduli.testing._differences import structure_differences
 
 __all__ = ["assert_equal_graphs", "assert_unchanged"]
 
@@ -38,15 +39,18 @@ def assert_equal_graphs(
       >>> model = nnx.Dict(scale=nnx.Param(1.0))
       >>> assert_equal_graphs(nnx.clone(model), model)
     """
+    __tracebackhide__ = True  # pytest shows the line of the test
     if graphdef(actual) is not graphdef(expected):
         raise AssertionError(
-            f"the graphs differ in structure:\n{graphdef(actual)!r}\n{graphdef(expected)!r}"
+            "the graphs differ in structure:\n"
+            + structure_differences(graphdef(actual), graphdef(expected))
         )
     assert_equal_states(state(actual), state(expected), rtol, atol)
 
 
 def assert_equal_states(actual: Any, expected: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Asserts that two States of the same paths have equal values."""
+    __tracebackhide__ = True
     right = dict(to_flat_state(expected).items())
     for path, leaf in to_flat_state(actual).items():
         where = errors.format_path(path)
@@ -58,6 +62,7 @@ def assert_equal_states(actual: Any, expected: Any, rtol: float = 0.0, atol: flo
 
 
 def _assert_equal_values(x: Any, y: Any, where: str, rtol: float, atol: float) -> None:
+    __tracebackhide__ = True
     x, y = _plain(x), _plain(y)
     if x.dtype.kind in "USO" and x.dtype.kind == y.dtype.kind:  # text, whatever its length
         if x.shape != y.shape or not all(map(_equal, x.flat, y.flat)):
@@ -112,7 +117,8 @@ def assert_unchanged(node: Any, *, values: bool = True) -> Iterator[None]:
     attributes = {cls: dict(vars(cls)) for cls in classes}
     yield
     if graphdef(node) is not before:
-        raise AssertionError(f"the structure changed from\n{before!r}\nto\n{graphdef(node)!r}")
+        changes = structure_differences(before, graphdef(node))
+        raise AssertionError(f"the structure changed:\n{changes}")
     if values:
         assert_equal_states(state(node), kept, 0.0, 0.0)
     for cls, known in attributes.items():
