@@ -28,7 +28,7 @@ ASKED_FOR_DEVICES = (
 if not ASKED_FOR_DEVICES:  # before anything starts a backend; `nox -s long` has a mesh of 4 times 2
     jax.config.update("jax_num_cpu_devices", 8 if os.environ.get("EVERY_ROW") else 4)
 
-collect_ignore = ["tests/onnx"]  # a session of its own, with packages of its own
+collect_ignore = ["tests/onnx", "docs/conf.py"]  # for sessions with packages of their own
 
 STRICT = ("packages/core/", "packages/layers/", "tests/test_layer")
 
