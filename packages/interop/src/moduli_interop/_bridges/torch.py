@@ -623,7 +623,7 @@ def _attention(module: Any, convert: Conversion) -> Any:
     return _filled(module, layer, convert)
 
 
-_CELLS = {"LSTM": moduli.OptimizedLSTMCell, "GRU": moduli.GRUCell, "RNN": moduli.SimpleCell}
+_CELLS = {"LSTM": "OptimizedLSTMCell", "GRU": "GRUCell", "RNN": "SimpleCell"}
 
 
 def _cell_settings(module: Any, kind: str, convert: Conversion) -> dict[str, Any]:
@@ -653,7 +653,7 @@ def _recurrent(module: Any, convert: Conversion) -> Any:
     major = not module.batch_first
 
     def network(size: int) -> Any:
-        cell = _make(_CELLS[kind], size, module.hidden_size, **settings)
+        cell = _make(getattr(moduli, _CELLS[kind]), size, module.hidden_size, **settings)
         return moduli.RNN(cell, time_major=major, rngs=False)
 
     layers: list[Any] = []
@@ -720,7 +720,7 @@ def _chain_counterpart(chain: Any) -> Any:
 def _cell(module: Any, convert: Conversion) -> Any:
     kind = type(module).__name__.removesuffix("Cell")
     settings = _cell_settings(module, kind, convert)
-    cell = _make(_CELLS[kind], module.input_size, module.hidden_size, **settings)
+    cell = _make(getattr(moduli, _CELLS[kind]), module.input_size, module.hidden_size, **settings)
     return TorchCell(_filled(module, cell, convert))
 
 
@@ -876,7 +876,7 @@ def _to_theirs(part: Any, convert: Conversion) -> Any:
             return _carry_first_class()(made) if isinstance(part, moduli.RNNCellBase) else made
         if type(part).__module__.partition(".")[0] in ("moduli", "moduli_layers"):
             convert.refuse(
-                part, _REASONS.get(type(part), "which, with these settings, torch has not")
+                part, _REASONS.get(type(part).__name__, "which, with these settings, torch has not")
             )
         return JaxModule(part)
     if callable(part):
@@ -888,8 +888,8 @@ def _to_theirs(part: Any, convert: Conversion) -> Any:
     return NotImplemented
 
 
-_REASONS: dict[Any, str] = {
-    moduli.SpectralNorm: (
+_REASONS = {  # by the name of a layer of ours
+    "SpectralNorm": (
         "which torch computes otherwise: there the weights stay as they are and only training "
         "iterates, here training keeps the divided weights and evaluation iterates too"
     ),
