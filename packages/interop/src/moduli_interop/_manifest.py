@@ -53,22 +53,25 @@ __all__ = [
 Reader = Callable[[str, StoredArray], Callable[[], np.ndarray]]
 """Takes the name of a member and what it should hold; returns the function that reads its bits."""
 
-# a slash stands between two names, none of which is made of dots
-_PLAIN_NAME = re.compile(r"(?=.{1,200}$)[A-Za-z0-9_][A-Za-z0-9_.\[\]]*(?:/[A-Za-z0-9_]+)*")
-_MEMBER = re.compile(rf"{_PLAIN_NAME.pattern}|[0-9]+-array")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\[\]]{0,199}")
+# in an archive a slash may stand between two names, none of which is made of dots
+_NESTED_NAME = re.compile(r"(?=.{1,200}\Z)[A-Za-z0-9_]+(?:/[A-Za-z0-9_]+)*")
+_MADE_NAME = re.compile(r"[0-9]+-array")
 _CONTAINERS = frozenset(("jax", "numpy", "numpy scalar"))
 _MOST_DIMENSIONS = 32
 _FREE = 1 << 26  # bytes of memory that any manifest may take
 
 
 def encode_manifest(
-    checkpoint: Checkpoint, *, name: Callable[[Path], str] = format_path
+    checkpoint: Checkpoint, *, name: Callable[[Path], str] | None = None, nested: bool = False
 ) -> tuple[str, dict[str, StoredArray]]:
     """Formats a checkpoint as JSON.
 
     Args:
       checkpoint: the checkpoint.
-      name: gives the name of a member by the path of its array.
+      name: gives the name of a member by the path of its array; by default the parts of the path
+        with dots between them.
+      nested: whether names may have slashes too, as those of a zip archive.
 
     Returns:
       The JSON text, and the arrays by the names of their members, in the order of the leaves. A
@@ -82,7 +85,7 @@ def encode_manifest(
       >>> arrays
       {}
     """
-    encoder = _Encoder(name)
+    encoder = _Encoder(name or _dotted, nested)
     leaves = ",".join(map(encoder.leaf, checkpoint.leaves))
     version, metadata = _json(checkpoint.moduli_version), _json(checkpoint.metadata)
     text = f'{{"moduli_version":{version},"metadata":{metadata},"leaves":[{leaves}]}}'
@@ -121,8 +124,8 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 class _Encoder:
     """Makes the JSON of leaves, as text: objects for all of it would take most of a save's time."""
 
-    def __init__(self, name: Callable[[Path], str]):
-        self.name = name
+    def __init__(self, name: Callable[[Path], str], nested: bool):
+        self.name, self.nested = name, nested
         self.arrays: dict[str, StoredArray] = {}
         self.taken: set[str] = set()
         self.kinds: dict[tuple[str, str | None], str] = {}
@@ -163,7 +166,7 @@ class _Encoder:
 
     def array(self, array: StoredArray, path: tuple[Any, ...]) -> str:
         name = self.name(path)
-        if not _PLAIN_NAME.fullmatch(name) or name.lower() in self.taken:
+        if not _is_plain(name, self.nested) or name.lower() in self.taken:
             name = f"{len(self.arrays)}-array"
         self.taken.add(name.lower())
         self.arrays[name] = array
@@ -181,6 +184,14 @@ class _Encoder:
         return f'{{"array":{{"member":{_json(name)},{description}}}'
 
 
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join([str(part) for part in path])
+
+
+def _is_plain(name: str, nested: bool) -> bool:
+    return bool(_PLAIN_NAME.fullmatch(name) or (nested and _NESTED_NAME.fullmatch(name)))
+
+
 def _json_path(path: tuple[Any, ...]) -> str:
     return f"[{','.join([_json_path(p) if type(p) is tuple else _json(p) for p in path])}]"
 
@@ -189,7 +200,9 @@ def _hex(number: float) -> str:
     return struct.pack(">d", number).hex()
 
 
-def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -> Checkpoint:
+def decode_manifest(
+    text: str | bytes, reader: Reader, *, owned: bool = False, nested: bool = False
+) -> Checkpoint:
     """Reads the JSON of a manifest.
 
     Args:
@@ -197,6 +210,7 @@ def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -
       reader: gives the functions that read the bits of the arrays: ``reader(name, array)``, by the
         name of a member, plain as :func:`encode_manifest` makes it, and what it should hold.
       owned: whether these functions return new memory at each call; see :class:`StoredArray`.
+      nested: as for :func:`encode_manifest`.
 
     Returns:
       The checkpoint.
@@ -213,7 +227,7 @@ def decode_manifest(text: str | bytes, reader: Reader, *, owned: bool = False) -
     """
     check_size(text)
     members: set[str] = set()
-    decoder = _Decoder(reader, owned, members)
+    decoder = _Decoder(reader, owned, members, nested)
     try:
         manifest = json.loads(text)
         leaves = tuple(map(decoder.leaf, manifest["leaves"]))
@@ -265,10 +279,10 @@ _SCALARS = {"none": type(None), "bool": bool, "int": int, "str": str}
 
 
 class _Decoder:
-    def __init__(self, reader: Reader, owned: bool, members: set[str]):
+    def __init__(self, reader: Reader, owned: bool, members: set[str], nested: bool):
         self.reader = reader
         self.owned = owned
-        self.members = members
+        self.members, self.nested = members, nested
 
     def leaf(self, record: Any) -> Leaf:
         kind, kind_name = record["kind"], record["kind_name"]
@@ -326,7 +340,8 @@ class _Decoder:
             isinstance(key_impl, str) and dtype == "uint32" and container == "jax" and shape
         ):
             raise ValueError("an array that is not one of PRNG key data is marked as keys")
-        if not isinstance(member, str) or not _MEMBER.fullmatch(member):
+        made = isinstance(member, str) and _MADE_NAME.fullmatch(member)
+        if not made and not (isinstance(member, str) and _is_plain(member, self.nested)):
             raise ValueError(f"no array has the name {str(member)[:200]!r}")
         if member in self.members:
             raise ValueError(f"the member {member!r} stands twice in the manifest")

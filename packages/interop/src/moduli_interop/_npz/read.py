@@ -110,7 +110,7 @@ def _content(shared: SharedFile, file: BinaryIO, what: str) -> Checkpoint:
         def reader(name: str, array: StoredArray) -> Callable[[], np.ndarray]:
             return _ArrayRead(_Member(shared, infos.pop(f"{name}.npy")), array)
 
-        checkpoint = decode_manifest(manifest, reader, owned=True)
+        checkpoint = decode_manifest(manifest, reader, owned=True, nested=True)
         if infos:
             raise ValueError(f"no value of the manifest is the member {min(infos)[:200]!r}")
         return checkpoint

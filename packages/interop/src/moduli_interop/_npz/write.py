@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from moduli.errors import format_path
 from moduli_interop._atomic import atomic_write
 from moduli_interop._manifest import encode_manifest
 from moduli_interop._npz.layout import (
@@ -36,7 +37,7 @@ def write(path: str, checkpoint: Checkpoint) -> None:
     Raises:
       OSError: if the file cannot be written. The old file is then untouched.
     """
-    manifest, arrays = encode_manifest(checkpoint)
+    manifest, arrays = encode_manifest(checkpoint, name=format_path, nested=True)
     with atomic_write(path) as file:
         stream = _HashingStream(file)
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
