@@ -191,5 +191,5 @@ def test_an_activation_with_parameters_is_one_for_all_layers() -> None:
 
 def test_an_error_names_the_layer_inside() -> None:
     model = MLP(3, (6, 5), 4, rngs=moduli.Rngs(0))
-    with pytest.raises(ShapeError, match=r"layers\[0\]"):
+    with pytest.raises(ShapeError, match=r"layers/0"):
         model(jnp.ones((5, 2)))

@@ -84,8 +84,8 @@ def load_weights(
       >>> tensors = {"fc.weight": np.ones((3, 2), np.float16), "fc.bias": np.zeros(3, np.float32)}
       >>> print(load_weights(tensors, model, names={"fc": "out"}))
       loaded 2 tensors of the dict
-        fc.bias -> out.bias: float32[3]
-        fc.weight -> out.kernel: float16[3, 2], widened to float32
+        fc.bias -> out/bias: float32[3]
+        fc.weight -> out/kernel: float16[3, 2], widened to float32
     """
     tensors = read_tensors(source)
     mapping = NameMap(names) if isinstance(names, Mapping) else names

@@ -66,7 +66,7 @@ def save_weights(
       >>> path = os.path.join(tempfile.mkdtemp(), "linear.safetensors")
       >>> save_weights(path, Linear(2, 3, rngs=nnx.Rngs(0)))
       >>> list(read_tensors(path).values())
-      [StoredTensor('bias', float32[3]), StoredTensor('weight', float32[3,2])]
+      [StoredTensor('weight', float32[3,2]), StoredTensor('bias', float32[3])]
     """
     if callable(names) and not isinstance(names, NameMap):
         raise NameMapError(
