@@ -213,7 +213,7 @@ def nests_in_jit(case: TransformCase) -> None:
 def nests_in_grad(case: TransformCase) -> None:
     """``nnx.grad`` goes through it."""
 
-    def loss(model: Any, x: jax.Array) -> jax.Array:
+    def loss(model: Any, x: Any) -> jax.Array:
         out = case.transform(_call)(model, x)
         return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(out)), jnp.zeros(()))
 
