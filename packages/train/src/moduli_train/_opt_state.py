@@ -210,25 +210,33 @@ def check_made_for(opt_state: Any, init: Any, given: Any, params: moduli.State) 
     }
     if wrong:
         listed = ", ".join(
-            f"`{name}` ({'no state' if was is None else was}, now needs {now})"
+            f"`{format_path(name)}` ({'no state' if was is None else was}, now needs {now})"
             for name, (was, now) in wrong.items()
         )
+        first = next((name for name in wrong if name[0] != "opt_state"), None)
+        example = "" if first is None else f", such as `{_spoken(first)}`"
     elif old != new:
-        listed = "a parameter that is gone"
+        listed, example = "a parameter that is gone", ""
     else:
         return
     raise StructureError(
         "the model's parameters are not those for which the optimizer was made; its state differs "
-        f"for {listed}. Make a new Optimizer(model, tx) after changing the model"
+        f"for {listed}. Make a new Optimizer(model, tx) after changing the model{example}"
     )
 
 
-def _parameter(path: Any, params: moduli.State) -> str:
+def _spoken(path: tuple[Any, ...]) -> str:
+    """Returns a path of the model as one writes it in Python."""
+    parts = [f".{p}" if isinstance(p, str) and p.isidentifier() else f"[{p!r}]" for p in path]
+    return f"model{''.join(parts)}"
+
+
+def _parameter(path: Any, params: moduli.State) -> tuple[Any, ...]:
     keys = [str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in path]
     for known in moduli.to_flat_state(params).keys():  # noqa: SIM118
         if keys[-len(known) :] == list(map(str, known)):
-            return format_path(known)
-    return format_path(("opt_state", *path))
+            return known
+    return ("opt_state", *path)
 
 
 def _states(opt_state: Any) -> Iterator[moduli.State]:
