@@ -149,27 +149,13 @@ def from_linen(module: Any, variables: Any = None, *, rngs: moduli.Rngs | None =
     linen = import_framework("flax.linen", "flax")
     makers: dict[type, Any] = {getattr(linen, row.theirs): _maker(row) for row in _layers()}
 
-    def sequential(part: Any, convert: Conversion) -> Any:
-        place = convert.kept["place"]
-        made = []
-        for number, layer in enumerate(part.layers):
-            convert.kept["place"] = (*place, f"layers_{number}")
-            made.append(convert(layer, "layers", number))
-        convert.kept["place"] = place
-        return moduli.Sequential(*made)
-
-    def fallback(part: Any, convert: Conversion) -> Any:
-        return NotImplemented if isinstance(part, linen.Module) or not callable(part) else part
-
-    convert = Conversion(
-        "flax.linen",
-        {**makers, linen.Sequential: sequential},
-        wanted="layer of moduli",
-        advice=_ADVICE,
-        fallback=fallback,
-        shares=False,
+    convert = _conversion(
+        {**makers, linen.Sequential: lambda *layers: moduli.Sequential(*layers)},
+        linen.Sequential,
+        linen.Module,
+        "layer of moduli",
     )
-    convert.kept |= {"place": (), "variables": {} if variables is None else variables, "rngs": rngs}
+    convert.kept |= {"variables": {} if variables is None else variables, "rngs": rngs}
     return convert(module)
 
 
@@ -259,17 +245,6 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
     linen = import_framework("flax.linen", "flax")
     variables: dict[str, Any] = {}
 
-    def sequential(part: Any, convert: Conversion) -> Any:
-        place, made = convert.kept["place"], []
-        for number, layer in enumerate(part.layers):
-            convert.kept["place"] = (*place, f"layers_{number}")
-            made.append(convert(layer, "layers", number))
-        convert.kept["place"] = place
-        return linen.Sequential(made)
-
-    def fallback(part: Any, convert: Conversion) -> Any:
-        return NotImplemented if isinstance(part, moduli.Module) or not callable(part) else part
-
     def maker(row: _Layer) -> Any:
         cls = getattr(linen, row.theirs)
         fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -304,16 +279,41 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
         return make
 
     makers: dict[type, Any] = {row.ours: maker(row) for row in _layers()}
-    convert = Conversion(
-        "flax.linen",
-        {**makers, moduli.Sequential: sequential},
-        wanted="layer of flax.linen",
-        advice=_ADVICE,
-        fallback=fallback,
-        shares=False,
+    convert = _conversion(
+        {**makers, moduli.Sequential: lambda *layers: linen.Sequential(layers)},
+        moduli.Sequential,
+        moduli.Module,
+        "layer of flax.linen",
     )
-    convert.kept["place"] = ()
     return convert(model), variables
+
+
+def _conversion(makers: dict[type, Any], sequence: type, module: type, wanted: str) -> Conversion:
+    """Returns what converts layers one way, with the place of each among linen's variables.
+
+    Args:
+      makers: makes a layer, by the class of the other library's; that of ``sequence`` takes layers.
+      sequence: the Sequential of the library that layers come from.
+      module: the base class of that library's layers; another callable stays as it is.
+      wanted: what is made, for messages.
+    """
+
+    def sequential(part: Any, convert: Conversion) -> Any:
+        place, made = convert.kept["place"], []
+        for number, layer in enumerate(part.layers):
+            convert.kept["place"] = (*place, f"layers_{number}")
+            made.append(convert(layer, "layers", number))
+        convert.kept["place"] = place
+        return makers[sequence](*made)
+
+    def fallback(part: Any, convert: Conversion) -> Any:
+        return NotImplemented if isinstance(part, module) or not callable(part) else part
+
+    rules = {**makers, sequence: sequential}
+    settings: dict[str, Any] = {"advice": _ADVICE, "fallback": fallback, "shares": False}
+    convert = Conversion("flax.linen", rules, wanted=wanted, **settings)
+    convert.kept["place"] = ()
+    return convert
 
 
 def _differs(part: Any, name: str, value: Any, default: Any) -> bool:
