@@ -155,6 +155,26 @@ def format_path(path: Iterable[object]) -> str:
     return "/".join(map(_format_part, path)) or _ROOT
 
 
+def format_code(path: Iterable[object]) -> str:
+    """Formats a path as one writes it in Python after the name of the model.
+
+    Args:
+      path: attribute names, keys and indices from the root to the place.
+
+    Returns:
+      Attributes with dots, everything else in brackets.
+
+    Example:
+      >>> from moduli.errors import format_code
+      >>> "model" + format_code(("blocks", 0, "linear", "kernel"))
+      'model.blocks[0].linear.kernel'
+    """
+    return "".join(
+        f".{part}" if isinstance(part, str) and part.isidentifier() else f"[{part!r}]"
+        for part in path
+    )
+
+
 _ROOT = "the model itself"
 # what could be taken for something else: a number, a key in brackets, several parts, a pattern
 _ODD_NAME = re.compile(r"-?\d+|\[.*|.*[/'\"\\*?|\0-\x1f`].*|", re.DOTALL)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import moduli
-from moduli.errors import StructureError, format_path
+from moduli.errors import StructureError, format_code, format_path
 from moduli.lowlevel import fitted_metadata
 from moduli_train._gradients import is_variable, raw_value
 from moduli_train._own_arrays import copy_if_shared
@@ -214,7 +214,7 @@ def check_made_for(opt_state: Any, init: Any, given: Any, params: moduli.State) 
             for name, (was, now) in wrong.items()
         )
         first = next((name for name in wrong if name[0] != "opt_state"), None)
-        example = "" if first is None else f", such as `{_spoken(first)}`"
+        example = "" if first is None else f", such as `model{format_code(first)}`"
     elif old != new:
         listed, example = "a parameter that is gone", ""
     else:
@@ -223,12 +223,6 @@ def check_made_for(opt_state: Any, init: Any, given: Any, params: moduli.State) 
         "the model's parameters are not those for which the optimizer was made; its state differs "
         f"for {listed}. Make a new Optimizer(model, tx) after changing the model{example}"
     )
-
-
-def _spoken(path: tuple[Any, ...]) -> str:
-    """Returns a path of the model as one writes it in Python."""
-    parts = [f".{p}" if isinstance(p, str) and p.isidentifier() else f"[{p!r}]" for p in path]
-    return f"model{''.join(parts)}"
 
 
 def _parameter(path: Any, params: moduli.State) -> tuple[Any, ...]:

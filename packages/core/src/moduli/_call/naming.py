@@ -163,7 +163,7 @@ class Names:
     @functools.cached_property
     def groups(self) -> list[list[str]]:
         """The names of the values of each graph, for JAX."""
-        return self._groups(_attributes)
+        return self._groups(errors.format_code)
 
     @functools.cached_property
     def places(self) -> list[list[str]]:
@@ -195,14 +195,6 @@ _PLACE = object()
 
 def _is_place(item: Any) -> bool:
     return item is _PLACE
-
-
-def _attributes(path: Path) -> str:
-    """A path as Python code: attributes with dots, everything else in brackets."""
-    plain = [isinstance(part, str) and part.isidentifier() for part in path]
-    return "".join(
-        f".{part}" if ok else f"[{part!r}]" for part, ok in zip(path, plain, strict=True)
-    )
 
 
 def _below(tops: list[str], path: Path, written: Callable[[Path], str]) -> str:
