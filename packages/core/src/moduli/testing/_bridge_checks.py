@@ -65,10 +65,9 @@ class BridgeCase(Case):
         name: str = "",
         skip: Mapping[str, str] | None = None,
     ) -> None:
-        values = {"bridge": bridge, "build": build, "inputs": inputs, "call": call, "rtol": rtol}
-        values |= {"over": over, "back": back, "atol": atol, "name": name}
-        for key, value in {**values, "skip": dict(skip or {})}.items():
-            object.__setattr__(self, key, value)
+        values = {"bridge": bridge, "build": build, "inputs": inputs, "call": call}
+        values |= {"over": over, "back": back, "rtol": rtol, "atol": atol}
+        self._hold(name=name, skip=skip, **values)
 
     def make(self) -> Any:
         """Returns a new model of ours."""

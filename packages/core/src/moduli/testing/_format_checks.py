@@ -49,8 +49,7 @@ class FormatCase(Case):
     def __init__(
         self, format: Any, *, name: str = "", skip: Mapping[str, str] | None = None
     ) -> None:
-        for key, value in {"format": format, "name": name, "skip": dict(skip or {})}.items():
-            object.__setattr__(self, key, value)
+        self._hold(name=name, skip=skip, format=format)
 
     def found(self) -> Any:
         """Returns the format."""

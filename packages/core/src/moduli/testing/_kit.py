@@ -24,6 +24,11 @@ class Case:
     name: str = ""
     skip: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def _hold(self, *, name: str, skip: Mapping[str, str] | None, **values: Any) -> None:
+        """Sets the fields, which are frozen, in a constructor."""
+        for key, value in {**values, "name": name, "skip": dict(skip or {})}.items():
+            object.__setattr__(self, key, value)
+
     def checks(self) -> list[Check]:
         """Returns the checks: functions that take the case and raise where it fails."""
         raise NotImplementedError

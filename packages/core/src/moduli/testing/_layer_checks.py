@@ -62,10 +62,8 @@ class LayerCase(Case):
         rtol: float = 1e-4,
         atol: float = 1e-5,
     ) -> None:
-        values = {"build": build, "inputs": inputs, "kwargs": kwargs or {}, "rtol": rtol}
-        values |= {"name": name, "skip": skip or {}, "atol": atol}
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
+        values = {"build": build, "inputs": inputs, "kwargs": kwargs or {}}
+        self._hold(name=name, skip=skip, rtol=rtol, atol=atol, **values)
 
     def make(self, seed: int = 0) -> Any:
         """Returns a new layer."""

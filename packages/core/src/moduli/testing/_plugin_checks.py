@@ -84,8 +84,7 @@ class PluginCase(Case):
             inputs = (jnp.array([0.5, -1.0, 2.0]),)
         values: dict[str, Any] = {"plugin": plugin, "tool": tool, "build": build or Probe}
         values |= {"inputs": inputs, "silent": silent, "imports": frozenset(imports)}
-        for key, value in {**values, "name": name, "skip": dict(skip or {})}.items():
-            object.__setattr__(self, key, value)
+        self._hold(name=name, skip=skip, **values)
 
     def source(self) -> Any:
         """Returns the plugin."""

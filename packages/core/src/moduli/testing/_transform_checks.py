@@ -52,10 +52,9 @@ class TransformCase(Case):
         name: str = "",
         skip: Mapping[str, str] | None = None,
     ) -> None:
-        values: dict[str, Any] = {"transform": transform, "keeps_programs": keeps_programs}
-        values |= {"reference": reference or (lambda f: f), "name": name, "skip": dict(skip or {})}
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
+        reference = reference or (lambda f: f)
+        values = {"transform": transform, "reference": reference, "keeps_programs": keeps_programs}
+        self._hold(name=name, skip=skip, **values)
 
     def title(self) -> str:
         """Returns the transform's name."""
