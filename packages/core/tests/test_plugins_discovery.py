@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 
 import pytest
 
@@ -335,6 +336,26 @@ def test_hooks_may_be_declared_while_a_plugin_that_waits_for_them_is_active():
         assert plugins.collect("moduli_late_hook", size=1) == [("Waiting", 2)]
         assert _plugins.active().hook.moduli_late_hook(size=4) == [5]
     plugins.add_hookspecs(declared_late)  # again: nothing happens
+
+
+def test_declaring_hooks_reports_no_plugin_that_had_failed_before():
+    class Misspelt:
+        @nnx.hookimpl
+        def moduli_aftercall(self):
+            return None
+
+    class declared_beside_a_failure:
+        @staticmethod
+        @nnx.hookspec
+        def moduli_hook_beside_a_failure():
+            "Answers nothing."
+
+    with _plugins.reporting_only():  # as doctor and check_plugin do, who say it themselves
+        failed = _plugins.PluginSet([_plugins.Plugin(Misspelt(), _plugins.PluginRecord("M"))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plugins.add_hookspecs(declared_beside_a_failure)
+    assert [plugin.record.state for plugin in failed.plugins] == ["quarantined"]
 
 
 class declared_with_another_argument:

@@ -257,8 +257,13 @@ def add_hookspecs(module: Any) -> None:
                 hook for known in _sets for plugin in known.plugins for hook in plugin.record.hooks
             }
         report(specs.declare_for(hooks))
+        running = [record for record in _records() if record.state == "active"]
         _rebuild_where(lambda plugins: True)
-        report(plugin.record for plugins in list(_sets) for plugin in plugins.plugins)
+        report(running)  # what had failed before was for others to report
+
+
+def _records() -> list[PluginRecord]:
+    return [plugin.record for plugins in list(_sets) for plugin in plugins.plugins]
 
 
 def _rebuild_where(concerned: Any) -> None:
