@@ -218,13 +218,10 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
 
 
-@nox.session(python=THIS_PYTHON)
+@nox.session(python=THIS_PYTHON, requires=["docs-{python}"])
 def docs_looks(session: nox.Session) -> None:
-    """The documentation in a browser: widths, links; pictures in docs/_build/looks."""
-    install(session, "docs")
-    session.install("-e", "./packages/matrix")  # it has a place in the API
+    """What ``docs`` made, in a browser: widths, links; pictures in docs/_build/looks."""
     session.install("playwright>=1.50")
-    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
     if not shutil.which("chromium"):
         session.run("playwright", "install", "chromium")
     options = ["docs/_build/html", "--pictures", "docs/_build/looks"]
