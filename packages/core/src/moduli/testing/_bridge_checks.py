@@ -30,17 +30,7 @@ __all__ = ["BridgeCase", "check_bridge"]
 class BridgeCase(Case):
     """A bridge for :func:`check_bridge` and :func:`parametrize_with_checks`.
 
-    Args:
-      bridge: the ``moduli.bridge.Bridge``, or the name of a framework.
-      build: makes a model of ours from nothing; or a model, which is copied.
-      *inputs: the inputs of a call.
-      call: calls a model of the other framework: ``call(theirs, *inputs)``; by default itself.
-      over: converts a model of ours, by default ``moduli.bridge.to_framework``.
-      back: converts a model of theirs, by default ``moduli.bridge.from_framework``.
-      rtol: relative tolerance of outputs.
-      atol: absolute tolerance.
-      name: how reports call it.
-      skip: checks that do not fit it, and why.
+    It takes the arguments of :func:`check_bridge`.
     """
 
     bridge: Any

@@ -38,10 +38,7 @@ _FLIPS, _CUTS = 24, 6
 class FormatCase(Case):
     """A checkpoint format for :func:`check_format` and :func:`parametrize_with_checks`.
 
-    Args:
-      format: the ``moduli_interop.Format``, or the name of one that is installed.
-      skip: checks that do not fit it, and why.
-      name: how reports call it.
+    It takes the arguments of :func:`check_format`.
     """
 
     format: Any

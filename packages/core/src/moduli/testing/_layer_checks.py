@@ -36,14 +36,7 @@ _THREADS = 4
 class LayerCase(Case):
     """A layer for :func:`check_layer` and :func:`parametrize_with_checks`.
 
-    Args:
-      build: makes the layer, from an ``Rngs`` or from nothing; or a layer, which is copied.
-      *inputs: the positional inputs of a call.
-      kwargs: keyword inputs.
-      name: how reports call it; by default the layer's class.
-      skip: checks that do not fit it, and why.
-      rtol: relative tolerance where one computation is done in two ways.
-      atol: absolute tolerance there.
+    It takes the arguments of :func:`check_layer`.
     """
 
     build: Callable[..., Any]
@@ -121,7 +114,7 @@ def check_layer(
       build: makes the layer, from an ``Rngs`` or from nothing; or a layer, which is copied.
       *inputs: the positional inputs of a call.
       kwargs: keyword inputs.
-      name: how reports call it.
+      name: how reports call it; by default the layer's class.
       skip: checks that do not fit it, and why.
       rtol: relative tolerance where one computation is done in two ways.
       atol: absolute tolerance there.

@@ -50,15 +50,7 @@ print(json.dumps([ms, sorted(new - known)]))
 class PluginCase(Case):
     """A plugin for :func:`check_plugin` and :func:`parametrize_with_checks`.
 
-    Args:
-      plugin: the plugin: a module, an object, or what its entry point names, as a string.
-      tool: opens the block in which it works, if that is more than ``moduli.using(plugin)``.
-      build: makes the model it is tried on, from nothing; by default a small one.
-      inputs: the inputs of that model.
-      silent: whether programs are the same to the byte while it is installed and nobody asks it.
-      imports: packages that importing it may import besides moduli's own and JAX's.
-      name: how reports call it.
-      skip: checks that do not fit it, and why.
+    It takes the arguments of :func:`check_plugin`.
     """
 
     plugin: Any

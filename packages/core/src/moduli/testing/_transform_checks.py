@@ -29,14 +29,7 @@ __all__ = ["TransformCase", "check_transform"]
 class TransformCase(Case):
     """A transform for :func:`check_transform` and :func:`parametrize_with_checks`.
 
-    Args:
-      transform: takes a function of a model and an array, which returns a scalar, and returns a
-        function of the same arguments.
-      reference: the same for functions of arrays alone, such as JAX's own transform; by default
-        the function as it is.
-      keeps_programs: whether a second call of the same function traces nothing.
-      name: how reports call it.
-      skip: checks that do not fit it, and why.
+    It takes the arguments of :func:`check_transform`.
     """
 
     transform: Callable[..., Any]
