@@ -149,3 +149,26 @@ def test_several_parts_are_contained_whole(text):
 )
 def test_what_a_path_filter_selects(filter, count):
     assert len(paths(filter)) == count
+
+
+ONLY_WHAT_IS_SELECTED = {
+    name: SELECT.get(name, TRANSFORMS.get(name))
+    for name in "state|pop|filter_state|State.filter|FlatState.filter|grad|jit of grad".split("|")
+}
+
+
+@pytest.mark.parametrize("select", ONLY_WHAT_IS_SELECTED.values(), ids=ONLY_WHAT_IS_SELECTED)
+def test_a_tag_that_nothing_has_is_an_error_where_the_selection_is_the_answer(select):
+    model = Model()
+    with pytest.raises(StructureError, match=r"got the filter 'slwo'.* did you mean 'slow'"):
+        select(model, "slwo")
+    assert list(nnx.state(model, "slow")) == ["w"]
+
+
+@pytest.mark.parametrize("split", [nnx.Rngs.fork, nnx.Rngs.broadcast], ids=["fork", "broadcast"])
+def test_the_name_of_no_stream_is_an_error_of_rngs(split):
+    rngs = nnx.Rngs(params=0, dropout=1)
+    arguments = {"split": {"drpout": 2}} if split is nnx.Rngs.fork else {}
+    with pytest.raises(nnx.errors.RngError, match=r"'drpout'; there are 'params', 'dropout'"):
+        split(rngs, **arguments) if arguments else split(rngs, {"drpout": 2})
+    assert int(rngs.dropout.count[...]) == 0

@@ -91,7 +91,12 @@ class Optimizer(moduli.Pytree, Generic[M]):
         graph: bool | None = None,
     ):
         check_transformation(model, tx)
-        params = moduli.state(model, wrt)
+        try:
+            params = moduli.state(model, wrt)
+        except StructureError as error:
+            if not isinstance(wrt, str):  # it is not about the filter
+                raise
+            raise StructureError(f"Optimizer got wrt={wrt!r}: {error}") from None
         if not params:
             kinds = sorted({type(leaf).__name__ for leaf in _leaves(moduli.state(model))})
             raise StructureError(

@@ -202,7 +202,8 @@ class Targets:
                 if call.argument_of_root[spot.root] == self._positions[number]
             ]
             if pairs:
-                check_names(pairs, [filter], self._transform, any_name=False)
+                alone = len(self._filters) == 1  # beside others it may select nothing
+                check_names(pairs, [filter], self._transform, any_name=alone)
 
     def _settle(self, call: Call, leaf: Leaf, one: Spot, other: Spot) -> Spot:
         """Returns where a value is differentiated that stands in two places."""

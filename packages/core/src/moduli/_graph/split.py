@@ -466,7 +466,7 @@ def pop(node: Any, *filters: Any) -> Any:
       One State for one filter, otherwise a tuple of States.
 
     Raises:
-      StructureError: if no filter is given.
+      StructureError: if no filter is given, or one is a name that selects nothing.
 
     Example:
       >>> import moduli as nnx
@@ -488,7 +488,7 @@ def pop(node: Any, *filters: Any) -> Any:
     flat = _flat(node, "pop")
     pairs = [(path, leaf) for path, leaf in _leaves(flat) if isinstance(leaf, Variable)]
     groups = partition(pairs, filters)[:-1]
-    check_names(pairs, filters, "pop", any_name=False)
+    check_names(pairs, filters, "pop", any_name=True)
     chosen = {id(variable) for group in groups for _, variable in group}
     if not is_graph_leaf(node):
         for path, leaf in iter_pytree(node):

@@ -268,7 +268,7 @@ class FlatState(Mapping[Path, Any]):
         """Like :meth:`split`, and leaves out what no filter selects."""
         pairs = list(self._items.items())
         *groups, _ = partition(pairs, (first, *filters))
-        check_names(pairs, (first, *filters), "filter", any_name=False)
+        check_names(pairs, (first, *filters), "filter", any_name=True)
         return _one_or_all(tuple(map(FlatState, groups)))
 
     @staticmethod
@@ -414,10 +414,13 @@ def filter_state(state: Mapping[Any, Any], first: Any, /, *filters: Any) -> Any:
 
     Returns:
       One State for one filter, otherwise a tuple of them.
+
+    Raises:
+      StructureError: if a filter is a name that selects nothing: no value has that tag.
     """
     pairs = list(_flat_items(state))
     groups = partition(pairs, (first, *filters))[:-1]
-    check_names(pairs, (first, *filters), "filter_state", any_name=False)
+    check_names(pairs, (first, *filters), "filter_state", any_name=True)
     states = tuple(map(from_flat_state, groups))
     return states if filters else states[0]
 

@@ -286,10 +286,17 @@ class Rngs(Pytree, Draws):
         if not isinstance(given, Mapping):
             return {name: given for name, _ in self.items()}
         pairs = [(to_predicate(filter), shape) for filter, shape in given.items()]
-        return {
-            name: next((shape for test, shape in pairs if test((name,), stream)), None)
+        chosen = {
+            name: next(((shape,) for test, shape in pairs if test((name,), stream)), None)
             for name, stream in self.items()
         }
+        names = [filter for filter in given if isinstance(filter, str)]
+        if names and chosen and not any(chosen.values()):
+            raise errors.RngError(
+                f"no stream of these Rngs is selected by {' or '.join(map(repr, names))}; there "
+                f"are {', '.join(map(repr, chosen))}"
+            )
+        return {name: found[0] if found else None for name, found in chosen.items()}
 
     def split(self, k: Mapping[Any, int | tuple[int, ...]] | int | tuple[int, ...]) -> Rngs:
         """Returns new Rngs whose streams hold arrays of keys; the same as ``fork(split=k)``."""
