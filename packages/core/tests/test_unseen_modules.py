@@ -295,3 +295,57 @@ def test_an_array_that_a_cached_property_computes_inside_stays_inside():
     model.scale.value = 3.0
     assert float(run(model)) == 9.0
     assert "square" not in vars(model)
+
+
+def objects(*items):
+    array = np.empty(len(items), object)
+    for number, item in enumerate(items):
+        array[number] = item
+    return array
+
+
+def with_fields(part):
+    array = np.zeros(1, dtype=[("part", object), ("size", int)])
+    array[0] = (part, 1)
+    return array
+
+
+ARRAYS = {
+    "one axis": objects,
+    "no axis": lambda part: objects(part).reshape(()),
+    "two axes": lambda part: objects(None, part).reshape(2, 1),
+    "fields": with_fields,
+    "lists as elements": lambda part: objects([part], [1, 2]),
+}
+PLACES = {
+    "attribute": lambda value: value,
+    "list": lambda value: [1, value],
+    "dict in a tuple": lambda value: ({"a": value},),
+    "data": nnx.data,
+    "static": nnx.static,
+    "Param": nnx.Param,
+    "List": lambda value: nnx.List([value]),
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize("part", [lambda: Linear(2, 2, rngs=nnx.Rngs(0)), lambda: nnx.Param(1.0)])
+def test_an_array_of_objects_that_carries_one_is_refused_wherever_it_stands(array, part):
+    for name, place in PLACES.items():
+        holder = nnx.Dict(part=place(array(part())))
+        with pytest.raises(nnx.errors.StructureError, match=r"`part.*array of objects.*a list"):
+            nnx.state(holder)
+            raise AssertionError(name)
+
+
+def test_an_array_of_objects_that_comes_later_is_refused():
+    holder = nnx.Dict(part=np.zeros(2))
+    assert len(nnx.state(holder)) == 1
+    holder["part"] = objects(nnx.Param(1.0), None)
+    with pytest.raises(nnx.errors.StructureError, match=r"`part` holds a NumPy array of objects"):
+        nnx.split(holder)
+
+
+def test_an_array_of_other_objects_is_a_value():
+    names = objects("a", None)
+    assert nnx.state(nnx.Dict(names=names))["names"] is names

@@ -22,7 +22,9 @@ __all__ = [
     "adopt",
     "child_of",
     "contains_data",
+    "holds_objects",
     "is_array",
+    "is_array_of_numbers",
     "is_data",
     "is_graph_leaf",
     "register_data_type",
@@ -39,6 +41,16 @@ _ARRAY_TYPES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 def is_array(value: object) -> bool:
     """Returns whether a bare attribute value is an array (or the shape and dtype of one)."""
     return isinstance(value, _ARRAY_TYPES)
+
+
+def holds_objects(value: object) -> bool:
+    """Returns whether a value is an array of NumPy's whose elements are Python objects."""
+    return isinstance(value, np.ndarray) and value.dtype.hasobject
+
+
+def is_array_of_numbers(value: object) -> bool:
+    """Returns whether a value is an array in whose place another one may stand unseen."""
+    return isinstance(value, _ARRAY_TYPES) and not holds_objects(value)
 
 
 def is_graph_leaf(value: object) -> bool:

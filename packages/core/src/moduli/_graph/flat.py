@@ -17,7 +17,7 @@ from moduli._base.static_keys import (
     is_held,
     object_key,
 )
-from moduli._graph.data import is_array, is_data
+from moduli._graph.data import is_array_of_numbers, is_data
 from moduli._graph.graphdef import LEAF, NODE, OBJECT, STATIC, GraphDef
 from moduli._graph.hidden import check_static
 from moduli._graph.holders import RootSlot, Slot
@@ -266,7 +266,7 @@ class Flat:
             status = annotations.get(key) if annotations else None
             if code is not None and code[0] != STATIC:
                 same = (code[0] == OBJECT and objects[code[1]] is value) or (
-                    code[0] == LEAF and status is None and is_array(value)
+                    code[0] == LEAF and status is None and is_array_of_numbers(value)
                 )
                 if not same:
                     return None

@@ -23,7 +23,7 @@ from moduli._graph import opened
 from moduli._graph.data import is_array, is_data, is_graph_leaf
 from moduli._graph.flat import Flat, static_item_key
 from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
-from moduli._graph.hidden import check_class
+from moduli._graph.hidden import check_array, check_class
 from moduli._graph.holders import Fixed, Slot
 from moduli._variable.box import Variable
 
@@ -131,6 +131,7 @@ class _Flattener:
         if isinstance(value, Node):
             return self.node(value, path)
         if is_array(value):
+            check_array(value, path)
             self.holders.append(slot)
             return (LEAF, len(self.holders) - 1)
         if is_data(value):
@@ -142,6 +143,7 @@ class _Flattener:
         if known is not None:
             return (OBJECT, known)
         position = self.index[id(variable)] = len(self.table)
+        check_array(variable._value, path)
         metadata = variable._metadata
         key: Any = ()
         if metadata:
@@ -214,6 +216,7 @@ class _Flattener:
             if is_graph_leaf(leaf):
                 codes.append(self.value(leaf, None, path + name))
             elif as_data or is_data(leaf):
+                check_array(leaf, path + name)
                 trail = tree.trails[position]
                 self.holders.append(
                     Fixed(leaf) if slot is None else Slot(slot.node, slot.key, position, trail)

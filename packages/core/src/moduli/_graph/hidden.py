@@ -2,9 +2,9 @@
 
 A set, a view of a dict, an iterator, an object of a class that nobody has registered, or a function
 that keeps a module in its closure, its defaults or its ``self``: all are static, so what they carry
-would be constant in a compiled program and have no gradient. They are refused. Arrays that a
-function closes over are constants by intent, and a State in there is a value; neither is looked
-for.
+would be constant in a compiled program and have no gradient. They are refused, and so is an array
+of NumPy's whose elements are modules. Arrays that a function closes over are constants by intent,
+and a State in there is a value; neither is looked for.
 
 This is asked only when a graph is flattened anew.
 """
@@ -16,12 +16,14 @@ import types
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
+import numpy as np
+
 from moduli import errors
 from moduli._base.node import Node
-from moduli._graph.data import is_graph_leaf
+from moduli._graph.data import holds_objects, is_graph_leaf
 from moduli._graph.opened import _fields
 
-__all__ = ["check_class", "check_static"]
+__all__ = ["check_array", "check_class", "check_static"]
 
 _MOST = 500
 _DEPTH = 12
@@ -55,14 +57,30 @@ def check_static(value: Any, path: tuple[Any, ...]) -> None:
     item, trail = found
     way = ", ".join(trail)
     raise errors.StructureError(
-        f"the attribute `{errors.format_path(path)}` holds a {type(value).__name__} that "
+        f"the attribute `{errors.format_path(path)}` holds {_what(value)} that "
         f"carries a {type(item).__name__} ({way}); the graph cannot see it there, so its values "
         f"would be frozen into compiled programs, without gradients. {_remedy(value, item)}"
     )
 
 
+def check_array(value: Any, path: tuple[Any, ...]) -> None:
+    """Raises if an array has nodes or Variables as its elements, as ``check_static`` does.
+
+    Args:
+      value: an array, or another leaf.
+      path: where it stands.
+
+    Raises:
+      StructureError: with the attribute, how the array carries it, and what to write.
+    """
+    if holds_objects(value):
+        check_static(value, path)
+
+
 def _remedy(value: Any, item: Any) -> str:
     name = type(item).__name__
+    if isinstance(value, np.ndarray):
+        return f"Keep the {name} in a list, as `moduli.List(...)` makes one"
     if isinstance(value, (set, frozenset, *_VIEWS, Iterator)):
         return f"Keep the {name} in a list, a dict or a tuple"
     if callable(value):
@@ -74,6 +92,12 @@ def _remedy(value: Any, item: Any) -> str:
         f"Make {type(value).__name__} a Module or a dataclass, or keep the {name} in an attribute "
         "of the module, in a list or in a dict"
     )
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "a NumPy array of objects"
+    return f"a {type(value).__name__}"
 
 
 def _find(value: Any) -> tuple[Any, list[str]] | None:
@@ -123,6 +147,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (tuple, list, set, frozenset, *_VIEWS)):
         for item in value:
             yield "element", item
+    elif isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            for item in value.flat:
+                yield "element", item
+    elif isinstance(value, np.void):  # an element of an array with fields
+        for name in value.dtype.names or ():
+            yield f"field {name!r}", value[name]
     elif isinstance(value, types.GeneratorType):
         for name, item in (value.gi_frame.f_locals if value.gi_frame else {}).items():
             yield f"variable `{name}` of the generator", item

@@ -15,7 +15,14 @@ from moduli import errors
 from moduli._base.foreign_trace import check_mutable
 from moduli._base.node import Bookkeeping
 from moduli._base.type_variables import T
-from moduli._graph.data import Annotated, adopt, check_source, containers, is_array
+from moduli._graph.data import (
+    Annotated,
+    adopt,
+    check_source,
+    containers,
+    is_array,
+    is_array_of_numbers,
+)
 from moduli._module.copying import deepcopy_item, picklable_item
 from moduli._module.module import Module
 from moduli._module.pytree import change_class, refuse_replacing
@@ -139,7 +146,7 @@ class List(Module, list[T]):
             if isinstance(old, Variable):
                 refuse_replacing(self, f"[{index!r}]", old, value)
             list.__setitem__(self, index, new)
-            if is_array(old) and is_array(new):
+            if is_array(old) and is_array_of_numbers(new):
                 return
         self._moduli.changed()
 
@@ -319,7 +326,7 @@ class Dict(Module, dict[Any, T]):
         if isinstance(old, Variable):
             refuse_replacing(self, f"[{key!r}]", old, value)
         dict.__setitem__(self, key, new)
-        if not (is_array(old) and is_array(new)):
+        if not (is_array(old) and is_array_of_numbers(new)):
             self._moduli.changed()
 
     def __delitem__(self, key: Any) -> None:

@@ -25,6 +25,7 @@ from moduli._graph.data import (
     adopt,
     containers,
     is_array,
+    is_array_of_numbers,
 )
 from moduli._graph.split import clone
 from moduli._module.class_definition import (
@@ -172,7 +173,9 @@ class Pytree(Node):
             if isinstance(old, Variable):
                 refuse_replacing(self, f".{name}", old, value)
             attributes[name] = value
-            if old is value or (book.annotations is None and is_array(old) and is_array(value)):
+            if old is value or (
+                book.annotations is None and is_array(old) and is_array_of_numbers(value)
+            ):
                 return
             book.version += 1
             if book.tracked:
