@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html.parser
 import io
 import pickle
@@ -25,9 +26,11 @@ from summary_models import (
 )
 
 import moduli as nnx
+import moduli_debug
 from moduli import errors
-from moduli_debug import Column, Row, Size, Summary, tabulate
+from moduli_debug import Column, Row, Size, Summary
 
+tabulate = functools.partial(moduli_debug.tabulate, compute_flops=True, compute_vjp_flops=True)
 TOKENS = shape(2, 5, dtype=jnp.int32)
 
 
@@ -37,7 +40,7 @@ def rows_of(summary: Summary) -> dict[str, Row]:
 
 def quick(model: Any, *inputs: Any, **options: Any) -> Summary:
     """Without FLOPs, which have their own tests."""
-    return tabulate(model, *inputs, compute_flops=False, compute_vjp_flops=False, **options)
+    return moduli_debug.tabulate(model, *inputs, **options)
 
 
 def bound(model: Any) -> Any:
@@ -280,7 +283,10 @@ def test_methods_called_on_submodules_have_rows(lift: Any) -> None:
 
     summary = tabulate(abstract(Lifted), TOKENS)
     rows = rows_of(summary)
-    assert list(rows) == ["", "embed", "embed/attend", "coder/encode", "coder/linear"]
+    assert list(rows) == [
+        *("", "embed", "embed/attend", "helper"),
+        *("coder/encode", "coder/linear", "coder/again"),
+    ]
     product = 2 * 10 * 4 * 4
     encode, attend = rows["coder/encode"], rows["embed/attend"]
     assert (encode.path, encode.method, encode.type) == (("coder",), "encode", Coder)
@@ -291,7 +297,9 @@ def test_methods_called_on_submodules_have_rows(lift: Any) -> None:
     assert attend.sizes == rows["embed"].sizes == {"Param": Size(20, 80)}
     assert (rows["embed"].calls, attend.calls) == (1, 1)
     assert rows[""].flops >= encode.flops + attend.flops
-    assert list(rows_of(tabulate(abstract(Lifted), TOKENS, depth=1))) == ["", "embed"]
+    assert (rows["helper"].path, rows["helper"].method) == ((), "helper")
+    assert rows["helper"].flops == encode.flops >= rows["coder/again"].flops
+    assert list(rows_of(tabulate(abstract(Lifted), TOKENS, depth=1))) == ["", "embed", "helper"]
     most = 4.05 if lift is nnx.remat else 3.1  # its forward pass runs again, but for the last step
     assert encode.vjp_flops is not None and 3 <= encode.vjp_flops / encode.flops <= most
 
@@ -341,6 +349,67 @@ def test_the_names_and_columns_are_flaxs() -> None:
     for ours, other in zip(tables(nnx), tables(theirs), strict=True):
         assert first_cells(ours) == first_cells(other) == ["block/forward", "block/linear"]
         assert headings(ours) == headings(other)
+
+
+def test_methods_that_a_module_calls_of_itself_have_rows_as_in_flax() -> None:
+    theirs = pytest.importorskip("flax.nnx")
+
+    def cells(lib: Any) -> list[list[str]]:
+        class Base(lib.Module):
+            def encode(self, x: Any) -> Any:
+                return self.into(x)
+
+        class Coder(Base):
+            def __init__(self, rngs: Any) -> None:
+                self.into, self.out = lib.Linear(4, 3, rngs=rngs), lib.Linear(3, 4, rngs=rngs)
+
+            def encode(self, x: Any) -> Any:
+                return super().encode(x)
+
+            def decode(self, z: Any, *, scale: Any) -> Any:
+                return self.out(z) * scale
+
+            def _halved(self, x: Any) -> Any:
+                return x[:1]
+
+            def __call__(self, x: Any) -> Any:
+                return self.decode(self.encode(self._halved(x)), scale=x)
+
+        text = lib.tabulate(
+            Coder(lib.Rngs(0)),
+            jnp.ones((2, 4), jnp.float32),
+            console_kwargs={"width": 200, "no_color": True},
+        )
+        assert "flops" not in text  # unless they are asked for
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+        rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:5]] for line in lines]
+        return [[row[0], row[1], row[3]] for row in rows if len(row) == 4 and row[1]]
+
+    assert cells(nnx) == cells(theirs)
+    assert [name for name, *_ in cells(nnx)] == ["path", "", "encode", "into", "decode", "out"]
+
+
+def test_layers_are_no_collections_of_methods() -> None:
+    model = abstract(lambda rngs: nnx.RNN(nnx.LSTMCell(4, 5, rngs=rngs), rngs=rngs))
+    rows = quick(model, shape(2, 3, 4)).rows
+    assert {row.method for row in rows} == {"__call__", "initialize_carry"}
+
+
+def test_metrics_and_other_pytrees() -> None:
+    class Both(nnx.Pytree):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.linear = nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.linear(x) + 1
+
+    summary = tabulate(abstract(Both), shape(3, 4))
+    assert [row.name for row in summary.rows] == ["", "linear"]
+    assert summary.flops == summary.rows[1].flops + 3 * 2
+    average = nnx.metrics.Average()
+    [row] = quick(average, method="update", values=shape(3)).rows
+    assert row.kwargs == {"values": shape(3)} and row.sizes["MetricState"].count == 2
+    assert average.count.value == 0
 
 
 def test_depth_filter_and_row_filter() -> None:

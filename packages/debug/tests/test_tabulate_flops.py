@@ -8,6 +8,7 @@ each of these rules where it is not negligible.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ from jax.sharding import PartitionSpec
 from summary_models import Attention, Block, ResNet, Transformer, abstract, shape
 
 import moduli as nnx
-from moduli_debug import tabulate
+import moduli_debug
+
+tabulate = functools.partial(moduli_debug.tabulate, compute_flops=True, compute_vjp_flops=True)
 
 
 def xla(function: Any, *args: Any) -> float:

@@ -20,7 +20,7 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def tabulate(
-    obj: moduli.Module,
+    obj: moduli.Pytree,
     /,
     *input_args: Any,
     depth: int | None = None,
@@ -30,14 +30,15 @@ def tabulate(
     table_kwargs: Mapping[str, Any] = _NONE,
     column_kwargs: Mapping[str, Any] = _NONE,
     console_kwargs: Mapping[str, Any] = _NONE,
-    compute_flops: bool = True,
-    compute_vjp_flops: bool = True,
+    compute_flops: bool = False,
+    compute_vjp_flops: bool = False,
     **input_kwargs: Any,
 ) -> Summary:
     """Makes a table of a model: its modules, their inputs, outputs, sizes and costs.
 
-    A method other than ``__call__`` that is called on a submodule has a row of its own, as
-    ``block/encode``; what a module calls of itself is part of its own row.
+    A method other than ``__call__`` has a row of its own, as ``block/encode``, if it is called with
+    arrays, or calls modules; so has one that a module calls of itself. Names that begin with an
+    underscore have none.
 
     The model is not run, and stays as it is: everything is found by tracing it with shapes alone.
     So a model made by ``moduli.eval_shape``, for which nothing was allocated, will do, and
@@ -52,7 +53,7 @@ def tabulate(
     each element of elementwise operations; functions such as ``exp`` and ``tanh`` count nothing.
 
     Args:
-      obj: the model.
+      obj: the model, or another ``Pytree``, such as a metric with ``method="update"``.
       *input_args: arguments of the call: arrays, ``jax.ShapeDtypeStruct``, pytrees of these,
         modules, random streams. Everything else, such as a bool, is passed on as it is.
       depth: how long the paths of the modules shown may be, as ``blocks/0`` has 2 parts; all by
@@ -65,9 +66,10 @@ def tabulate(
       table_kwargs: arguments of ``rich.table.Table``.
       column_kwargs: arguments of its ``add_column``.
       console_kwargs: arguments of ``rich.console.Console``, such as ``{"width": 100}``.
-      compute_flops: whether to count the operations of a call.
-      compute_vjp_flops: whether to count those of a call together with its backward pass: the
-        gradients of all floating point outputs for the Params and floating point arguments.
+      compute_flops: whether to count the operations of a call, in a column ``flops``.
+      compute_vjp_flops: whether to count, in a column ``vjp_flops``, those of a call together with
+        its backward pass: the gradients of all floating point outputs for the Params and floating
+        point arguments.
       **input_kwargs: keyword arguments of the call, as ``input_args``.
 
     Returns:
@@ -75,7 +77,7 @@ def tabulate(
       it is not.
 
     Raises:
-      StructureError: if ``obj`` is no Module, has no such method, or the method cannot be called
+      StructureError: if ``obj`` is no Pytree, has no such method, or the method cannot be called
         with these arguments.
       PathError: if ``filter`` selects no module.
       Exception: what the model raises on these inputs, with a note that says in which module.
@@ -87,7 +89,8 @@ def tabulate(
       ...     hidden, out = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
       ...     return nnx.Sequential(hidden, nnx.relu, out)
       >>> model = nnx.eval_shape(make, nnx.Rngs(0))
-      >>> summary = tabulate(model, jax.ShapeDtypeStruct((1, 4), jnp.float32))
+      >>> x = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+      >>> summary = tabulate(model, x, compute_flops=True)
       >>> for row in summary.rows:
       ...     print(row.name or "(model)", row.outputs.shape, row.sizes["Param"].count, row.flops)
       (model) (1, 2) 58 114.0
@@ -100,7 +103,8 @@ def tabulate(
     from moduli_debug._summary.rows import make_rows
 
     _check_call(obj, method, input_args, input_kwargs)
-    chosen = {path for path, _ in select_modules(obj, filter, "tabulate")}
+    every = filter is ...
+    chosen = set() if every else {path for path, _ in select_modules(obj, filter, "tabulate")}
     forward = trace_forward(obj, method, input_args, input_kwargs)
     notes: list[str] = []
     backward = None
@@ -119,7 +123,7 @@ def tabulate(
         (row, module)
         for row, module in rows
         if (depth is None or len(row.full_path) <= depth)
-        and row.path in chosen
+        and (every or row.path in chosen)
         and (row_filter is None or row_filter(row))
     ]
     return make_summary(
@@ -140,7 +144,7 @@ def _check_call(
     obj: Any, method: str, input_args: tuple[Any, ...], input_kwargs: dict[str, Any]
 ) -> None:
     name = type(obj).__name__
-    if not isinstance(obj, moduli.Module):
+    if not isinstance(obj, moduli.Pytree):
         raise errors.StructureError(
             f"tabulate needs a Module, got {obj if isinstance(obj, type) else f'a {name}'}; for a "
             "model that is not made yet, write "

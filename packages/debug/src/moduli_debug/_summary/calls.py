@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -110,15 +111,19 @@ class Recorder:
 
     @moduli.hookimpl
     def moduli_call_context(self, module: Any, method: str) -> Any:
-        """Names the scope of the call; that of a method too, which is part of no other call of it.
+        """Names the scope of the call; that of a method too.
 
-        What a module calls of its own is part of its call.
+        A method that calls itself, or the one that it overrides, is one call. What a layer of
+        moduli calls of itself is part of its call: that is how it is written.
         """
         if method == "__call__":
             return self.scope(self._open[-1]) if self._open else None
         path = self._path_of(module)
-        own = any(self._modules[number] is module for number in self._open)
-        if own or path is None or isinstance(module, (moduli.List, moduli.Dict)):
+        of_it = [number for number in self._open if self._modules[number] is module]
+        part = any(self.calls[number].method == method for number in of_it)
+        if of_it and _is_ours(type(module), method):
+            part = True
+        if part or path is None or isinstance(module, (moduli.List, moduli.Dict)):
             return self._method(None)
         return self._method(self.note(path, module, (), {}, method))
 
@@ -178,6 +183,12 @@ class Recorder:
             raise
 
 
+def _is_ours(cls: type, method: str) -> bool:
+    """Returns whether a method is defined by moduli or one of its packages."""
+    written = next((vars(base)[method] for base in cls.__mro__ if method in vars(base)), None)
+    return re.split(r"[._]", getattr(written, "__module__", None) or "", maxsplit=1)[0] == "moduli"
+
+
 class _Arguments:
     """The arguments of a method: what is traced, and how to put the rest around it."""
 
@@ -206,9 +217,9 @@ def _caller(recorder: Recorder, method: str, arguments: _Arguments) -> Callable[
     def call(model: Any, *traced: Any) -> Any:
         args, kwargs = arguments.around(traced)
         with moduli.using(recorder), plugins.recording(recorder, model):
-            if method == "__call__":
+            if method == "__call__" and isinstance(model, moduli.Module):
                 return model(*args, **kwargs)
-            number = recorder.note((), model, args, kwargs)  # no hook is called for it
+            number = recorder.note((), model, args, kwargs, method)
             with recorder.scope(number):
                 output = getattr(model, method)(*args, **kwargs)
             recorder.moduli_after_call(output)

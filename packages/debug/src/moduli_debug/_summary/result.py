@@ -31,7 +31,7 @@ class Summary(str):
       >>> import jax, jax.numpy as jnp, moduli as nnx
       >>> from moduli_debug import tabulate
       >>> model = nnx.eval_shape(lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
-      >>> summary = tabulate(model, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+      >>> summary = tabulate(model, jax.ShapeDtypeStruct((2, 3), jnp.float32), compute_flops=True)
       >>> summary.rows[0].sizes["Param"]
       Size(count=16, bytes=64)
       >>> isinstance(summary, str), summary.column("flops")

@@ -22,7 +22,7 @@ Key = tuple[Path, str]
 class Row:
     """One module of a model, with everything that is below it.
 
-    A method that is called from outside of the module has a row of its own. A module of which
+    A method other than ``__call__`` has a row of its own, whoever calls it. A module of which
     nothing but such methods is called has no other row.
 
     Attributes:
@@ -92,6 +92,7 @@ def make_rows(
         for path, module in moduli.iter_modules(model)
         if not isinstance(module, (moduli.List, moduli.Dict)) or callable(module) or not path
     }
+    modules.setdefault((), model)  # it may be a Pytree of another kind
     first = {place: path for path, found in places.items() for place in found}
     costs = Costs(compute_flops)
     work = find_work(forward.jaxpr, costs)
@@ -107,15 +108,7 @@ def make_rows(
     runs = _runs(forward.calls, work.runs)
     held = _held_by_module(model, set(modules))
     rows = []
-    methods: dict[Path, list[str]] = {}
-    for path, method in called:
-        methods.setdefault(path, []).append(method)
-    keys = [
-        (path, method)
-        for path in _in_order(modules, methods)
-        for method in sorted(methods.get(path, ["__call__"]), key=lambda name: name != "__call__")
-    ]
-    for path, method in keys:
+    for path, method in _in_order(modules, called):
         calls = called.get((path, method), {})
         of_first = next(iter(calls.values()), None)
         row = Row(
@@ -217,13 +210,29 @@ def _held_by_module(model: Any, paths: set[Path]) -> dict[Path, list[Held]]:
     return found
 
 
-def _in_order(modules: Iterable[Path], called: Iterable[Path]) -> list[Path]:
-    """Sorts paths: a module before those below it, its parts in the order of their first calls."""
+def _in_order(modules: Mapping[Path, Any], called: Iterable[Key]) -> list[Key]:
+    """Sorts rows: a module before its methods and parts, those in the order of their first calls.
+
+    A module of which only methods are called has rows for these alone; one that a call made has
+    none.
+    """
+    called = [key for key in called if key[0] in modules]
+    shown = {path for path, _ in called}
+    names = {_place(key): key for key in called}
+    names |= {path: (path, "__call__") for path in modules if path not in shown}
     rank: dict[Path, int] = {}
-    for number, path in enumerate([*called, *sorted(modules, key=_sorted_by)]):
-        for stop in range(len(path) + 1):
-            rank.setdefault(path[:stop], number)
-    return sorted(modules, key=lambda path: [rank[path[:stop]] for stop in range(len(path) + 1)])
+    uncalled = sorted(modules, key=_sorted_by)
+    for number, place in enumerate([*map(_place, called), *uncalled]):
+        for stop in range(len(place) + 1):
+            rank.setdefault(place[:stop], number)
+    order = sorted(names, key=lambda place: [rank[place[:n]] for n in range(len(place) + 1)])
+    return [names[place] for place in order]
+
+
+def _place(key: Key) -> Path:
+    """Returns where a row stands among the others: a method as a part of its module."""
+    path, method = key
+    return path if method == "__call__" else (*path, (method,))  # no attribute has this name
 
 
 def _sorted_by(path: Path) -> list[tuple[int, str]]:
