@@ -320,3 +320,20 @@ def test_a_changed_file_is_read_or_refused_with_one_class_of_error(tmp_path):
                 pass
     assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"\n  <!DOCTYPE html><title>404</title>", "is a web page or XML"),
+        (b"\x1f\x8b\x08rest", "is compressed by gzip"),
+        (b"GGUF\x03\0\0\0", "is a GGUF file"),
+        (b"name" + bytes(253) + b"ustar\0" + bytes(200), "is a tar archive"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_file_of_tensors_is_said(tmp_path, content, told):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(TensorFileError, match=told):
+            read_tensors(path)

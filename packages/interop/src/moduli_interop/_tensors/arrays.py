@@ -53,10 +53,7 @@ def _stored(name: str, value: Any) -> StoredTensor:
         )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        dtype = _torch_dtype(torch, value.dtype, name)
-        return StoredTensor(
-            name, tuple(value.shape), dtype, _SOURCE, lambda: _from_torch(torch, value, dtype)
-        )
+        return _stored_of_torch(torch, name, value)
     try:
         dtype = value.dtype if isinstance(value.dtype, np.dtype) else np.asarray(value).dtype
     except TypeError as error:  # typed PRNG keys
@@ -71,6 +68,33 @@ def _stored(name: str, value: Any) -> StoredTensor:
         lambda: np.array(value),
         (lambda rows: np.array(value[rows])) if value.shape else None,
     )
+
+
+def _stored_of_torch(torch: Any, name: str, tensor: Any) -> StoredTensor:
+    """Describes a tensor of torch's; one that is no plain array is refused when it is read."""
+    problem = ""
+    if tensor.is_meta:
+        problem = "is on torch's device meta, which keeps no numbers"
+    elif tensor.is_quantized or tensor.is_nested or tensor.layout is not torch.strided:
+        problem = "is no plain array; give it dense, as tensor.to_dense() or tensor.dequantize()"
+    elif tensor.dtype is torch.complex32:
+        problem = "is of torch's dtype complex32, for which NumPy has none"
+
+    def refuse() -> np.ndarray:
+        raise TensorFileError(_SOURCE, problem, name)
+
+    if problem:
+        shape = () if tensor.is_nested else tuple(tensor.shape)
+        return StoredTensor(name, shape, np.dtype(np.void), _SOURCE, refuse)
+    dtype = _torch_dtype(torch, tensor.dtype, name)
+
+    def read() -> np.ndarray:
+        try:
+            return _from_torch(torch, tensor, dtype)
+        except (RuntimeError, NotImplementedError, TypeError) as error:  # subclasses of Tensor
+            raise TensorFileError(_SOURCE, f"cannot be read as an array: {error}", name) from error
+
+    return StoredTensor(name, tuple(tensor.shape), dtype, _SOURCE, read)
 
 
 def _torch_dtype(torch: Any, dtype: Any, name: str) -> np.dtype:

@@ -17,13 +17,14 @@ class TensorFileError(CheckpointError, ValueError):
 
     Attributes:
       file: as given.
+      problem: the message, as given.
       tensor: as given.
     """
 
     def __init__(self, file: object, message: str, tensor: str | None = None):
         where = f"{file}: " if tensor is None else f"{file}: the tensor {_short(tensor)}: "
         super().__init__(where + message)
-        self.file, self.tensor = str(file), tensor
+        self.file, self.problem, self.tensor = str(file), message, tensor
 
 
 def _short(name: str) -> str:

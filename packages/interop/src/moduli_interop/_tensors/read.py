@@ -17,7 +17,23 @@ from moduli_interop._tensors.zip import member_names
 
 __all__ = ["read_file", "read_tensors"]
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+_OTHERS = {  # what stands in the place of a file of tensors, by how it begins
+    b"\x89HDF\r\n\x1a\n": (
+        "is an HDF5 file; read it with h5py and give the arrays as a dict: {name: dataset[()] ...}"
+    ),
+    b"version https://git-lfs": (
+        "is a pointer of Git LFS and not the file itself; fetch that with `git lfs pull`"
+    ),
+    b"<": "is a web page or XML, as a failed download leaves it; download the file again",
+    b"\x1f\x8b": "is compressed by gzip; unpack it first",
+    b"\xfd7zXZ": "is compressed by xz; unpack it first",
+    b"BZh": "is compressed by bzip2; unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it first",
+    b"GGUF": (
+        "is a GGUF file; read it with the package gguf and give the arrays as a dict, or write a "
+        "plugin with moduli_tensor_sources"
+    ),
+}
 
 
 def read_tensors(
@@ -122,11 +138,11 @@ def _unknown(start: bytes, members: frozenset[str], known: Mapping[str, TensorSo
     kinds = ", ".join(sorted(known)) or "none, the plugin `interop` is switched off"
     if not start:
         return "the file is empty"
-    if start.startswith(_HDF5):
-        return (
-            "is an HDF5 file; read it with h5py and give the arrays as a dict: "
-            "{name: dataset[()] ...}"
-        )
+    for beginning, text in _OTHERS.items():
+        if start.lstrip(b" \t\r\n").startswith(beginning):
+            return text
+    if start[257:262] == b"ustar":
+        return "is a tar archive; unpack it first"
     if members:
         return (
             f"is a zip archive of no known kind (it has {sorted(members)[:3]}); known are {kinds}"

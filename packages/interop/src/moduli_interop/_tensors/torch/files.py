@@ -48,6 +48,10 @@ def tensors_of(described: Any, path: str, kind: str, read: Span, big_endian: boo
 
 
 def _refuse(view: OtherTensor, name: str, path: str) -> np.ndarray:
+    if "meta" in view.name:
+        raise TensorFileError(
+            path, "is on torch's device meta, which keeps no numbers; save it from another", name
+        )
     raise TensorFileError(
         path,
         f"is no plain array (torch makes it with {view.name}); save it dense, as tensor.to_dense() "
