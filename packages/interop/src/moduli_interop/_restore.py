@@ -12,6 +12,7 @@ import numpy as np
 
 from moduli_interop._dtypes import dtype_from_name, from_bits, storage_dtype
 from moduli_interop._errors import CorruptCheckpointError, UnsupportedValueError
+from moduli_interop._placement import sharding_of
 from moduli_interop._reading import read_in_order
 from moduli_interop._stored import StoredArray, StoredNamedTuple
 
@@ -161,18 +162,12 @@ def _sharding(array: StoredArray, like: Any) -> Any:
         return None
     if _is_narrowed(dtype_from_name(array.dtype)):
         return None
-    return _chosen(like) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def _chosen(like: Any) -> jax.sharding.Sharding | None:
-    """Returns the sharding of what an array replaces, if the user chose it."""
-    sharding = getattr(like, "sharding", None)
-    return sharding if sharding is not None and getattr(like, "committed", True) else None
+    return sharding_of(like) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _placed(array: Any, like: Any) -> jax.Array:
     """Puts an array where the one that it replaces is, if that place was chosen by the user."""
-    sharding = _chosen(like)
+    sharding = sharding_of(like)
     if sharding is None or (isinstance(array, jax.Array) and not array.is_fully_addressable):
         # device_put takes over aligned memory, which is ours alone, where asarray copies it
         return jax.device_put(array) if array.nbytes > _WORTH_SHARING else jnp.asarray(array)
