@@ -12,6 +12,7 @@ import numpy as np
 
 import moduli
 from moduli.errors import ModuliError, format_path
+from moduli_interop._placement import declared_sharding, sharding_of
 from moduli_interop._tensors.read import read_tensors
 from moduli_interop._tensors.stored import Tensors
 from moduli_interop._weights.dtypes import rounded
@@ -58,10 +59,11 @@ def load_weights(
       prefix: what all names of interest begin with, ``"module."`` or ``"state_dict."``; other
         tensors are left out.
       only: which Variables to fill: a path, several, patterns with ``*``, or a filter as of
-        :func:`moduli.state`. The others are left as they are.
+        :func:`moduli.state`. The others are left as they are. Each path has to be there.
       ignore: names of tensors to pass over, patterns with ``*``, or a function of a name. Buffers
         without weights are always passed over: ``num_batches_tracked``, ``position_ids``,
-        ``rotary_emb.inv_freq``.
+        ``rotary_emb.inv_freq``. A pattern of no tensor is in the report as ``idle``; with
+        ``strict=False``, where nothing else would show it, it is an error.
       strict: whether every Variable has to be filled and every tensor used. Shapes and dtypes have
         to fit in any case, and something has to match.
       cast: whether numbers may be rounded to the dtype of the model. One that is larger than any
@@ -73,6 +75,7 @@ def load_weights(
 
     Raises:
       WeightsMismatchError: if tensors and model do not fit.
+      ModuliError: if ``only`` selects nothing, or a function of names returns no text.
       TensorFileError: if the source is damaged.
       NameMapError: if the names are no map that can be turned round.
 
@@ -97,6 +100,7 @@ def load_weights(
         tuple(plan.unexpected),
         tuple(plan.ignored),
         tuple(plan.left),
+        idle=(*plan.idle_ignore, *(f"the rule {text}" for text in plan.idle)),
         kept=plan.kept,
         problems=tuple(plan.problems),
         dry_run=dry_run,
@@ -127,9 +131,11 @@ def _mismatch(tensors: Tensors, plan: Plan) -> WeightsMismatchError:
     if plan.idle:
         rules = "; ".join(plan.idle[:5]) + ("; ..." if len(plan.idle) > 5 else "")
         lines.append(f"the model has nothing that these rules name: {rules}")
+    if plan.idle_ignore and not any(line.startswith("ignore") for line in plan.problems):
+        lines.append(f"the source has nothing that these name: {'; '.join(plan.idle_ignore[:5])}")
     if plan.hint is not None:
         lines.append(plan.hint)
-    elif not plan.loaded:
+    elif not plan.loaded and not any(line.startswith("unreadable") for line in plan.problems):
         lines.append(
             "no tensor matched; names={their name: our path} says what modules are called there, "
             "and suggest_names(source, model) prints a map to begin with"
@@ -167,13 +173,14 @@ def _read(plan: Plan) -> dict[tuple[Any, ...], tuple[Place, Any]]:
                 continue
             first = done.get(id(place.value))
             try:
-                value = _value(place, array)
+                array = rounded(array, shape_dtype(place.value)[1])
             except ValueError as error:  # a number that its dtype has not
                 raise WeightsMismatchError(
                     f"the source does not fit {format_path(place.path)}; nothing was loaded: "
                     f"{error}",
                     (f"dtype: {format_path(place.path)}: {error}",),
                 ) from None
+            value = _value(place, array)
             if first is None:
                 done[id(place.value)] = place, value
             elif np.asarray(value).tobytes() != np.asarray(first[1]).tobytes():
@@ -214,13 +221,14 @@ def _arrays(group: list[Target], plan: Plan) -> list[np.ndarray]:
 
 
 def _value(place: Place, array: np.ndarray) -> Any:
-    """Returns an array as the value of a Variable, where and as what its own one is."""
+    """Returns an array of a Variable's dtype as its value, where its own one is."""
     old = place.value.get_raw_value()
-    shape, dtype = shape_dtype(place.value)
-    array = rounded(array, dtype).reshape(shape)
+    array = array.reshape(shape_dtype(place.value)[0])
     if isinstance(old, np.ndarray):
         return array if array.base is None else array.copy()
-    sharding = getattr(old, "sharding", None)
-    if sharding is not None and getattr(old, "committed", True):
+    sharding = sharding_of(old)
+    if sharding is None and isinstance(old, jax.ShapeDtypeStruct):
+        sharding = declared_sharding(place.value)
+    if sharding is not None:
         return jax.device_put(array, sharding)
     return jax.numpy.asarray(array)

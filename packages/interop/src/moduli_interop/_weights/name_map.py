@@ -148,7 +148,7 @@ class NameMap:
           Their name. Without a rule it is the same.
         """
         for rule in self._renames:  # the most specific first
-            for given, number, stacked in _without_number(rule, tuple(parts)):
+            for given, number, stacked in _without_number(rule.ours, rule.stacked, tuple(parts)):
                 bound = rule.ours.match(given)
                 if bound is None or (whole and len(rule.ours.parts) != len(given)):
                     continue
@@ -159,16 +159,17 @@ class NameMap:
                 return Renamed(name, stacked, rule.ours.specificity, bool(rest))
         return Renamed(tuple(parts))
 
-    def idle(self, paths: Iterable[Sequence[str]]) -> list[str]:
-        """Returns the rules whose paths of ours begin none of some paths.
+    def idle(self, paths: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+        """Returns the rules, as texts, whose paths of ours begin none of some paths.
 
         Args:
           paths: the paths of a model's Variables, as their layers call them and as they stand.
         """
-        left = list(self._renames)
+        left = [(rule.theirs.text, (rule.ours,), rule.stacked) for rule in self._renames]
+        left += [(rule.theirs.text, rule.ours, rule.stacked) for rule in self.tensors]
         for parts in paths:
-            left = [rule for rule in left if not _names(rule, tuple(parts))]
-        return [f"{rule.theirs.text!r}: {rule.ours.text!r}" for rule in left]
+            left = [rule for rule in left if not _names(*rule[1:], tuple(parts))]
+        return [(theirs, ours[0].text) for theirs, ours, _ in left]
 
     def _add(self, name: str, target: Any) -> None:
         if not isinstance(name, str):
@@ -234,26 +235,30 @@ def _conflict(one: _Rule, other: _Rule, what: str, ends: Sequence[Sequence[str]]
 
 
 def _without_number(
-    rule: _Rule, parts: tuple[str, ...]
+    ours: Template, missing: str | None, parts: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], str, bool]]:
-    """Yields a path without the number of a block, for a rule whose side of ours lacks it.
+    """Yields a path without the number of a block, for a rule whose side of ours lacks a field.
 
     Yields:
       The path, the mark of the number, and whether there is none in the path, as in a module whose
       Variables have an axis of blocks that nothing declares.
     """
-    if rule.stacked is None:
+    if missing is None:
         yield parts, "", False
         return
-    for at, part in enumerate(parts[: len(rule.ours.parts) + 1]):
+    for at, part in enumerate(parts[: len(ours.parts) + 1]):
         if INDEX.fullmatch(part):
             yield (*parts[:at], *parts[at + 1 :]), part, False
     level = sum(bool(INDEX.search(part)) for part in parts)
     yield parts, f"\0{level}\0", True
 
 
-def _names(rule: _Rule, parts: tuple[str, ...]) -> bool:
-    return any(rule.ours.match(given) is not None for given, _, _ in _without_number(rule, parts))
+def _names(templates: Sequence[Template], missing: str | None, parts: tuple[str, ...]) -> bool:
+    return any(
+        ours.match(given) is not None
+        for ours in templates
+        for given, _, _ in _without_number(ours, missing, parts)
+    )
 
 
 def _stacked(theirs: Template, ours: Template) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moduli.errors import ModuliError, format_path
+from moduli_interop._tensors.errors import TensorFileError
 from moduli_interop._tensors.stored import StoredTensor, Tensors
 from moduli_interop._weights.dtypes import holds, is_real
 from moduli_interop._weights.groups import grouped
@@ -47,6 +48,7 @@ class Plan:
       problems: what is wrong, grouped.
       hint: what to write instead, if the names differ by what they begin with.
       idle: rules of the map that name nothing in the model.
+      idle_ignore: patterns of ``ignore`` that are of no tensor.
     """
 
     groups: list[list[Target]] = dataclasses.field(default_factory=list)
@@ -61,6 +63,7 @@ class Plan:
     problems: list[str] = dataclasses.field(default_factory=list)
     hint: str | None = None
     idle: list[str] = dataclasses.field(default_factory=list)
+    idle_ignore: list[str] = dataclasses.field(default_factory=list)
 
 
 def make_plan(
@@ -81,7 +84,9 @@ def make_plan(
       What to do, and what is wrong.
     """
     plan = Plan()
-    there, plan.ignored, plan.left = chosen(source, selection)
+    taken = chosen(source, selection)
+    there, plan.ignored, plan.left = taken.there, taken.ignored, taken.left
+    plan.idle_ignore = [f"ignore={p!r}{near(p, source)}" for p in taken.idle]
     if callable(names) and not isinstance(names, NameMap):
         there, passed_over = renamed(there, names)
         plan.ignored += passed_over
@@ -112,9 +117,18 @@ def make_plan(
             plan.hint = (
                 f"no name begins with prefix={selection.prefix!r}; the first is {plan.left[0]!r}"
             )
-        paths = {target.called for target in listed if target.called}
-        paths |= {tuple(map(str, place.path)) for target in listed for place in target.places}
-        plan.idle = mapping.idle(paths)
+        elif not there and not plan.ignored:
+            plan.hint = "the source has no tensors at all"
+    paths = {target.called for target in listed if target.called}
+    paths |= {tuple(map(str, place.path)) for target in listed for place in target.places}
+    plan.idle = [f"{theirs!r}: {ours!r}" for theirs, ours in mapping.idle(paths)]
+    for pattern in () if selection.strict else taken.idle:
+        problems.add(
+            "ignore",
+            (repr(pattern), near(pattern, source)),
+            "no tensor is called {}{} (with strict=False nothing else would show what that lets "
+            "in; for what may be missing, give ignore= a function)",
+        )
     plan.problems = problems.lines()
     return plan
 
@@ -242,6 +256,12 @@ def _check_group(
         wanted = shape_dtype(target.places[0].value)[1]
         for name in target.names:
             tensor = plan.tensors[name]
+            if tensor.dtype == _NONE:
+                problems.add(
+                    "unreadable", (tensor.name, target.ours), "{1} needs {0}, {2}", _why(tensor)
+                )
+                good = False
+                continue
             if tensor.shape != expected:
                 problems.add(
                     "shape",
@@ -282,6 +302,19 @@ def _check_group(
         plan.groups.append(group)
         for place in group[0].places:
             plan.fills[place.path] = plan.fills.get(place.path, 0) + 1
+
+
+_NONE = np.dtype(np.void)
+"""The dtype of what is listed as a tensor and has no array of NumPy's: quantised, sparse."""
+
+
+def _why(tensor: StoredTensor) -> str:
+    """Returns why a tensor cannot be read."""
+    try:
+        tensor.read()
+    except TensorFileError as error:
+        return f"which {error.problem}"
+    return "which has no numbers"
 
 
 def _report_names(asked: list[Target], plan: Plan, problems: _Problems, prefix: str) -> None:

@@ -43,6 +43,8 @@ class LoadReport:
       left: names of tensors that ``prefix`` or ``only`` left out.
       abstract: paths of other Variables of an abstract model, which have no values yet: streams of
         random numbers, caches.
+      idle: what ``ignore`` and ``names`` say of tensors and modules that are not there: a typing
+        error, or a part that this model or source lacks.
       kept: how many numbers the Variables of ``missing`` have.
       problems: what is wrong, one line each; empty unless it was a dry run.
       dry_run: whether nothing was loaded.
@@ -55,6 +57,7 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     abstract: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
     kept: int = 0
     problems: tuple[str, ...] = ()
     dry_run: bool = False
@@ -100,6 +103,9 @@ class LoadReport:
         ):
             if names:
                 lines += [f"{len(names)} {text}", *_listed(names)]
+        if self.idle:
+            lines.append(f"{len(self.idle)} of ignore= and names= had no effect:")
+            lines += cut([f"  {text}" for text in self.idle])
         if self.problems:
             lines += [f"{len(self.problems)} problems:", *cut([f"  {p}" for p in self.problems])]
         return "\n".join(lines)

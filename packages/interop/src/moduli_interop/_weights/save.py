@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ from moduli_interop._weights.errors import NameMapError, WeightsMismatchError
 from moduli_interop._weights.name_map import NameMap
 from moduli_interop._weights.selection import selected
 from moduli_interop._weights.targets import Target, targets
+from moduli_interop._weights.templates import Template, parse_ours
 from moduli_interop._weights.variables import shape_dtype
 
 __all__ = ["save_weights"]
@@ -54,6 +57,9 @@ def save_weights(
       max_shard_size: the most bytes of one file of a folder, as a number or ``"5GB"``.
       metadata: texts to keep in the file, besides ``{"format": "pt"}``.
 
+    Warns:
+      UserWarning: a rule of ``names`` names nothing, and something nearly of that name has none.
+
     Raises:
       NameMapError: if two Variables would have one name, or ``names`` is a function.
       UnsupportedValueError: if a Variable has no value that can be written.
@@ -75,13 +81,51 @@ def save_weights(
         )
     file = os.fspath(path)
     limit = _bytes(max_shard_size)
-    listed, _ = targets(model, NameMap(names or {}))
+    mapping = NameMap(names or {})
+    listed, _ = targets(model, mapping)
+    _warn_of_idle_rules(mapping, listed)
     specs = _specs(selected(listed, only)[0])
     texts = {"format": "pt", **(metadata or {})}
     if file.endswith(".safetensors"):
         write(file, specs, texts)
     else:
         _write_folder(file, specs, texts, limit)
+
+
+def _warn_of_idle_rules(mapping: NameMap, listed: list[Target]) -> None:
+    """Warns of rules that name nothing, where something is called nearly so and has no rule.
+
+    Other rules for nothing are for parts that this model lacks: the head of one with tied weights.
+    """
+    paths = {target.called for target in listed if target.called}
+    paths |= {tuple(map(str, place.path)) for target in listed for place in target.places}
+    idle = mapping.idle(paths)
+    if not idle:
+        return
+    modules = {path[:n] for path in paths for n in range(1, len(path) + 1)}
+    free = sorted(path for path in modules if not mapping.rename(path).specificity)
+    for theirs, ours in idle:
+        template = parse_ours(ours)
+        meant = next((path for path in free if _is_near(template, path)), None)
+        if meant is not None:
+            warnings.warn(
+                f"the model has nothing that the rule {theirs!r}: {ours!r} names; did you mean "
+                f"{'.'.join(meant)!r}? That was written under the name that it has here",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _is_near(template: Template, path: tuple[str, ...]) -> bool:
+    """Returns whether a path would be of a template, but for one part that is nearly the same."""
+    if len(path) != len(template.parts):
+        return False
+    other = [
+        (wanted, part)
+        for wanted, pattern, part in zip(template.parts, template.patterns, path, strict=True)
+        if not (wanted == part if pattern is None else pattern.fullmatch(part))
+    ]
+    return len(other) == 1 and bool(difflib.get_close_matches(other[0][0], [other[0][1]]))
 
 
 def _bytes(size: int | str) -> int:

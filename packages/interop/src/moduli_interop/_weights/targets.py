@@ -121,6 +121,8 @@ class _Walker:
                 continue
             paths = [".".join(template.fill(bound)) for template in rule.ours]
             if any(path not in seen for path in paths):
+                if rule.tensor.optional:
+                    continue
                 missing = next(path for path in paths if path not in seen)
                 raise NameMapError(
                     f"the rule for {rule.theirs.text!r} names {missing!r}, which is no Variable of "
@@ -134,10 +136,10 @@ class _Walker:
             count += 1
             theirs = ".".join(rule.theirs.fill(bound))
             yield Target(_expanded(theirs, blocks), rule.tensor, tuple(places_of), blocks, (99, 99))
-        if not count:
+        if not count and not rule.tensor.optional:
             raise NameMapError(
                 f"the rule for {rule.theirs.text!r} names {rule.ours[0].text!r}, and the model has "
-                "no such Variable"
+                "no such Variable; optional=True is for a Tensor that not every model has"
             )
 
     def _seen(

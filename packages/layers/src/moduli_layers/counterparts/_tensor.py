@@ -49,7 +49,8 @@ class Tensor:
         back. None if both have as many.
       part: ``(index, number)`` if the tensor is one of several equal parts of our array, along
         ``axis`` of the tensor.
-      optional: whether a file may lack the tensor, so that the Variable keeps its value.
+      optional: whether a file may lack the tensor, so that the Variable keeps its value; and, in a
+        map of names, whether a model may lack the Variable.
       sizes: sizes of axes in parentheses on the left of ``layout``, all but one of each pair of
         parentheses: ``Tensor("kernel", "i (g o) -> (g i) o", sizes={"g": 2})``.
 
