@@ -191,7 +191,7 @@ class GroupNorm(Norm):
           ArgumentError: the last axis is not among the ``reduction_axes``.
           DtypeError: the mask is not boolean, or inputs and parameters have no common dtype.
         """
-        check_features(self, x, -1, self.num_features, "num_features")
+        check_features(self, x, -1, self.num_groups * self.group_size, "num_features")
         shape = shape_of(x)
         last = len(shape) - 1
         others = tuple(axis for axis in self._reduced(x, last) if axis != last)

@@ -19,6 +19,7 @@ from moduli._graph.data import (
     is_data,
 )
 from moduli._graph.deleted import deleted_in_call, deleted_in_module
+from moduli._module.borrowed import Borrowed
 from moduli._module.hooked_calls import call_method, call_module
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "wrap_methods",
 ]
 
+_OURS = "moduli"  # what the names of moduli's packages begin with
 _attributes: Callable[[Any], dict[str, Any]] = operator.attrgetter("__dict__")
 
 
@@ -147,9 +149,12 @@ def wrap_call(cls: type[Any]) -> None:
     if isinstance(call, (staticmethod, classmethod)):
         return
     instrumented = _plugins.instrumented
+    lends = (call.__module__ or "").partition("_")[0] == _OURS  # a layer, not a user's module
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if lends and not isinstance(self, Node):
+            return call(Borrowed(cls, self), *args, **kwargs)
         try:
             if instrumented():
                 return call_module(self, call, args, kwargs)
