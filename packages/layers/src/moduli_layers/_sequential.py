@@ -8,7 +8,8 @@ from typing import Any
 
 import moduli
 from moduli.errors import StructureError
-from moduli_layers.counterparts import TensorNames, names_of
+from moduli_layers._dropout import Dropout
+from moduli_layers.counterparts import Tensor, TensorNames, names_of
 
 __all__ = ["Sequential"]
 
@@ -51,15 +52,26 @@ class Sequential(moduli.Module):
 
     @property
     def torch_names(self) -> tuple[TensorNames, ...]:
-        """The layers' numbers, without ``layers``; or those of one recurrent layer of several."""
+        """The layers' numbers, without ``layers``; or those of one recurrent layer of several.
+
+        Dropout between them is a setting of PyTorch's layer. Which of the two is written depends on
+        which of them PyTorch can have: its recurrent layers return more than one of it takes.
+        """
         each = TensorNames(children={"layers": ""})
-        joined = {}
-        for number, layer in enumerate(self.layers):
+        joined: dict[str, Tensor] = {}
+        kinds = []
+        for place, layer in enumerate(self.layers):
+            if isinstance(layer, Dropout):
+                continue
             names = [n.tensors for n in names_of(layer) if any("_l0" in name for name in n.tensors)]
             if not names:
                 return (each,)
             for name, tensor in names[0].items():
-                joined[name.replace("_l0", f"_l{number}")] = tensor.below(f"layers.{number}.")
+                number = f"_l{len(kinds)}"
+                joined[name.replace("_l0", number)] = tensor.below(f"layers.{place}.")
+            kinds.append(set(names[0]))
+        if len(kinds) > 1 and all(kind == kinds[0] for kind in kinds):
+            return TensorNames(joined), each
         return each, TensorNames(joined)
 
     def __call__(self, *args: Any, rngs: moduli.Rngs | None = None, **kwargs: Any) -> Any:

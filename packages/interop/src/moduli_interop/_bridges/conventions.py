@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,33 @@ from moduli.errors import ShapeError
 from moduli_interop._bridges.arguments import parameters
 from moduli_interop._bridges.bridge import Conversion
 
-__all__ = ["ChannelsFirst", "JoinedAxes", "OneExample", "PaddingEmbed", "TorchCell", "check_plain"]
+__all__ = [
+    "ChannelsFirst",
+    "JoinedAxes",
+    "OneExample",
+    "PaddingEmbed",
+    "TorchCell",
+    "check_plain",
+    "transposed_tensors",
+]
+
+
+def _names_of_part(attribute: str) -> tuple[Any, ...]:
+    """Returns the names of a part without its attribute's, and with it."""
+    names = moduli.counterparts.TensorNames
+    return names(children={attribute: ""}), names()
+
+
+def transposed_tensors(groups: int, prefix: str = "") -> dict[str, Any]:
+    """Returns how PyTorch has a transposed convolution in groups, of which only Conv knows here.
+
+    Args:
+      groups: their number.
+      prefix: what stands before the paths of the Conv's Variables.
+    """
+    layout = "... i (g o) -> (g i) o ..."
+    kernel = moduli.Tensor(f"{prefix}kernel", layout, flip=("...",), sizes={"g": groups})
+    return {"weight": kernel, "bias": moduli.Tensor(f"{prefix}bias")}
 
 
 class ChannelsFirst(moduli.Module):
@@ -29,6 +56,8 @@ class ChannelsFirst(moduli.Module):
       layer: the layer.
       axis: the axis of the features in inputs and outputs: 1 after one batch axis, 0 without.
       rank: the number of axes behind it, where only a class of PyTorch says it.
+      transposed: whether the layer, a Conv, stands for a transposed convolution in groups, as whose
+        its kernel is laid out in PyTorch.
 
     Example:
       >>> import jax.numpy as jnp, moduli as nnx
@@ -39,10 +68,21 @@ class ChannelsFirst(moduli.Module):
 
     __module__ = "moduli_interop.bridge"
 
-    def __init__(self, layer: Any, axis: int = 1, rank: int | None = None) -> None:
+    def __init__(
+        self, layer: Any, axis: int = 1, rank: int | None = None, transposed: bool = False
+    ) -> None:
         self.layer = layer
         self.axis = axis
         self.rank = rank
+        self.transposed = transposed
+
+    @property
+    def torch_names(self) -> tuple[Any, ...]:
+        """Those of the layer, which PyTorch has without anything around it."""
+        if not self.transposed:
+            return _names_of_part("layer")
+        tensors = transposed_tensors(self.layer.feature_group_count, "layer.")
+        return moduli.counterparts.TensorNames(tensors), moduli.counterparts.TensorNames()
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer.
@@ -80,6 +120,11 @@ class OneExample(moduli.Module):
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
+    @property
+    def torch_names(self) -> tuple[Any, ...]:
+        """Those of the layer."""
+        return _names_of_part("layer")
+
     def __call__(self, inputs: Any) -> Any:
         """Calls the layer.
 
@@ -111,6 +156,19 @@ class JoinedAxes(moduli.Module):
     def __init__(self, layer: Any, shape: Sequence[int]) -> None:
         self.layer = layer
         self.shape = tuple(shape)
+
+    @property
+    def torch_names(self) -> tuple[Any, ...]:
+        """Those of the layer, whose tensors have all axes of features in PyTorch."""
+        axes = [f"a{n}" for n in range(len(self.shape))]
+        layout = f"({' '.join(axes)}) -> {' '.join(axes)}"
+        sizes = dict(zip(axes[:-1], self.shape[:-1], strict=True))
+        tensors = {
+            name: dataclasses.replace(tensor, layout=layout, sizes=sizes).below("layer.")
+            for way in moduli.counterparts.names_of(self.layer)[:1]
+            for name, tensor in way.tensors.items()
+        }
+        return moduli.counterparts.TensorNames(tensors), moduli.counterparts.TensorNames()
 
     def __call__(self, inputs: Any) -> Any:
         """Calls the layer.
@@ -160,6 +218,11 @@ class PaddingEmbed(moduli.Module):
         self.layer = layer
         self.padding_idx = padding_idx
 
+    @property
+    def torch_names(self) -> tuple[Any, ...]:
+        """Those of the layer."""
+        return _names_of_part("layer")
+
     def __call__(self, inputs: Any) -> Any:
         """Looks vectors up.
 
@@ -198,6 +261,11 @@ class TorchCell(moduli.Module):
 
     def __init__(self, cell: Any) -> None:
         self.cell = cell
+
+    @property
+    def torch_names(self) -> tuple[Any, ...]:
+        """Those of the cell."""
+        return _names_of_part("cell")
 
     def __call__(self, inputs: Any, state: Any = None) -> Any:
         """Makes one step.

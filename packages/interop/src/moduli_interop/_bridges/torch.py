@@ -30,6 +30,7 @@ from moduli_interop._bridges.conventions import (
     PaddingEmbed,
     TorchCell,
     check_plain,
+    transposed_tensors,
 )
 from moduli_interop._bridges.frameworks import import_framework, makers
 from moduli_interop._bridges.torch_arrays import as_numpy, as_tensor
@@ -439,8 +440,8 @@ def _conv_transpose(module: Any, convert: Conversion, rank: int) -> Any:
             use_bias=module.bias is not None,
             param_dtype=_dtype(module),
         )
-        counterpart = _transposed_counterpart(layer)
-        return ChannelsFirst(_filled(module, layer, convert, counterpart), axis=-1 - rank)
+        filled = _filled(module, layer, convert, _transposed_counterpart(layer))
+        return ChannelsFirst(filled, axis=-1 - rank, transposed=True)
     layer = _make(
         moduli.ConvTranspose,
         module.in_channels,
@@ -474,12 +475,7 @@ def _transposed_counterpart(layer: Any) -> Any:
     groups = layer.feature_group_count
     return moduli.counterparts.Counterpart(
         f"torch.nn.ConvTranspose{len(spans)}d",
-        {
-            "weight": moduli.Tensor(
-                "kernel", "... i (g o) -> (g i) o ...", flip=("...",), sizes={"g": groups}
-            ),
-            "bias": moduli.Tensor("bias"),
-        },
+        transposed_tensors(groups),
         {
             "in_channels": "in_features",
             "out_channels": "out_features",

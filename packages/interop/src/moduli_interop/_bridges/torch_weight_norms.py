@@ -52,6 +52,8 @@ def reparametrised(module: Any, convert: Conversion, makers: Mapping[type, Any])
         convert.refuse(module, f"around a {type(plain).__name__}")
     made = maker(plain, convert)
     layer = made.layer if isinstance(made, ChannelsFirst) else made
+    if isinstance(made, ChannelsFirst) and made.transposed:
+        convert.refuse(module, "around a transposed convolution in groups")
     path, axes = _axes_of(layer, name, dim, direction.ndim, module, convert)
     dtype = layer.param_dtype
     wrapped = build(moduli.WeightNorm, layer, feature_axes=axes, epsilon=0.0, param_dtype=dtype)
