@@ -90,6 +90,11 @@ def test_a_dict_is_a_dict_and_the_graph_sees_its_changes():
         parts.zz
 
 
+@pytest.mark.parametrize("key", ["self", "cls", "args", "kwargs"])
+def test_any_word_is_a_key_of_a_dict(key):
+    assert dict(nnx.Dict(**{key: nnx.Param(1.0)})) == {key: nnx.Param(1.0)}
+
+
 def test_a_dict_keeps_its_order_through_merge_and_jit():
     model = Holder({"b": nnx.Param(1.0), "a": nnx.Param(2.0)})
     assert list(nnx.merge(*nnx.split(model)).parts) == ["b", "a"]

@@ -92,7 +92,7 @@ class Node:
 
     if not TYPE_CHECKING:  # type checkers take the constructor's signature from __init__ alone
 
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        def __new__(cls, /, *args: Any, **kwargs: Any) -> Any:
             self = super().__new__(cls)
             self.__dict__["_moduli"] = Bookkeeping(trace_state())
             return self

@@ -251,8 +251,8 @@ class Dict(Module, dict[Any, T]):
     @overload
     def __init__(self, entries: Mapping[Any, T] | Iterable[tuple[Any, T]], /, **kwargs: T): ...
     @overload
-    def __init__(self, **kwargs: T): ...
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, /, **kwargs: T): ...
+    def __init__(self, /, *args: Any, **kwargs: Any):
         dict.__init__(self)
         for key, value in dict(*args, **kwargs).items():
             dict.__setitem__(self, key, _item(value))
