@@ -649,17 +649,6 @@ def test_suggestions_are_a_map_that_loads(capsys):
     np.testing.assert_array_equal(model.head.kernel.value, tensors["lm_head.weight"].T)
 
 
-def test_what_is_ambiguous_is_a_comment(capsys):
-    model = nnx.Dict(one=Linear(2, 2, rngs=nnx.Rngs(0)))
-    tensors = {
-        f"{name}.{leaf}": np.ones((2, 2) if leaf == "weight" else 2)
-        for name in ("x", "y")
-        for leaf in ("weight", "bias")
-    }
-    assert suggest_names(tensors, model).rules == {}
-    assert "# one.weight: nothing like it in the source" in capsys.readouterr().out
-
-
 @st.composite
 def nests(draw, depth=3):
     """Makes functions that build nested models from a seed."""

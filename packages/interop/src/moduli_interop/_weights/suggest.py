@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moduli_interop._tensors.read import read_tensors
+from moduli_interop._weights.errors import NameMapError
+from moduli_interop._weights.matching import Pairing, Part, is_like, match, parts_of
 from moduli_interop._weights.name_map import NameMap
 from moduli_interop._weights.selection import HARMLESS
 from moduli_interop._weights.targets import targets
@@ -18,28 +18,6 @@ from moduli_interop._weights.targets import targets
 __all__ = ["suggest_names"]
 
 Path = tuple[str, ...]
-Shape = tuple[int, ...]
-
-_SYNONYMS = {
-    "query": "q qproj wq queryproj qlin",
-    "key": "k kproj wk keyproj klin",
-    "value": "v vproj wv valueproj vlin",
-    "out": "o oproj outproj wo outputproj outlin proj",
-    "attention": "attn selfattn selfattention mha",
-    "embed": "embedding embeddings embedtokens tokembeddings wte wordembeddings tokenembedding",
-    "position": "positionembeddings wpe posembed positionembedding posembedding",
-    "norm": "ln layernorm rmsnorm normalization",
-    "norm1": "ln1 layernorm1 inputlayernorm attentionnorm attnnorm",
-    "norm2": "ln2 layernorm2 postattentionlayernorm ffnnorm mlpnorm",
-    "normf": "lnf finalnorm finallayernorm normfinal outputnorm",
-    "layers": "layer blocks block h",
-    "mlp": "ffn feedforward ff",
-    "gate": "gateproj w1",
-    "up": "upproj w3 fc1 cfc lin1",
-    "down": "downproj w2 fc2 cproj lin2",
-    "head": "lmhead output classifier fc unembed",
-}
-_KNOWN = {word: name for name, words in _SYNONYMS.items() for word in (name, *words.split())}
 
 
 def suggest_names(
@@ -47,9 +25,10 @@ def suggest_names(
 ) -> NameMap:
     """Prints a :class:`NameMap` for a source and a model, to be read and corrected.
 
-    Names that are equal need no rule. Then those count as equal that differ in separators and in
-    words that are often used for one thing (``q_proj`` and ``query``), and at last tensors whose
-    shape no other has below one parent. What could be several things is printed as a comment.
+    Names that are equal need no rule. Then modules are paired whose tensors have equal shapes and
+    of which each is called more like the other than like anything else; words that are often used
+    for one thing (``q_proj`` and ``query``) count as one. At last comes what fits nothing else.
+    What could be several things is printed as a comment, the likeliest first.
     Nothing is loaded; :func:`load_weights` does not guess.
 
     Args:
@@ -79,128 +58,137 @@ def suggest_names(
         for name, tensor in tensors.items()
         if name.startswith(prefix) and not name.endswith(HARMLESS)
     }
-    listed, _ = targets(model, NameMap(), theirs.__contains__)
+    listed, _ = targets(model, NameMap(), is_like(theirs))
     ours = {}
     for target in listed:
         shape = target.tensor.shape(target.shapes())
         ours |= dict.fromkeys(target.names, shape)
-    rules, comments = _Matcher(theirs, ours).run()
+    ends = {name.rpartition(".")[2] for name in ours} & {n.rpartition(".")[2] for n in theirs}
+    found = match(parts_of(ours, ends), parts_of(theirs, ends))
+    rules, comments = _checked(_rules(_tensors(found)))
+    comments += _left(found)
     lines = [f'    "{name}": "{path}",' for name, path in sorted(rules.items())]
     text = ["names = nnx.NameMap({", *lines, *(f"    # {line}" for line in comments), "})"]
     sys.stdout.write("\n".join(text) + "\n")
     return NameMap(rules)
 
 
-class _Matcher:
-    """Pairs the tensors of two models, of which repeated blocks count once."""
-
-    def __init__(self, theirs: Mapping[str, Shape], ours: Mapping[str, Shape]):
-        self._theirs, self._ours = _blocks(theirs), _blocks(ours)
-
-    def run(self) -> tuple[dict[str, str], list[str]]:
-        """Returns rules, and comments on what is ambiguous or left."""
-        pairs = {path: path for path in self._ours if path in self._theirs}
-        comments: list[str] = []
-        self._pair(pairs, _plain, comments)
-        self._pair(pairs, _by_words, comments)
-        self._by_shape(pairs, comments)
-        for path in self._ours:
-            if path not in pairs:
-                comments.append(f"{_text(path)}: nothing like it in the source")
-        for path in self._theirs:
-            if path not in pairs.values():
-                comments.append(f"{_text(path)} (of the source): nothing like it in the model")
-        return _rules(pairs), comments
-
-    def _left(self, pairs: Mapping[Path, Path]) -> tuple[list[Path], list[Path]]:
-        taken = set(pairs.values())
-        return [p for p in self._ours if p not in pairs], [
-            p for p in self._theirs if p not in taken
-        ]
-
-    def _pair(self, pairs: dict[Path, Path], key: Any, comments: list[str]) -> None:
-        """Pairs what has one key, where the shapes are equal and nothing else has it."""
-        ours, theirs = self._left(pairs)
-        found: dict[Any, list[Path]] = defaultdict(list)
-        for path in theirs:
-            for at in range(len(path)):  # theirs may stand in a module of a module
-                found[key(path[at:])].append(path)
-        for path in ours:
-            fitting = [p for p in found[key(path)] if self._theirs[p] == self._ours[path]]
-            fitting = [p for p in dict.fromkeys(fitting) if p not in pairs.values()]
-            if len(fitting) == 1:
-                pairs[path] = fitting[0]
-            elif fitting:
-                comments.append(f"{_text(path)} could be {' or '.join(map(_text, fitting))}")
-
-    def _by_shape(self, pairs: dict[Path, Path], comments: list[str]) -> None:
-        """Pairs what has a shape of its own below a parent that is known, or below the root."""
-        parents = {
-            path[:n]: other[: len(other) - len(path) + n]
-            for path, other in pairs.items()
-            for n in range(len(path))
-            if len(other) >= len(path) - n
-        }
-        parents.setdefault((), ())
-        ours, theirs = self._left(pairs)
-        for parent, other in parents.items():
-            mine: dict[Any, list[Path]] = defaultdict(list)
-            others: dict[Any, list[Path]] = defaultdict(list)
-            for path in ours:
-                if path[: len(parent)] == parent and path not in pairs:
-                    mine[self._ours[path], path[-1]].append(path)
-            for path in theirs:
-                if path[: len(other)] == other and path not in pairs.values():
-                    others[self._theirs[path], path[-1]].append(path)
-            for key, paths in mine.items():
-                if len(paths) == len(others[key]) == 1:
-                    pairs[paths[0]] = others[key][0]
+def _tensors(found: Pairing) -> dict[Path, Path]:
+    """Returns the paths of their tensors by those of ours."""
+    pairs = {}
+    for part, other in found.pairs:
+        for leaf in part.leaves.keys() & other.leaves.keys():
+            end = (leaf,) if leaf else ()
+            pairs[*part.path, *end] = (*other.path, *end)
+    return pairs
 
 
-def _blocks(tensors: Mapping[str, Shape]) -> dict[Path, Shape]:
-    """Puts a field in the place of each number; blocks of different shapes stay apart."""
-    groups: dict[Path, list[tuple[Path, Shape]]] = defaultdict(list)
-    for name, shape in tensors.items():
-        parts = tuple(name.split("."))
-        fields = (f"{{{letter}}}" for letter in itertools.chain("nmkjihg", itertools.repeat("f")))
-        key = tuple(next(fields) if part.isdigit() else part for part in parts)
-        groups[key].append((parts, shape))
-    found: dict[Path, Shape] = {}
-    for key, members in groups.items():
-        if len({shape for _, shape in members}) == 1:
-            found[key] = members[0][1]
+def _left(found: Pairing) -> list[str]:
+    """Says what has no place, and what could have several."""
+    lines, named = [], set[int]()
+    for part, could_be in found.ours:
+        if could_be:
+            some = " or ".join(other.text for other in could_be[:4])
+            more = f" or one of {len(could_be) - 4} others" if len(could_be) > 4 else ""
+            lines.append(f"{part.text} could be {some}{more}")
+            named |= {id(other) for other in could_be}
         else:
-            found |= dict(members)
-    return found
+            lines.append(f"{part.text}{_shapes(part)}: nothing like it in the source")
+    for other in found.theirs:
+        if id(other) not in named:
+            text = f"{other.text} (of the source){_shapes(other)}"
+            lines.append(f"{text}: nothing like it in the model")
+    for part, other in found.pairs:
+        for leaf in sorted(part.leaves.keys() ^ other.leaves.keys()):
+            if leaf in part.leaves:
+                lines.append(f"{'.'.join((*part.path, leaf))}: nothing like it in the source")
+            else:
+                text = f"{'.'.join((*other.path, leaf))} (of the source)"
+                lines.append(f"{text}: nothing like it in the model")
+    return lines
 
 
-def _plain(path: Path) -> Path:
-    return tuple(re.sub(r"[^a-z0-9{}]", "", part.lower()) for part in path)
+def _shapes(part: Part) -> str:
+    """The shape of a tensor, which shows one that is laid out otherwise; of several none."""
+    return f" {next(iter(part.leaves.values()))}" if len(part.leaves) == 1 else ""
 
 
-def _by_words(path: Path) -> Path:
-    return tuple(_KNOWN.get(part, part) for part in _plain(path))
+def _checked(rules: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Makes comments of the rules that do not go together with those before them."""
+    try:
+        NameMap(rules)
+    except NameMapError:
+        kept: dict[str, str] = {}
+        lines = []
+        for theirs, ours in rules.items():
+            try:
+                NameMap({**kept, theirs: ours})
+                kept[theirs] = ours
+            except NameMapError:
+                lines.append(f"{theirs!r}: {ours!r} does not go together with the others")
+        return kept, lines
+    return rules, []
 
 
 def _rules(pairs: Mapping[Path, Path]) -> dict[str, str]:
     """Makes rules for modules of pairs of tensors; what follows from a shorter one is left out."""
-    wanted: dict[Path, Path] = {}
+    pairs = _numbered(pairs)
+    votes: dict[Path, Counter[Path]] = defaultdict(Counter)
     for ours, theirs in pairs.items():
-        same = 0
-        while same < min(len(ours), len(theirs)) and ours[-1 - same] == theirs[-1 - same]:
-            same += 1
-        same = min(same, max(len(ours), len(theirs)) - 1)
-        fields = {part for part in theirs if part.startswith("{")}
-        while same and fields - {*ours[: len(ours) - same]} & {*theirs[: len(theirs) - same]}:
-            same -= 1
-        wanted[ours[: len(ours) - same]] = theirs[: len(theirs) - same]
+        end = _equal_end(ours, theirs)
+        votes[ours[: len(ours) - end]][theirs[: len(theirs) - end]] += 1
     kept: dict[Path, Path] = {}
-    for ours, theirs in sorted(wanted.items(), key=lambda item: len(item[0])):
-        above = next((n for n in range(len(ours), -1, -1) if ours[:n] in kept), None)
-        expected = ours if above is None else (*kept[ours[:above]], *ours[above:])
-        if expected != theirs:
+    for ours in sorted(votes, key=len):
+        theirs = votes[ours].most_common(1)[0][0]
+        if _renamed(ours, kept) != theirs:
             kept[ours] = theirs
+    for ours, theirs in pairs.items():  # whose short rule another one has
+        if _renamed(ours, kept) != theirs:
+            end = min(_equal_end(ours, theirs), 1)
+            kept[ours[: len(ours) - end]] = theirs[: len(theirs) - end]
     return {_text(theirs): _text(ours) for ours, theirs in kept.items()}
+
+
+def _renamed(path: Path, kept: Mapping[Path, Path]) -> Path:
+    above = next((n for n in range(len(path), -1, -1) if path[:n] in kept), None)
+    return path if above is None else (*kept[path[:above]], *path[above:])
+
+
+def _equal_end(ours: Path, theirs: Path) -> int:
+    """Returns how many last parts are equal, and are left to what stands below a module."""
+    same = 0
+    while same < min(len(ours), len(theirs)) and ours[-1 - same] == theirs[-1 - same]:
+        same += 1
+    same = min(same, max(len(ours), len(theirs)) - 1)
+    fields = {part for part in theirs if part.startswith("{")}
+    while same and fields - {*ours[: len(ours) - same]} & {*theirs[: len(theirs) - same]}:
+        same -= 1
+    return same
+
+
+def _numbered(pairs: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Puts fields in the places of numbers that are the same on both sides, where all are."""
+    templates: dict[Path, set[Path | None]] = defaultdict(set)
+    of: dict[Path, Path] = {}
+    for ours, theirs in pairs.items():
+        of[ours] = _with_letters(ours)
+        equal = [p for p in ours if _is_number(p)] == [p for p in theirs if _is_number(p)]
+        templates[of[ours]].add(_with_letters(theirs) if equal else None)
+    found = {}
+    for ours, theirs in pairs.items():
+        options = templates[of[ours]]
+        (only,) = options if len(options) == 1 else (None,)
+        found |= {ours: theirs} if only is None else {of[ours]: only}
+    return found
+
+
+def _with_letters(path: Path) -> Path:
+    letters = iter("nmkjihgf")
+    return tuple(f"{{{next(letters)}}}" if _is_number(part) else part for part in path)
+
+
+def _is_number(part: str) -> bool:
+    return part.isdigit() or part.startswith("{")
 
 
 def _text(path: Sequence[str]) -> str:
