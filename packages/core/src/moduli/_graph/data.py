@@ -27,6 +27,7 @@ __all__ = [
     "is_array_of_numbers",
     "is_data",
     "is_graph_leaf",
+    "is_traceable",
     "register_data_type",
 ]
 
@@ -51,6 +52,18 @@ def holds_objects(value: object) -> bool:
 def is_array_of_numbers(value: object) -> bool:
     """Returns whether a value is an array in whose place another one may stand unseen."""
     return isinstance(value, _ARRAY_TYPES) and not holds_objects(value)
+
+
+def is_traceable(leaf: object, *, bare: bool) -> bool:
+    """Returns whether JAX can trace what is no array of its own or NumPy's.
+
+    Args:
+      leaf: a leaf of an attribute that is marked as data.
+      bare: whether it is the attribute's value itself; then a Python number is one.
+    """
+    if isinstance(leaf, (bool, int, float, complex)):
+        return bare
+    return isinstance(leaf, np.generic) or hasattr(leaf, "__jax_array__") or hasattr(leaf, "dtype")
 
 
 def is_graph_leaf(value: object) -> bool:

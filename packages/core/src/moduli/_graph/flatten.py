@@ -20,7 +20,7 @@ from moduli._base.static_keys import (
     static_value,
 )
 from moduli._graph import opened
-from moduli._graph.data import is_array, is_data, is_graph_leaf
+from moduli._graph.data import is_array, is_data, is_graph_leaf, is_traceable
 from moduli._graph.flat import Flat, static_item_key
 from moduli._graph.graphdef import HELD, LEAF, NODE, OBJECT, STATIC, TREE, VARIABLE, GraphDef
 from moduli._graph.hidden import check_array, check_class
@@ -206,16 +206,19 @@ class _Flattener:
     def tree(
         self, value: Any, slot: Slot | None, path: tuple[Any, ...], *, as_data: bool
     ) -> tuple[Any, ...]:
-        """Encodes a tuple or another pytree; with ``as_data`` every plain leaf is data too.
+        """Encodes a tuple or another pytree.
 
-        ``slot`` is the attribute that holds it; None for one that is a root itself.
+        ``slot`` is the attribute that holds it; None for one that is a root itself. With
+        ``as_data`` a value that is no container is data too, such as a number. What is no array
+        inside of one, such as the functions and flags of a config that is a JAX pytree, stays
+        static.
         """
         tree = opened.open_tree(value, sort=slot is None)
         codes = []
         for position, (name, leaf) in enumerate(zip(tree.names, tree.leaves, strict=True)):
             if is_graph_leaf(leaf):
                 codes.append(self.value(leaf, None, path + name))
-            elif as_data or is_data(leaf):
+            elif is_data(leaf) or (as_data and is_traceable(leaf, bare=not name)):
                 check_array(leaf, path + name)
                 trail = tree.trails[position]
                 self.holders.append(

@@ -89,10 +89,11 @@ def data(*, default_factory: Callable[[], T], **kwargs: Any) -> T: ...
 @overload
 def data(**kwargs: Any) -> Any: ...
 def data(value: Any = _MISSING, /, **kwargs: Any) -> Any:
-    """Marks an attribute value as data, whatever its type; assign the result to an attribute.
+    """Marks an attribute value as data, such as a number; assign the result to an attribute.
 
     Args:
-      value: a pytree whose leaves JAX can trace.
+      value: an array, a number, or a pytree that holds arrays. What is no array inside of a pytree
+        (functions, flags, numbers) stays static.
       **kwargs: without a value: arguments of ``dataclasses.field``, for use in dataclasses.
 
     Returns:
