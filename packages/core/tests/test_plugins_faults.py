@@ -221,3 +221,30 @@ def test_an_error_in_nested_modules_names_the_plugin_once():
         "raised in the hook moduli_before_call of plugin 'Inner'",
         "raised in the call of `inner` of Outer, a Double",  # an error says its place, once
     ]
+
+
+class MisspeltArgument:
+    @nnx.hookimpl
+    def moduli_after_call(self, outputs):
+        pass
+
+
+class WithoutSelf:
+    @nnx.hookimpl
+    def moduli_after_call(output):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("plugin", "text"),
+    [
+        (
+            MisspeltArgument,
+            r"takes 'outputs', .*; did you mean 'output'\? It may take module, args",
+        ),
+        (WithoutSelf, r"write `def moduli_after_call\(self, output, \.\.\.\)`"),
+    ],
+)
+def test_an_argument_that_the_hook_does_not_give_is_named(plugin, text):
+    with pytest.raises(nnx.errors.PluginError, match=text), nnx.using(plugin()):
+        raise AssertionError("it is active")

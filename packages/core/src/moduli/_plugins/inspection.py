@@ -13,7 +13,7 @@ from moduli import errors
 from moduli._base.hook_markers import PROJECT
 from moduli._plugins.records import PluginRecord, quarantine
 
-__all__ = ["Plugin", "check_hooks"]
+__all__ = ["Plugin", "check_arguments", "check_hooks"]
 
 _parser = pluggy.PluginManager(PROJECT)  # only reads marks; nothing is registered with it
 
@@ -106,6 +106,48 @@ def check_hooks(
             "it implements no hook; mark its functions with @moduli.hookimpl (the hooks are "
             "listed in moduli.hookspecs)"
         )
+
+
+def check_arguments(plugin: Plugin, hook: Any) -> None:
+    """Raises for an argument that a hook does not give, and for a method without ``self``.
+
+    Args:
+      plugin: the plugin.
+      hook: pluggy's callers of the declared hooks.
+
+    Raises:
+      PluginError: with the arguments that there are.
+    """
+    for attribute, options in plugin.options.items():
+        name = options["specname"]
+        spec = getattr(getattr(hook, name, None), "spec", None)
+        if spec is None:
+            continue
+        function = getattr(plugin, attribute)
+        own = _needed(function.__func__)[:1] if inspect.ismethod(function) else []
+        if own and own[0] in spec.argnames:
+            raise errors.PluginError(
+                f"the first argument of its {name!r} is {own[0]!r}, and a method's first argument "
+                f"is its object: write `def {name}(self, {own[0]}, ...)`"
+            )
+        for argument in _needed(function):
+            if argument not in spec.argnames:
+                near = difflib.get_close_matches(argument, spec.argnames, n=1)
+                raise errors.PluginError(
+                    f"its {name!r} takes {argument!r}, which that hook does not give; "
+                    + (f"did you mean {near[0]!r}? " if near else "")
+                    + f"It may take {', '.join(spec.argnames) or 'no argument'}"
+                )
+
+
+def _needed(function: Any) -> list[str]:
+    """The arguments without a default, which pluggy gives by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # pluggy says what is wrong
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    return [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
 
 
 def _check_version(wanted: Any, version: tuple[int, int]) -> None:

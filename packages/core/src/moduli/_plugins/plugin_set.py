@@ -14,7 +14,7 @@ import pluggy
 from moduli._base.epoch import EPOCH
 from moduli._base.hook_markers import PROJECT
 from moduli._plugins import specs
-from moduli._plugins.inspection import Plugin, check_hooks
+from moduli._plugins.inspection import Plugin, check_arguments, check_hooks
 from moduli._plugins.records import PluginRecord, is_reporting_only, quarantine, report
 
 __all__ = ["PluginSet", "add_hookspecs", "switch_off"]
@@ -143,6 +143,7 @@ class PluginSet:
                     plugin, known, version=specs.version(), in_block=not record.distribution
                 )
                 taken = manager.has_plugin(record.name)
+                check_arguments(plugin, manager.hook)
                 manager.register(plugin, f"{record.name} ({id(plugin)})" if taken else record.name)
             except KeyboardInterrupt:
                 raise
