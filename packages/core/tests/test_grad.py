@@ -256,3 +256,18 @@ def test_bound_methods_and_module_defaults_are_lifted():
     assert float(nnx.grad(counter.square)(3.0)) == 6.0
     assert float(nnx.grad(square)(3.0)) == 6.0
     assert int(counter.calls) == 2
+
+
+@pytest.mark.parametrize("transform", [nnx.grad, nnx.value_and_grad], ids=["grad", "value"])
+@pytest.mark.parametrize(
+    ("returned", "remedy"),
+    [
+        (lambda x: None, "its `return` missing"),
+        (lambda x: (x, 1.0), r"`return loss, more` and `\w+\(\.\.\., has_aux=True\)`"),
+        (lambda x: [x], "returned a list"),
+        (lambda x: {"loss": x}, "returned a dict"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_says_what_to_write(transform, returned, remedy):
+    with pytest.raises(nnx.errors.ShapeError, match=remedy):
+        transform(lambda model: returned(model["w"][...]))(nnx.Dict(w=nnx.Param(2.0)))

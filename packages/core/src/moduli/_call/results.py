@@ -34,6 +34,16 @@ def scalar_and_aux(out: Any, has_aux: bool, transform: str, name: str) -> tuple[
             )
         out, aux = out
     out = unboxed(out)
+    if out is None or isinstance(out, (tuple, list, dict)):
+        raise errors.ShapeError(
+            f"{transform}: {name} must return a scalar (shape ()); it returned "
+            + (
+                "None: is its `return` missing?"
+                if out is None
+                else f"a {type(out).__name__}; to return more than the loss write `return loss, "
+                f"more` and `{transform}(..., has_aux=True)`"
+            )
+        )
     shape = getattr(out, "shape", ())
     if shape != ():
         raise errors.ShapeError(

@@ -275,11 +275,15 @@ def refuse_replacing(node: Node, key: str, old: Variable[Any], value: Any) -> No
     kind, where = type(old).__name__, f"{type(node).__name__}{key}"
     name = "module" if key.startswith(".") else type(node).__name__.lower()
     raise errors.VariableError(
-        f"`{where}` is a {kind}, and a {type(value).__name__} in its place would be no {kind} any "
+        f"`{where}` is a {kind}, and {_what(value)} in its place would be no {kind} any "
         f"more. Write the value into it (`{name}{key}.value = ...`), put a new one there "
         f"(`{name}{key} = moduli.{kind}(...)`), or say that a plain value is meant "
         f"(`{name}{key} = moduli.data(...)` or `moduli.static(...)`)"
     )
+
+
+def _what(value: Any) -> str:
+    return "an array" if is_array(value) else f"a {type(value).__name__}"
 
 
 def _as_field_says(cls: type, name: str, value: Any) -> Any:
