@@ -16,6 +16,7 @@ from moduli_interop._leaves import capture, check_savable
 from moduli_interop._manifest import check_metadata
 from moduli_interop._match import check_match, cut
 from moduli_interop._parts import Bare, Parts
+from moduli_interop._path_of import path_of
 from moduli_interop._progress import Progress, reporter
 from moduli_interop._quick import no_collection
 from moduli_interop._restore import restore
@@ -76,7 +77,7 @@ def save(
       2.5
     """
     with no_collection():
-        _save(os.fspath(path), model, metadata, format, progress)
+        _save(path_of(path, "save", "path, model", model), model, metadata, format, progress)
 
 
 def _save(
@@ -171,7 +172,7 @@ def load(
       CheckpointVersionError: if a later release wrote it in another format.
       OSError: if it cannot be opened.
     """
-    file = os.fspath(path)
+    file = path_of(path, "load", "path, model", model)
     with no_collection():
         return fill(model, recognize_format(file, format).load(file), file, progress)
 
@@ -222,7 +223,7 @@ def load_state(
       Param(2.5)
     """
     with no_collection():
-        return _state_of(os.fspath(path), only, format, progress)
+        return _state_of(path_of(path, "load_state", "path"), only, format, progress)
 
 
 def _state_of(

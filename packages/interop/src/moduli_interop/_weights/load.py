@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import moduli
-from moduli.errors import ModuliError, format_path
+from moduli.errors import ModuliError, VariableError, format_path
 from moduli_interop._placement import declared_sharding, sharding_of
 from moduli_interop._tensors.read import read_tensors
 from moduli_interop._tensors.stored import Tensors
@@ -90,6 +90,11 @@ def load_weights(
         fc.bias -> out/bias: float32[3]
         fc.weight -> out/kernel: float16[3, 2], widened to float32
     """
+    if isinstance(model, (str, os.PathLike)):
+        raise VariableError(
+            f"load_weights got a {type(source).__name__} as the source and a path as the model: "
+            "swapped; write `load_weights(source, model)`"
+        )
     tensors = read_tensors(source)
     mapping = NameMap(names) if isinstance(names, Mapping) else names
     plan = make_plan(tensors, model, mapping, Selection(prefix, only, ignore, strict, cast))

@@ -18,6 +18,7 @@ import numpy as np
 from moduli.errors import ModuliError
 from moduli_interop._atomic import atomic_write
 from moduli_interop._errors import UnsupportedValueError
+from moduli_interop._path_of import path_of
 from moduli_interop._safetensors import Spec, write
 from moduli_interop._weights.errors import NameMapError, WeightsMismatchError
 from moduli_interop._weights.name_map import NameMap
@@ -79,7 +80,7 @@ def save_weights(
             "names is a function, which cannot be turned round; write a NameMap of "
             "{their name: our path} to save"
         )
-    file = os.fspath(path)
+    file = path_of(path, "save_weights", "path, model", model)
     limit = _bytes(max_shard_size)
     mapping = NameMap(names or {})
     listed, _ = targets(model, mapping)
