@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -16,6 +17,7 @@ __all__ = [
     "check_features",
     "check_positive",
     "check_rngs",
+    "check_sliced",
     "resolve_mode",
     "shape_of",
     "shape_text",
@@ -55,9 +57,45 @@ def check_rngs(layer: object, rngs: Any) -> moduli.Rngs:
     if not isinstance(rngs, moduli.Rngs):
         raise RngError(
             f"{type(layer).__name__} got rngs of type {type(rngs).__name__}; "
-            f"write rngs=moduli.Rngs(0)"
+            f"write rngs=moduli.Rngs(0){_class_called(layer, rngs)}"
         )
     return rngs
+
+
+def _class_called(layer: object, rngs: Any) -> str:
+    """Says what an array in the place of rngs means: that a class was called, not a model."""
+    if not isinstance(rngs, (jax.Array, np.ndarray)) or not jnp.issubdtype(rngs.dtype, jnp.number):
+        return ""
+    return (
+        " (an array there is often the input of a model that was never made: call "
+        "`model = Model(rngs=...)` first, then `model(x)`)"
+    )
+
+
+def check_sliced(layer: Any) -> None:
+    """Raises if a transform has taken an axis of the layer's own parameters away.
+
+    Args:
+      layer: the layer that is being called, under a transform.
+
+    Raises:
+      ShapeError: a parameter has fewer axes than the layer gave it.
+    """
+    for name, sizes in getattr(layer, "__value_shapes__", {}).items():
+        value = getattr(layer, name, None)
+        wanted: list[Any] = []
+        for size in sizes:
+            found = getattr(layer, size, None)
+            wanted += found if isinstance(found, (tuple, list)) else [found]
+        if value is None or None in wanted or not hasattr(value, "shape"):
+            continue
+        if len(value.shape) < len(wanted):
+            raise ShapeError(
+                f"the {name} of {type(layer).__name__} has the shape {tuple(value.shape)} here, of "
+                f"{tuple(wanted)}: vmap, scan or another transform has mapped over an axis of "
+                "the layer itself. Give the layer the axis None, as in `in_axes=(None, 0)`, or map "
+                "over a stack of layers, which `moduli.vmap(make_layer)(rngs.split(n))` makes"
+            )
 
 
 def check_features(
@@ -86,16 +124,23 @@ def check_features(
     rank = len(shape)
     if -rank <= axis < rank and shape[axis] == (features if held is None else held):
         return
-    if held is not None and held != features:
+    if held is not None and held < features:
         raise ShapeError(
             f"{type(layer).__name__}({name}={features}) has a part of its parameters here, for "
             f"{held} of {features} features, and expects inputs with size {held} on axis {axis}; "
-            f"got shape {shape_text(inputs)}; take the same part of the inputs"
+            f"got shape {shape_text(inputs)}; take the same part of the inputs, or put "
+            "parameters of the layer's own shape there"
         )
     expected = f"(..., {features})" if axis == -1 else f"with size {features} on axis {axis}"
     remedy = f"give the inputs an axis {axis} of size {features}"
-    if -rank <= axis < rank:
+    if held is not None and held != features:
+        remedy = f"its parameters are for {held} now; put parameters of the layer's own shape there"
+    elif -rank <= axis < rank:
         remedy = f"build the layer with {name}={shape[axis]}, or {remedy}"
+    if axis == -1 and rank > 2 and shape[1] == features:
+        remedy += (
+            "; if the features stand on axis 1, as in PyTorch, write `jnp.moveaxis(inputs, 1, -1)`"
+        )
     raise ShapeError(
         f"{type(layer).__name__}({name}={features}) expects inputs of shape {expected}, "
         f"got shape {shape_text(inputs)}; {remedy}"

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 import moduli
+from moduli_layers._checks import check_sliced
 from moduli_layers._laid_out import in_mesh_of
 from moduli_layers.errors import DtypeError
 
@@ -88,6 +90,8 @@ def promote_for(layer: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         promoted = layer.promote_dtype(arrays, dtype=layer.dtype)
     except DtypeError as error:
         raise DtypeError(f"{type(layer).__name__}: {error}") from None
+    if any(isinstance(array, Tracer) for array in promoted):
+        check_sliced(layer)
     if jax.sharding.get_abstract_mesh().empty:
         return promoted
     inputs, *values = promoted  # jax 0.9 cannot differentiate for values outside of the mesh

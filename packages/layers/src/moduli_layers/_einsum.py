@@ -18,7 +18,7 @@ from moduli.errors import ShapeError
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
-from moduli_layers._checks import check_positive, check_rngs, shape_of
+from moduli_layers._checks import check_positive, check_rngs, check_sliced, shape_of
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_kernel_init, fill
 from moduli_layers.counterparts import Tensor, TensorNames
@@ -210,6 +210,8 @@ class Einsum(Summing):
         self, shape: tuple[int, ...], first: str, second: str, equation: str
     ) -> dict[str, int]:
         """Returns the size of every letter."""
+        if len(self.kernel.shape) < len(second):
+            check_sliced(self)
         sizes = dict(zip(second, self.kernel.shape, strict=True))  # under shard_map, a part
         head, dots, tail = first.partition("...")
         rank = len(head) + len(tail)

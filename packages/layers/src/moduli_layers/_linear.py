@@ -15,7 +15,7 @@ import moduli
 from moduli_layers import initializers
 from moduli_layers._arguments import checked
 from moduli_layers._broadcasts import at_end
-from moduli_layers._checks import check_features, check_positive, check_rngs
+from moduli_layers._checks import check_features, check_positive, check_rngs, check_sliced
 from moduli_layers._dtypes import PromoteDtype, Summing, promote_dtype, promote_for
 from moduli_layers._initial_values import default_kernel_init, fill
 from moduli_layers.counterparts import Counterpart, Tensor
@@ -128,7 +128,10 @@ class Linear(Summing):
           ShapeError: the inputs' last axis does not have ``in_features`` entries.
           DtypeError: inputs and parameters have no common dtype.
         """
-        held = self.kernel.shape[-2]
+        shape = self.kernel.shape
+        if len(shape) < 2:
+            check_sliced(self)
+        held = shape[-2]
         check_features(self, inputs, -1, self.in_features, "in_features", held)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_for(self, (inputs, self.kernel[...], bias))

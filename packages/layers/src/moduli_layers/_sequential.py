@@ -44,9 +44,13 @@ class Sequential(moduli.Module):
         for index, fn in enumerate(fns):
             if not callable(fn):
                 raise StructureError(
-                    f"{type(self).__name__} expects callables, got {fn!r} of type "
-                    f"{type(fn).__name__} as argument {index}; write {type(self).__name__}"
-                    f"(*layers) to pass the layers of a list"
+                    f"{type(self).__name__} expects callables, got {_short(fn)} of type "
+                    f"{type(fn).__name__} as argument {index}; {_remedy(self, fn)}"
+                )
+            if isinstance(fn, type) and issubclass(fn, moduli.Module):
+                raise StructureError(
+                    f"{type(self).__name__} got the class {fn.__name__} as argument {index}, which "
+                    f"makes a layer and is none; write {fn.__name__}(...)"
                 )
         self.layers = list(fns)
 
@@ -95,6 +99,18 @@ class Sequential(moduli.Module):
                 kwargs = {**kwargs, "rngs": rngs}
             output = fn(*args, **kwargs)
         return output
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _remedy(layer: Sequential, given: Any) -> str:
+    name = type(layer).__name__
+    if isinstance(given, (list, tuple)):
+        return f"write {name}(*layers) to pass the layers of a list"
+    return "write a Module or a function"
 
 
 def _as_arguments(output: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
