@@ -305,25 +305,10 @@ class GraphDef(Generic[T]):
         return found
 
     def __repr__(self) -> str:
-        lines: list[str] = []
-        paths = self.object_paths
-        for index, entry in enumerate(self.objects):
-            depth = "  " * (len(paths[index]) + 1)
-            name = f"{paths[index][-1]}: " if paths[index] else ""
-            if entry[0] == VARIABLE:
-                lines.append(f"{depth}{index} {name}{entry[1].__name__}")
-                continue
-            static = [
-                f"{key}={static_value(code[1])!r}" for key, code in entry[2] if code[0] <= STATIC
-            ]
-            refs = [
-                f"{key}=#{code[1]}"
-                for key, code in entry[2]
-                if code[0] == OBJECT and paths[code[1]] != (*paths[index], key)
-            ]
-            lines.append(f"{depth}{index} {name}{entry[1].__name__}({', '.join(static + refs)})")
+        from moduli._graph.tree_repr import graphdef_repr
+
         head = f"GraphDef({len(self.objects)} objects, {self.num_leaves} leaves"
-        return "\n".join([head, *lines]) + "\n)" if lines else head + ")"
+        return f"{head}\n{graphdef_repr(self)}\n)" if self.objects else head + ")"
 
 
 jax.tree_util.register_static(GraphDef)

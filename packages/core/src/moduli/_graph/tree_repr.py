@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import jax
 
 from moduli._base.node import Node
-from moduli._base.static_keys import UnhashableStatic
+from moduli._base.static_keys import UnhashableStatic, static_value
+from moduli._base.type_variables import Path
 from moduli._graph.cache import flat_of
+from moduli._graph.graphdef import OBJECT, STATIC, VARIABLE
 from moduli._graph.init_defaults import defaults_of, says_nothing_new
 from moduli._variable.box import Variable
 from moduli._variable.one_line import summarize, variable_repr
 from moduli.errors import format_path
 
-__all__ = ["node_repr", "state_repr"]
+__all__ = ["graphdef_repr", "node_repr", "state_repr"]
 
 _INDENT = "  "
 _WIDTH = 100  # of a module that stands on one line; its name comes before it
@@ -138,30 +140,146 @@ def _item(value: Any, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -
             " ".join(variable_repr(value).split()),
             " ".join(variable_repr(value, elements=False).split()),
         )
-    if isinstance(value, tuple) and any(isinstance(item, (Node, Variable)) for item in value):
-        items = [_item(item, depth, seen, (*path, i)) for i, item in enumerate(value)]
-        comma = "," if len(items) == 1 else ""
-        return _Shown(
-            f"({', '.join(item.text for item in items)}{comma})",
-            f"({', '.join(item.outline for item in items)}{comma})",
-        )
+    if isinstance(value, Mapping) and getattr(type(value), "_is_moduli_state", False):
+        return _around(f"{type(value).__name__}(", _mapping(value, depth), ")")
+    inside = (Node, Variable, Mapping, tuple)
+    if isinstance(value, tuple) and any(isinstance(item, inside) for item in value):
+        return _tuple(value, depth, seen, path)
     return _Shown(summarize(value), summarize(value, elements=False))
 
 
+def _around(start: str, inside: _Shown, end: str) -> _Shown:
+    return _Shown(start + inside.text + end, start + inside.outline + end)
+
+
+def _tuple(value: Any, depth: int, seen: dict[int, str], path: tuple[Any, ...]) -> _Shown:
+    """A tuple, named or not: on one line, or each item on its own if one of them needs several."""
+    fields = getattr(value, "_fields", None)
+    start = "(" if fields is None else f"{type(value).__name__}("
+    heads = [""] * len(value) if fields is None else [f"{name}=" for name in fields]
+    items = [_item(item, depth + 1, seen, (*path, i)) for i, item in enumerate(value)]
+    shown = [_around(head, item, "") for head, item in zip(heads, items, strict=True)]
+    if not any("\n" in item.text for item in shown):
+        end = ",)" if len(value) == 1 and fields is None else ")"
+        text = ", ".join(item.text for item in shown)
+        return _around(start, _Shown(text, ", ".join(item.outline for item in shown)), end)
+    pad, end = _INDENT * (depth + 1), f"\n{_INDENT * depth})"
+    return _Shown(
+        "\n".join([start, *(f"{pad}{item.text}," for item in shown)]) + end,
+        "\n".join([start, *(f"{pad}{item.outline}," for item in shown)]) + end,
+    )
+
+
 def state_repr(state: Mapping[Any, Any]) -> str:
-    """Formats a State as nested braces."""
-    return f"{type(state).__name__}({_mapping(state, 0)})"
+    """Formats a State as nested braces; equal neighbours of a list are shown once."""
+    return f"{type(state).__name__}({_mapping(state, 0).text})"
 
 
-def _mapping(mapping: Mapping[Any, Any], depth: int) -> str:
+def _mapping(mapping: Mapping[Any, Any], depth: int) -> _Shown:
     if not mapping:
-        return "{}"
-    pad = _INDENT * (depth + 1)
-    lines = []
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            shown = _mapping(value, depth + 1)
+        return _alike("{}")
+    items = [(key, _entry(value, depth + 1)) for key, value in mapping.items()]
+    lines: list[_Shown] = []
+    for run in _runs(items):
+        (first, shown), (last, _) = run[0], run[-1]
+        if len(run) == 1:
+            lines.append(_around(f"{first!r}: ", shown, ","))
         else:
-            shown = variable_repr(value) if isinstance(value, Variable) else summarize(value)
-        lines.append(f"{pad}{key!r}: {shown},")
-    return "{\n" + "\n".join(lines) + f"\n{_INDENT * depth}}}"
+            lines.append(_alike(f"{first!r}-{last!r}: {len(run)} x {shown.outline},"))
+    pad, end = _INDENT * (depth + 1), f"\n{_INDENT * depth}}}"
+    return _Shown(
+        "\n".join(["{", *(pad + line.text for line in lines)]) + end,
+        "\n".join(["{", *(pad + line.outline for line in lines)]) + end,
+    )
+
+
+def _entry(value: Any, depth: int) -> _Shown:
+    if isinstance(value, Mapping):
+        return _mapping(value, depth)
+    if isinstance(value, Variable):
+        return _Shown(variable_repr(value), variable_repr(value, elements=False))
+    return _Shown(summarize(value), summarize(value, elements=False))
+
+
+def _runs(items: list[tuple[Any, _Shown]]) -> list[list[tuple[Any, _Shown]]]:
+    """Takes entries with following numbers together that differ in elements of arrays alone.
+
+    Those on one line stay apart if they have elements to show.
+    """
+    runs: list[list[tuple[Any, _Shown]]] = []
+    for key, shown in items:
+        last = runs[-1][-1] if runs else None
+        follows = last is not None and type(key) is type(last[0]) is int and key == last[0] + 1
+        several = "\n" in shown.text or shown.text == shown.outline
+        if last is not None and follows and several and shown.outline == last[1].outline:
+            runs[-1].append((key, shown))
+        else:
+            runs.append([(key, shown)])
+    return runs
+
+
+def graphdef_repr(graphdef: Any) -> str:
+    """Formats a structure: a line for each object, without defaults, equal neighbours once."""
+    paths = graphdef.object_paths
+    below: dict[int | None, list[int]] = {}
+    above: list[int] = []
+    for index in range(len(graphdef.objects)):
+        while above and paths[index][: len(paths[above[-1]])] != paths[above[-1]]:
+            above.pop()
+        below.setdefault(above[-1] if above else None, []).append(index)
+        above.append(index)
+
+    def lines(parent: int | None, depth: int) -> list[tuple[int, int, str]]:
+        start = 0 if parent is None else len(paths[parent])
+        runs: list[list[tuple[int, Path, Any]]] = []
+        for index in below.get(parent, ()):
+            inside = lines(index, depth + 1)
+            outline = (_object(graphdef, index), inside)
+            path = paths[index][start:]
+            if runs and _follow(runs[-1][-1][1], path) and _same(runs[-1][-1][2], outline):
+                runs[-1].append((index, path, outline))
+            else:
+                runs.append([(index, path, outline)])
+        found = []
+        for run in runs:
+            index, path, (head, inside) = run[0]
+            name = format_path(path) if path else ""
+            if len(run) > 1:
+                name, head = f"{name}-{format_path(run[-1][1])}", f"{len(run)} x {head}"
+            found += [(depth, index, f"{name}: {head}" if name else head), *inside]
+        return found
+
+    return "\n".join(
+        f"{_INDENT * (depth + 1)}{index} {text}" for depth, index, text in lines(None, 0)
+    )
+
+
+def _object(graphdef: Any, index: int) -> str:
+    """A Variable's kind, or a node's class, its static attributes and where it is shared."""
+    entry = graphdef.objects[index]
+    name = entry[1].__name__
+    if entry[0] == VARIABLE:
+        return name
+    defaults = {} if issubclass(entry[1], (list, dict)) else defaults_of(entry[1])
+    paths = graphdef.object_paths
+    shown = [(key, static_value(code[1])) for key, code in entry[2] if code[0] <= STATIC]
+    static = [f"{k}={summarize(v)}" for k, v in shown if not says_nothing_new(k, v, defaults)]
+    shared = [
+        f"{key}=#{code[1]}"
+        for key, code in entry[2]
+        if code[0] == OBJECT and paths[code[1]] != (*paths[index], key)
+    ]
+    return f"{name}({', '.join(static + shared)})"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two objects and all below them are written in the same way, but for their numbers."""
+    return one[0] == other[0] and [(d, t) for d, _, t in one[1]] == [(d, t) for d, _, t in other[1]]
+
+
+def _follow(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return (
+        len(one) == len(other) == 1
+        and type(one[0]) is type(other[0]) is int
+        and other[0] == one[0] + 1
+    )

@@ -40,6 +40,10 @@ def summarize(value: Any, *, elements: bool = True) -> str:
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         inner = ", ".join(summarize(item, elements=elements) for item in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, tuple):
+        fields = zip(value._fields, value, strict=False)  # type: ignore[attr-defined]
+        inner = ", ".join(f"{name}={summarize(item, elements=elements)}" for name, item in fields)
+        return f"{type(value).__name__}({inner})"
     if isinstance(value, list):
         return f"[{', '.join(summarize(item, elements=elements) for item in value)}]"
     if callable(value) and hasattr(value, "__name__"):
