@@ -152,3 +152,38 @@ def test_the_place_at_which_moduli_refuses_is_shown():
     with pytest.raises(nnx.errors.StructureError) as caught:
         nnx.vmap(call, in_axes=("wrong", None))(Leaf(fails_in_python), X)
     assert doubled(packages(caught.value)) > 1
+
+
+def shown(error: BaseException) -> list[str]:
+    """The package of each frame that pytest and IPython show, JAX's left out."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    seen = [frame for frame in frames if "__tracebackhide__" not in frame.f_locals]
+    found = [str(frame.f_globals["__name__"]).partition(".")[0] for frame in seen]
+    return [name for name in found if name not in ("jax", "jaxlib")]
+
+
+REFUSED = {
+    "state": lambda: nnx.state(Leaf(fails_in_python), "weights"),
+    "vmap": lambda: nnx.vmap(call, in_axes=("wrong", None))(Leaf(fails_in_python), X),
+    "grad in a module": lambda: call(Leaf(lambda x: nnx.grad(lambda x: (x, x))(x)), X),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_pytest_and_notebooks_show_the_users_lines_alone_where_moduli_refuses(name: str):
+    with pytest.raises(nnx.errors.ModuliError) as caught:
+        REFUSED[name]()
+    assert set(shown(caught.value)) == {__name__.partition(".")[0]}
+
+
+@pytest.mark.parametrize("name", ["eager", "jit", "grad of scan"])
+def test_pytest_and_notebooks_show_no_calls_of_modules_between_the_users_lines(name: str):
+    with pytest.raises(RuntimeError) as caught:
+        RUNS[name](Block(Leaf(fails_in_python)), X)
+    assert set(shown(caught.value)) == {__name__.partition(".")[0]}
+
+
+def test_where_an_error_that_is_not_modulis_was_raised_is_shown():
+    with pytest.raises(TypeError) as caught:
+        nnx.state(Leaf(fails_in_python), wrong=1)
+    assert shown(caught.value)[-1] == "moduli"

@@ -72,6 +72,13 @@ def test_inputs_with_channels_first_are_recognised():
     assert "moveaxis" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["Linear", "LayerNorm"])
+def test_none_as_the_input_is_named_with_its_place(name):
+    model = layers.Sequential(lambda x: None, LAYERS[name][0]())
+    with pytest.raises(ValueError, match=r"got None in the place of an array.*`layers/1`"):
+        model(X)
+
+
 def test_a_kernel_of_another_shape_says_so():
     layer = layers.Linear(4, 2, rngs=rngs())
     layer.kernel.value = jnp.zeros((2, 4))

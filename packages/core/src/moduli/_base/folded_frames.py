@@ -1,5 +1,7 @@
 """Tracebacks show one frame of moduli's in the place of a row of them, as JAX hides its own.
 
+IPython and pytest leave that one out too: they pass over frames with a local ``__tracebackhide__``.
+
 ``jax.config.jax_traceback_filtering = "off"`` shows all, ours too.
 """
 
@@ -9,9 +11,12 @@ from types import TracebackType
 
 import jax
 
+from moduli.errors import ModuliError
+
 __all__ = ["fold"]
 
 _OURS, _OF_JAX = ("moduli",), ("jax", "jaxlib")
+_LAYERS_TOO = ("moduli", "moduli_layers", "moduli_debug", "moduli_train", "moduli_interop")
 
 
 def fold(error: BaseException) -> None:
@@ -31,6 +36,7 @@ def fold(error: BaseException) -> None:
         entries.append(entry)
         entry = entry.tb_next
     packages = [_package(entry) for entry in entries]
+    _hide(error, entries, packages)
     while packages and packages[-1] in _OURS + _OF_JAX:
         packages.pop()
     before, in_row = None, False
@@ -40,6 +46,20 @@ def fold(error: BaseException) -> None:
             continue
         before = entry
         in_row = package in _OURS or (in_row and package in _OF_JAX)
+
+
+def _hide(error: BaseException, entries: list[TracebackType], packages: list[str]) -> None:
+    """Marks frames that say nothing to a user: those above a frame of theirs.
+
+    Of an error of moduli's own also those below: what is wrong, and where, is in its text.
+    """
+    theirs = [n for n, package in enumerate(packages) if package not in _LAYERS_TOO + _OF_JAX]
+    last = theirs[-1] if theirs else 0
+    if isinstance(error, ModuliError):
+        last = len(entries)
+    for entry, package in zip(entries[:last], packages, strict=False):
+        if package in _LAYERS_TOO:
+            entry.tb_frame.f_locals["__tracebackhide__"] = True
 
 
 def _package(entry: TracebackType) -> str:
