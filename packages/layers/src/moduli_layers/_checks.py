@@ -176,7 +176,8 @@ def shape_of(array: Any) -> tuple[int, ...]:
     """Returns the shape of an array, or of the array that nested lists of numbers make."""
     if array is None:
         raise ArgumentError(
-            "the layer got None in the place of an array; is the `return` of what came before missing?"
+            "the layer got None in the place of an array; is the `return` of what came before it "
+            "missing?"
         )
     # of NumPy: converters of models put their own functions in the place of jax.numpy's
     return np.shape(array if hasattr(array, "shape") else jnp.asarray(array))

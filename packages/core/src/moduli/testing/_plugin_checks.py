@@ -42,6 +42,7 @@ import {target}
 ms = (time.perf_counter() - start) * 1000
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 known = {{name.partition(".")[0] for name in before}} | sys.stdlib_module_names
+known.add("__mp_main__")  # what multiprocessing calls the program
 print(json.dumps([ms, sorted(new - known)]))
 """
 
