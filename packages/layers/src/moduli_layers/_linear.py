@@ -129,7 +129,8 @@ class Linear(Summing):
           DtypeError: inputs and parameters have no common dtype.
         """
         shape = self.kernel.shape
-        if len(shape) < 2:
+        rank = len(shape)
+        if rank < 2:
             check_sliced(self)
         held = shape[-2]
         check_features(self, inputs, -1, self.in_features, "in_features", held)
