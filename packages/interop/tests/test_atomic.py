@@ -46,6 +46,26 @@ def test_failure_of_each_step_leaves_the_old_file(
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="room is reserved on Linux only")
+def test_file_for_which_there_is_no_room_fails_before_it_is_written(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old" * 2**20)
+    begun = False
+    with pytest.raises(OSError, match="bytes are to be written"):
+        with atomic_write(path, nbytes=2**62):
+            begun = True
+    assert not begun
+    assert path.read_bytes() == b"old" * 2**20
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_was_reserved_and_not_written_is_no_part_of_the_file(tmp_path: pathlib.Path) -> None:
+    for content in (b"first", b"second"):
+        with atomic_write(tmp_path / "a.bin", nbytes=2**23) as file:
+            file.write(content)
+        assert (tmp_path / "a.bin").read_bytes() == content
+
+
 def test_save_that_fails_halfway_leaves_the_old_checkpoint(
     file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +190,23 @@ def test_an_array_may_have_the_name_that_the_format_keeps_for_itself(tmp_path) -
     path = tmp_path / "named.safetensors"
     save(path, {"__metadata__": jnp.arange(3), "x": jnp.ones(2)})
     assert load_state(path)["__metadata__"].tolist() == [0, 1, 2]
+
+
+def test_array_that_another_thread_writes_into_is_saved_with_the_digest_of_what_was_saved(
+    tmp_path: pathlib.Path,
+) -> None:
+    array, stop = np.zeros(2**24, np.uint8), threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            np.add(array, 1, out=array)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(3):
+            save(tmp_path / "a.safetensors", {"changing": array})
+            load_state(tmp_path / "a.safetensors")
+    finally:
+        stop.set()
+        thread.join()

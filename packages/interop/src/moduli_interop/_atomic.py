@@ -8,7 +8,6 @@ whoever writes next into the folder sees which temporary names belong to nobody,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -17,6 +16,8 @@ import shutil
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from moduli_interop._system import exchange, forget, reserve
 
 try:
     import fcntl
@@ -28,7 +29,6 @@ __all__ = [
     "atomic_write",
     "locked",
     "remove_leftovers",
-    "start_writing_back",
     "sync_tree",
 ]
 
@@ -37,7 +37,7 @@ _ATTEMPTS = 100
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, nbytes: int = 0) -> Iterator[BinaryIO]:
     """Opens a file for writing which takes the place of ``path`` when the block ends.
 
     The bytes go to a temporary file in the same directory and are on the disk before it is
@@ -47,12 +47,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
       path: the file to make or to replace.
+      nbytes: how many bytes will be written, if that is known: a large file is written faster then,
+        and one for which the disk has no room fails at once.
 
     Yields:
       The open temporary file, seekable.
 
     Raises:
-      OSError: if the directory does not exist or cannot be written, or ``path`` is a directory.
+      OSError: if the directory does not exist or cannot be written, ``path`` is a directory, or
+        there is no room for so many bytes.
 
     Example:
       >>> import pathlib, tempfile
@@ -68,9 +71,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise IsADirectoryError(f"{os.fspath(path)} is a directory; a checkpoint is one file")
     directory, name = _place(path, target)
     remove_leftovers(directory)
+    forget(target)
     temporary, descriptor, lock = _new_file(directory, name)
     try:
         with os.fdopen(descriptor, "w+b") as file:
+            reserve(file, nbytes)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -258,7 +263,7 @@ def _is_at(path: str, descriptor: int) -> bool:
 
 
 def _replace_folder(new: str, target: str) -> None:
-    if _exchange(new, target):
+    if exchange(new, target):
         return
     token = secrets.token_hex(8)
     directory, name = os.path.split(target)
@@ -270,16 +275,6 @@ def _replace_folder(new: str, target: str) -> None:
         os.rename(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _exchange(first: str, second: str) -> bool:
-    """Exchanges two paths in one step, where the system can; returns whether it did."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def sync_tree(folder: str) -> None:
@@ -294,19 +289,6 @@ def sync_tree(folder: str) -> None:
                 finally:
                     os.close(descriptor)
         _sync_directory(directory)
-
-
-def start_writing_back(file: BinaryIO, offset: int, length: int) -> None:
-    """Lets the system bring a part of a file to the disk already, so that the end waits for less.
-
-    Args:
-      file: the file, to which the part has been written.
-      offset: where it begins.
-      length: how long it is.
-    """
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is advice
-            os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_directory(directory: str) -> None:

@@ -38,7 +38,8 @@ def capture(parts: Parts) -> list[Leaf]:
     names: dict[type[Any], str | None] = {}
     shared = {first: others for first, *others in parts.aliases}
     for path, leaf in parts.live:
-        _check_path(path)
+        if not {str}.issuperset(map(type, path)):
+            _check_path(path)
         if isinstance(leaf, moduli.Variable):
             variable = type(leaf)
             if variable not in names:
@@ -185,15 +186,14 @@ def _stored_jax(array: jax.Array, path: tuple[Any, ...]) -> StoredArray:
             f"`{format_path(path)}` is being traced and has no value yet; save and load outside "
             "of jit, grad and JAX's other transforms"
         )
-    kind = jax.typeof(array)
-    name = dtype_name(kind.dtype)
+    name = dtype_name(array.dtype)
     if name is None:
         return _stored_array(array, path)
 
     def read() -> np.ndarray:
         return to_bits(np.asarray(array), name)
 
-    return StoredArray(name, kind.shape, "jax", bool(kind.weak_type), None, read, False, array)
+    return StoredArray(name, array.shape, "jax", bool(array.weak_type), None, read, False, array)
 
 
 def _stored_array(array: Any, path: tuple[Any, ...]) -> StoredArray:

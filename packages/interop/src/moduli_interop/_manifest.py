@@ -119,6 +119,9 @@ def _number(value: Any) -> Any:
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
+_quoted = (
+    json.encoder.encode_basestring_ascii
+)  # what encode comes to for a text, without its detour
 
 
 class _Encoder:
@@ -181,7 +184,7 @@ class _Encoder:
                 "key_impl": array.key_impl,
             }
             description = self.descriptions[key] = _json(record)[1:]
-        return f'{{"array":{{"member":{_json(name)},{description}}}'
+        return f'{{"array":{{"member":{_quoted(name)},{description}}}'
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -193,7 +196,11 @@ def _is_plain(name: str, nested: bool) -> bool:
 
 
 def _json_path(path: tuple[Any, ...]) -> str:
-    return f"[{','.join([_json_path(p) if type(p) is tuple else _json(p) for p in path])}]"
+    return f"[{','.join([_quoted(p) if type(p) is str else _json_part(p) for p in path])}]"
+
+
+def _json_part(part: Any) -> str:
+    return _json_path(part) if type(part) is tuple else _json(part)
 
 
 def _hex(number: float) -> str:

@@ -36,7 +36,7 @@ Path = tuple[str | int | tuple[Any, ...], ...]
 """Attribute names, and keys: str, int, or tuples of these (WeightNorm's scales by path)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class StoredArray:
     """An array of a checkpoint: what it is, and a way to get its bits.
 
@@ -66,6 +66,29 @@ class StoredArray:
     )
     owned: bool = dataclasses.field(default=False, compare=False, repr=False)
     live: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __init__(
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        container: str,
+        weak_type: bool = False,
+        key_impl: str | None = None,
+        read: Callable[[], np.ndarray] | None = None,
+        owned: bool = False,
+        live: Any = None,
+    ):
+        fields = (
+            self.__dict__
+        )  # what dataclasses write for a frozen class takes three times as long
+        fields["dtype"] = dtype
+        fields["shape"] = shape
+        fields["container"] = container
+        fields["weak_type"] = weak_type
+        fields["key_impl"] = key_impl
+        fields["read"] = read
+        fields["owned"] = owned
+        fields["live"] = live
 
     @property
     def nbytes(self) -> int:
@@ -120,7 +143,7 @@ class StoredNamedTuple:
     items: tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Leaf:
     """One Variable or bare array of a model.
 
@@ -137,6 +160,21 @@ class Leaf:
     kind_name: str | None
     value: Any
     aliases: tuple[Path, ...] = ()
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        kind_name: str | None,
+        value: Any,
+        aliases: tuple[Path, ...] = (),
+    ):
+        fields = self.__dict__  # as above
+        fields["path"] = path
+        fields["kind"] = kind
+        fields["kind_name"] = kind_name
+        fields["value"] = value
+        fields["aliases"] = aliases
 
     @property
     def name(self) -> str:

@@ -38,7 +38,8 @@ def write(path: str, checkpoint: Checkpoint) -> None:
       OSError: if the file cannot be written. The old file is then untouched.
     """
     manifest, arrays = encode_manifest(checkpoint, name=format_path, nested=True)
-    with atomic_write(path) as file:
+    total = len(manifest) + sum([array.nbytes for array in arrays.values()])
+    with atomic_write(path, nbytes=total) as file:
         stream = _HashingStream(file)
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
             archive.writestr(_member(SIGNATURE), format_line(VERSION))

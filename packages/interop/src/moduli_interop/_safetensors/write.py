@@ -19,6 +19,7 @@ __all__ = ["Spec", "layout", "write", "write_to"]
 
 
 _json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring  # what encode comes to for a text, without its detour
 
 
 class Spec(NamedTuple):
@@ -77,9 +78,9 @@ def layout(
             raise TensorFileError(path, "two tensors cannot have one name", spec.name)
         names.add(name)
         begin, at = at, at + spec.nbytes
-        shape = ",".join(map(str, spec.shape))
+        shape = ",".join([str(size) for size in spec.shape])
         header.append(
-            f'{_json(name)}:{{"dtype":"{tag}","shape":[{shape}],"data_offsets":[{begin},{at}]}}'
+            f'{_quoted(name)}:{{"dtype":"{tag}","shape":[{shape}],"data_offsets":[{begin},{at}]}}'
         )
     text = f"{{{','.join(header)}}}".encode()
     text += b" " * (-len(text) % 8)
@@ -110,7 +111,8 @@ def write(
     """
     name = os.fspath(path)
     first, ordered = layout(specs, metadata, name)
-    with atomic_write(name) as file:
+    total = len(first) + sum([spec.nbytes for spec in ordered])
+    with atomic_write(name, nbytes=total) as file:
         file.write(first)
         for spec in ordered:
             write_to(file, spec, name)
