@@ -331,7 +331,7 @@ jax.tree_util.register_pytree_node(
 
 
 def to_flat_state(state: Mapping[Any, Any]) -> FlatState:
-    """Returns the flat form of a State.
+    """Returns the flat form of a State: sorted, so its values are in the order of JAX's leaves.
 
     Example:
       >>> import moduli as nnx
@@ -484,7 +484,7 @@ def to_pure_dict(
 
     def convert(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: convert(item) for key, item in value.items()}
+            return {key: convert(value[key]) for key in _sorted_keys(value)}
         return extract(value)
 
     return convert(state)
@@ -601,7 +601,8 @@ def _collect(mapping: Mapping[Any, Any], path: Path, found: list[tuple[Path, Any
     if isinstance(items, FlatState):
         found.extend(items.items())
         return
-    for key, value in items.items():
+    for key in _sorted_keys(items):  # as JAX has them
+        value = items[key]
         if not isinstance(value, Variable) and isinstance(value, Mapping):
             _collect(value, (*path, key), found)
         else:
@@ -650,7 +651,11 @@ def _sorted_keys(mapping: Mapping[Any, Any]) -> list[Any]:
     try:
         return sorted(mapping)
     except TypeError:
+        pass
+    try:
         return sorted(mapping, key=lambda key: (type(key).__name__, key))
+    except TypeError:  # keys without an order, such as those of an enum
+        return list(mapping)
 
 
 def _register(cls: type[State]) -> None:

@@ -103,7 +103,8 @@ def variable_type_from_name(
     Args:
       name: a registered name, such as ``"params"``.
       base: base class of the kind that is made when the name is unknown.
-      allow_register: make and register a new subclass of ``base`` for an unknown name.
+      allow_register: make and register a new subclass of ``base``, a class of this name, if the
+        name is unknown.
 
     Raises:
       PathError: if the name is unknown and ``allow_register`` is false.
@@ -113,7 +114,7 @@ def variable_type_from_name(
     if cls is not None:
         return cls
     if allow_register:
-        return register_variable_name(name, type(_camel_case(name), (base,), {"__slots__": ()}))
+        return register_variable_name(name, type(name, (base,), {"__slots__": ()}))
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known names: {sorted(known)}."
     raise errors.PathError(
@@ -127,7 +128,7 @@ def variable_name_from_type(typ: type[Variable[Any]], /, *, allow_register: bool
 
     Args:
       typ: the class.
-      allow_register: make and register a name from the class's name if it has none.
+      allow_register: register the class under its own name if it has none.
 
     Raises:
       PathError: if the class has no name and ``allow_register`` is false.
@@ -145,14 +146,9 @@ def variable_name_from_type(typ: type[Variable[Any]], /, *, allow_register: bool
             f"{typ.__module__}.{typ.__qualname__} has no registered name; decorate it with "
             f"`@moduli.register_variable_name({_snake_case(typ.__name__)!r})`"
         )
-    name = _snake_case(typ.__name__)
-    register_variable_name(name, typ)
-    return name
+    register_variable_name(typ.__name__, typ)
+    return typ.__name__
 
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def _camel_case(name: str) -> str:
-    return "".join(part.title() for part in re.split(r"[^0-9A-Za-z]+", name)) or "Variable"
