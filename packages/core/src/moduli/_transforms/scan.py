@@ -150,12 +150,14 @@ def scan(
             carried, sliced = body.split_names(call.value_names(parameters))
             return [*zip(carried, carry, strict=True), *zip(sliced, xs, strict=True)]
 
+        # what is sliced says how many steps there are, also where an export leaves that open
+        count = None if jax.tree.leaves(body.sliced) else steps
         with naming("scan", fun):
             carry, stacked = jax.lax.scan(
                 named(lambda carry, xs: body.step(carry, xs), fun, pairs),
                 body.init,
                 body.sliced,
-                length=steps,
+                length=count,
                 reverse=reverse,
                 unroll=unroll,
                 _split_transpose=_split_transpose,
