@@ -163,3 +163,59 @@ def test_gradients_reach_weights_beside_the_program(net) -> None:
     np.testing.assert_allclose(
         grads["layers.0.kernel"], expected.layers[0].kernel.value, rtol=1e-4, atol=1e-5
     )
+
+
+class Recurrent(nnx.Module):
+    """Networks along an axis whose size may change, one of them in both directions."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        cells = [nnx.GRUCell(3, 4, rngs=rngs) for _ in range(2)]
+        self.both = nnx.Bidirectional(*(nnx.RNN(cell, rngs=False) for cell in cells), rngs=False)
+        self.last = nnx.RNN(nnx.OptimizedLSTMCell(8, 2, rngs=rngs), reverse=True, rngs=False)
+
+    def __call__(self, x):
+        return self.last(self.both(x))
+
+
+def test_the_length_of_a_sequence_may_change() -> None:
+    model = Recurrent(nnx.Rngs(0))
+    program = nnx.export(model, "float32[batch, time, 3]", platforms="cpu", vjp_order=1)
+    for shape in ((2, 5, 3), (1, 1, 3)):
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        np.testing.assert_allclose(program.call(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "found"), [("cpu", ("cpu",)), (["cpu", "rocm"], ("cpu", "rocm"))]
+)
+def test_platforms_are_one_or_several_names(net, platforms, found) -> None:
+    assert nnx.export(net, *SPECS, platforms=platforms).exported.platforms == found
+
+
+@pytest.mark.parametrize("platforms", ["gpu", "cpu,tpu", ("cpu", "metal"), ()])
+def test_other_platforms_are_refused(net, platforms) -> None:
+    with pytest.raises(StructureError, match=r"one or several of 'cpu', 'cuda', 'rocm', 'tpu'"):
+        nnx.export(net, *SPECS, platforms=platforms)
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    with pytest.raises(StructureError, match="is a shape without numbers; fill the model first"):
+        nnx.export(nnx.eval_shape(lambda: Net(nnx.Rngs(0))), *SPECS)
+
+
+class Drawing(nnx.Module):
+    def __init__(self) -> None:
+        self.rngs = nnx.Rngs(0)
+
+    def __call__(self, x):
+        return x + self.rngs.normal(x.shape)
+
+
+def test_what_evaluation_writes_too_has_another_remedy() -> None:
+    with pytest.raises(StructureError, match="let the call take a key"):
+        nnx.export(Drawing(), "float32[2, 2]")
+    attention = nnx.MultiHeadAttention(2, 8, decode=True, rngs=nnx.Rngs(0))
+    attention.init_cache((2, 6, 8))
+    with pytest.raises(StructureError, match=r"writes `cache_index`.*takes the cache") as caught:
+        nnx.export(attention, "float32[2, 1, 8]")
+    assert "eval()" not in str(caught.value)

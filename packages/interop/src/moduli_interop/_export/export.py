@@ -25,7 +25,7 @@ def export(
     model: Any,
     *specs: Any,
     path: str | os.PathLike[str] | None = None,
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    platforms: str | Sequence[str] = ("cpu", "cuda", "tpu"),
     vjp_order: int = 0,
     weights: Literal["inside", "beside"] = "inside",
     method: str = "__call__",
@@ -39,7 +39,8 @@ def export(
         ``"float32[batch, 28, 28, 1]"``, in which a name is a size that may change from call to
         call, the same wherever it stands; also pytrees of these.
       path: the file to write, or None; see :meth:`ExportedModel.save`.
-      platforms: where the program is to run, all in one file.
+      platforms: where the program is to run, all in one file: of ``"cpu"``, ``"cuda"``, ``"rocm"``
+        and ``"tpu"`` one or several.
       vjp_order: how often the program can be differentiated.
       weights: ``"inside"`` the program, as constants, or ``"beside"`` it: the program takes them
         as its first argument, a dict, and they come in a file of their own.
@@ -49,7 +50,8 @@ def export(
       The program.
 
     Raises:
-      StructureError: the call writes into the model, or draws from a stream of random keys.
+      StructureError: the call writes into the model, or draws from a stream of random keys; the
+        model has no numbers yet; or there is no such platform.
       ShapeError: a spec is not understood.
       MissingFrameworkError: a file is to be written and flatbuffers is not installed.
 
@@ -62,11 +64,13 @@ def export(
     """
     if weights not in ("inside", "beside"):
         raise StructureError(f'weights is {weights!r}; write weights="inside" or "beside"')
+    wanted = _platforms(platforms)
     graphdef, state = moduli.split(model)
     paths, values = [], []
     for leaf_path, leaf in moduli.to_flat_state(state):
         paths.append(leaf_path)
         values.append(leaf.get_raw_value() if isinstance(leaf, moduli.Variable) else leaf)
+    _check_numbers(paths, values)
     named, rebuild = _named(paths, values)
 
     def run(arrays: Mapping[str, Any], *args: Any) -> Any:
@@ -89,7 +93,7 @@ def export(
         function = run
         inputs = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named), *inputs)
     function.__name__ = function.__qualname__ = type(model).__name__
-    exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*inputs)
+    exported = jax.export.export(jax.jit(function), platforms=wanted)(*inputs)
     program = ExportedModel(exported, vjp_order, None if weights == "inside" else named)
     if path is not None:
         program.save(path)
@@ -158,6 +162,32 @@ class ExportedModel:
         )
 
 
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def _platforms(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of platforms, of which one may be given as a text."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    wrong = [name for name in names if name not in _PLATFORMS]
+    if wrong or not names:
+        what = f"{wrong[0]!r} is none" if wrong else "it is empty"
+        raise StructureError(
+            f"platforms={given!r} is to name where the program runs, and {what}; write one or "
+            f'several of {", ".join(map(repr, _PLATFORMS))} (a GPU is "cuda" or "rocm")'
+        )
+    return names
+
+
+def _check_numbers(paths: list[Any], values: list[Any]) -> None:
+    """Raises if a model of ``eval_shape`` has not been filled."""
+    for path, value in zip(paths, values, strict=True):
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(value)):
+            raise StructureError(
+                f"{moduli.errors.format_path(path)} is a shape without numbers; fill the model "
+                "first, by load_weights or load, and its streams by moduli.reseed"
+            )
+
+
 def _named(paths: list[Any], values: list[Any]) -> tuple[dict[str, Any], Callable[..., list[Any]]]:
     """Returns the arrays by name, and what makes the values of such a dict again."""
     names: list[list[str]] = []
@@ -200,15 +230,26 @@ def _as_key(array: Any, impl: Any) -> Any:
 def _check_unchanged(model: Any, graphdef: Any, paths: list[Any], given: list[Any]) -> None:
     """Raises if the call wrote into the model, as a program cannot."""
     after, state = moduli.split(model)
-    written = []
+    written: list[str] = []
+    kinds = set[type]()
     if after is graphdef:
         for path, (_, leaf), value in zip(paths, moduli.to_flat_state(state), given, strict=True):
             now = leaf.get_raw_value() if isinstance(leaf, moduli.Variable) else leaf
             if now is not value:
                 written.append(f"`{moduli.errors.format_path(path)}`")
-    if written or after is not graphdef:
-        what = f"writes {', '.join(written[:4])}" if written else "changes its attributes"
-        raise StructureError(
-            f"the call of {type(model).__name__} {what}, and an exported program changes no "
-            "objects; write `model.eval()` first"
+                kinds.add(type(leaf))
+    if not written and after is graphdef:
+        return
+    what = f"writes {', '.join(written[:4])}" if written else "changes its attributes"
+    advice = "write `model.eval()` first"
+    if kinds and all(issubclass(kind, moduli.RngState) for kind in kinds):
+        advice += ", or let the call take a key and draw from that, if it is to draw"
+    elif any(issubclass(kind, moduli.Cache) for kind in kinds):  # which evaluation writes too
+        advice = (
+            "what changes comes in and goes out: export a module that takes the cache, gives it to "
+            "a `moduli.clone` of this one, calls that, and returns its cache with the output"
         )
+    raise StructureError(
+        f"the call of {type(model).__name__} {what}, and an exported program changes no objects; "
+        f"{advice}"
+    )
