@@ -22,6 +22,7 @@ from moduli_train._errors import DataEndedError, RunError
 from moduli_train._run.arguments import nodes_of, whole
 from moduli_train._run.best import Best
 from moduli_train._run.checkpoints import Checkpoints
+from moduli_train._run.lock import FolderLock
 from moduli_train._run.log import Log
 from moduli_train._run.losses import Losses
 from moduli_train._run.progress import Progress, counting
@@ -76,16 +77,26 @@ class Session:
         self._progress: Progress | None = None
         self._watch: Watch | None = None
         self._writer: Any = None
+        self._lock: FolderLock | None = None
         self._entered = self._over = False
         self._resumed = self._asked = self._began = self._in_step = False
 
     def __enter__(self) -> Self:
         if self._entered:
             raise RunError("a Run is entered once; make another to go on: it resumes by itself")
+        self._checkpoints = Checkpoints(self._folder, self.nodes, self._best, *self._keeping)
         first = jax.process_index() == 0
         self._show = self._show if first else False
-        self._checkpoints = Checkpoints(self._folder, self.nodes, self._best, *self._keeping)
-        folder = self.folder if first else None
+        if self.folder is not None and first:
+            self._lock = FolderLock(self.folder)
+        try:
+            self._begin(self.folder if first else None, first)
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def _begin(self, folder: str | None, first: bool) -> None:
         facts = self._checkpoints.restore()
         self._start = time.monotonic()
         if facts is not None:
@@ -101,7 +112,10 @@ class Session:
         if facts is not None:
             collect("moduli_run_restored", run=self, states=facts["plugins"])
         self._signals.start()
-        return self
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _restore(self, facts: dict[str, Any]) -> None:
         self._resumed, self._start = True, self._start - facts["seconds"]
@@ -128,7 +142,10 @@ class Session:
                 with contextlib.suppress(Exception):
                     self._log.flush()
         finally:
-            self._close(error)
+            try:
+                self._close(error)
+            finally:
+                self._unlock()
         if error is None and self._signals.caught is not None:
             raise self._signals.end()
 
