@@ -52,13 +52,13 @@ def remat(model: Any, batch: jax.Array) -> Any:
 
 def cond(model: Any, batch: jax.Array) -> Any:
     """The branch that is taken runs the model, the other does not."""
-    return nnx.cond(batch.sum() < jnp.inf, eager, lambda model, batch: 0.0, model, batch)
+    return nnx.cond(batch.sum() < jnp.inf, eager, lambda model, batch: jnp.float32(0), model, batch)
 
 
 def switch(model: Any, batch: jax.Array) -> Any:
     """The branch that is taken runs the model, the others a part of it, or nothing."""
     branches = [
-        lambda model, batch: 0.0,
+        lambda model, batch: jnp.float32(0),
         lambda model, batch: model.first(batch[0]).sum(),
         eager,
     ]
@@ -124,14 +124,14 @@ def scan_of_cond(model: Any, batch: jax.Array) -> Any:
     """A choice in each step."""
 
     def step(model: Any, x: jax.Array) -> Any:
-        return nnx.cond(x.sum() < jnp.inf, loss, lambda model, x: 0.0, model, x)
+        return nnx.cond(x.sum() < jnp.inf, loss, lambda model, x: jnp.float32(0), model, x)
 
     return nnx.scan(step, in_axes=(None, 0), out_axes=0)(model, batch).sum()
 
 
 def cond_of_scan(model: Any, batch: jax.Array) -> Any:
     """A loop in a branch."""
-    return nnx.cond(batch.sum() < jnp.inf, scan, lambda model, batch: 0.0, model, batch)
+    return nnx.cond(batch.sum() < jnp.inf, scan, lambda model, batch: jnp.float32(0), model, batch)
 
 
 def jit_inside_of_scan(model: Any, batch: jax.Array) -> Any:

@@ -481,7 +481,7 @@ def test_gradients_by_path(gradients: Callable[..., Any]) -> None:
 def test_init_is_added_and_not_changed() -> None:
     model = Probed()
     _, zeros = capture(model, nnx.Perturbation)(INPUTS)
-    zeros.hidden_grad.value = ones = jnp.ones((5, 4))
+    zeros.hidden_grad.value = ones = jnp.ones((5, 4), jnp.float32)
     out, again = capture(model, nnx.Perturbation, init=zeros)(INPUTS)
     expected = model.second(jnp.tanh(model.first(INPUTS)) + 1)
     np.testing.assert_allclose(out, expected, rtol=1e-6)

@@ -19,7 +19,7 @@ from moduli_debug import check_finite
 from moduli_debug.errors import NonFiniteError
 
 WIDTH = 3
-X = jnp.linspace(-1.0, 1.0, 2 * WIDTH).reshape(2, WIDTH)
+X = jnp.linspace(-1.0, 1.0, 2 * WIDTH, dtype=jnp.float32).reshape(2, WIDTH)
 
 
 class Dense(nnx.Module):
@@ -195,7 +195,7 @@ def test_step_of_a_scan_that_depends_on_what_it_reads() -> None:
         model.add.at.value = at
         return model(carry)
 
-    ats = jnp.array([1.0, 2.0, 3.0, -1.0, 1.0, -1.0])
+    ats = jnp.array([1.0, 2.0, 3.0, -1.0, 1.0, -1.0], jnp.float32)
     error = caught(nnx.jit(lambda model, ats: run(X, model, ats)), model, ats)
     assert (error.path, error.step) == (("add",), 3)
 
@@ -208,7 +208,7 @@ def test_long_scan_runs_its_clean_steps_as_a_whole() -> None:
         model.blocks[1].add.at.value = at
         return model(carry)
 
-    ats = jnp.ones(200).at[150].set(-1.0)
+    ats = jnp.ones(200, jnp.float32).at[150].set(-1.0)
     error = caught(nnx.jit(lambda model, ats: run(X, model, ats).sum()), model, ats)
     assert (error.path, error.step) == (("blocks", 1, "add"), 150)
 
@@ -237,7 +237,7 @@ def test_while_loop_and_fori_loop() -> None:
     def by_while(model: Any, x: Any) -> Any:
         def body(carry: Any) -> Any:
             n, model, x = carry
-            model.add.at.value = 2.0 - n
+            model.add.at.value = jnp.float32(2) - n
             return n + 1, model, model(x)
 
         return nnx.while_loop(lambda carry: carry[0] < 5.0, body, (jnp.float32(0), model, x))[2]
@@ -245,7 +245,7 @@ def test_while_loop_and_fori_loop() -> None:
     def by_fori(model: Any, x: Any) -> Any:
         def body(n: Any, carry: Any) -> Any:
             model, x = carry
-            model.add.at.value = 2.0 - n
+            model.add.at.value = jnp.float32(2) - n
             return model, model(x)
 
         return nnx.fori_loop(0, 4, body, (model, x))[1].sum()

@@ -25,6 +25,8 @@ from debug_models import (
 import moduli as nnx
 from moduli import errors
 
+FLOAT = jnp.result_type(float)
+
 
 class Perturber(nnx.Module):
     """Returns what ``perturb`` makes of its input."""
@@ -234,21 +236,29 @@ def test_a_kind_of_ones_own() -> None:
     ("before", "after", "text"),
     [
         (
-            jnp.ones((5, 3)),
-            jnp.ones((2, 3)),
+            jnp.ones((5, 3), jnp.float32),
+            jnp.ones((2, 3), jnp.float32),
             "made for float32[5,3], and the value is now float32[2,3]",
         ),
-        (jnp.ones((5, 3)), jnp.ones((1, 3)), "float32[1,3]"),  # would broadcast silently
         (
-            jnp.ones(3),
+            jnp.ones((5, 3), jnp.float32),
+            jnp.ones((1, 3), jnp.float32),
+            "float32[1,3]",
+        ),  # would broadcast silently
+        (
+            jnp.ones(3, jnp.float32),
             jnp.ones(3, jnp.bfloat16),
             "made for float32[3], and the value is now bfloat16[3]",
         ),
-        ((1.0, 2.0), (1.0,), "made for (float32[], float32[]), and the value is now (float32[],)"),
+        (
+            (1.0, 2.0),
+            (1.0,),
+            f"made for ({FLOAT}[], {FLOAT}[]), and the value is now ({FLOAT}[],)",
+        ),
         (
             {"a": 1.0},
             {"b": 1.0},
-            "made for {'a': float32[]}, and the value is now {'b': float32[]}",
+            f"made for {{'a': {FLOAT}[]}}, and the value is now {{'b': {FLOAT}[]}}",
         ),
     ],
     ids=["shape", "broadcast", "dtype", "structure", "keys"],

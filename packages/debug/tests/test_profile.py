@@ -346,7 +346,7 @@ def test_paths_begin_at_the_model_inside_of_a_capture() -> None:
 
 def test_the_table(clock: Clock) -> None:
     model = nnx.Dict(layer=Takes(clock, 0.0015))
-    _, found = profile(lambda model, x: model["layer"](x))(model, jnp.zeros((256, 4)))
+    _, found = profile(lambda model, x: model["layer"](x))(model, jnp.zeros((256, 4), jnp.float32))
     head, rule, row, *_ = [line for line in str(found).splitlines() if line.strip()]
     assert re.split("  +", head.strip()) == [
         "module", "class", "calls", "total ms", "own ms", "own", "output", "live",

@@ -257,7 +257,7 @@ def test_only_params_and_inputs_have_gradients() -> None:
 
     class Adapted(nnx.Module):
         def __init__(self, kind: type[nnx.Variable[Any]]) -> None:
-            self.kernel = kind(jnp.ones((8, 8)))
+            self.kernel = kind(jnp.ones((8, 8), jnp.float32))
 
         def __call__(self, x: Any) -> Any:
             return x @ self.kernel.value
