@@ -35,7 +35,7 @@ TENSOR_PARALLEL = [
     ("out|down", P(None, "model")),
 ]
 EVERY = bool(os.environ.get("EVERY_ROW"))  # set by `nox -s long`
-SIZES = {"float32": 4, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
+SIZES = {"float32": 4, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "pred": 1}
 
 
 def mesh_of(*sizes: int) -> Any:

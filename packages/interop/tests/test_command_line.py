@@ -19,7 +19,7 @@ from moduli_interop import CheckpointManager, load_state, save
 
 @pytest.fixture
 def path(tmp_path: pathlib.Path) -> str:
-    weight = nnx.Param(jnp.arange(6.0).reshape(2, 3))
+    weight = nnx.Param(jnp.arange(6.0, dtype=jnp.float32).reshape(2, 3))
     path = str(tmp_path / "a.safetensors")
     save(path, nnx.Dict({"w": weight, "tied": weight, "n": nnx.Param(2.5)}), metadata={"epoch": 3})
     return path
@@ -98,7 +98,7 @@ def test_diff_says_what_differs_and_by_how_much(
     path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = str(tmp_path / "b.npz")
-    weight = jnp.arange(6.0).reshape(2, 3).at[0, 1].add(0.5)
+    weight = jnp.arange(6.0, dtype=jnp.float32).reshape(2, 3).at[0, 1].add(0.5)
     save(other, nnx.Dict({"w": nnx.Param(weight), "n": nnx.Param(3.5), "z": nnx.Param(1)}))
     status, out, _ = run(capsys, "diff", path, other)
     assert status == 1

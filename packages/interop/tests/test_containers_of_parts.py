@@ -189,7 +189,7 @@ def test_a_model_of_eval_shape_takes_numpy_arrays_as_they_are(tmp_path: pathlib.
     save(tmp_path / "x", Model())
     abstract = load(tmp_path / "x", nnx.eval_shape(Model))
     assert plain(abstract) == plain(Model())
-    save(tmp_path / "x", nnx.Dict(x=nnx.Param(jnp.arange(3))))
+    save(tmp_path / "x", nnx.Dict(x=nnx.Param(jnp.arange(3, dtype=jnp.int32))))
     other = nnx.Dict(x=nnx.Param(jax.ShapeDtypeStruct((3,), jnp.int16)))
     with pytest.raises(CheckpointMismatchError, match="`x` is int16 in the model and int32"):
         load(tmp_path / "x", other)

@@ -30,7 +30,12 @@ from moduli_interop._npz.write import _HashingStream, _member
 
 
 def small_model() -> nnx.Dict:
-    return nnx.Dict({"first": nnx.Param(jnp.arange(4.0)), "second": nnx.Param((np.int8(3), 1.5))})
+    return nnx.Dict(
+        {
+            "first": nnx.Param(jnp.arange(4.0, dtype=jnp.float32)),
+            "second": nnx.Param((np.int8(3), 1.5)),
+        }
+    )
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_error_names_the_damaged_array(file: pathlib.Path, content: bytes) -> No
     position = content.index(np.arange(4.0, dtype=np.float32).tobytes()) + 5
     file.write_bytes(content[:position] + b"?" + content[position + 1 :])
     model = small_model()
-    model["first"].value = jnp.full((4,), 7.0)
+    model["first"].value = jnp.full((4,), 7.0, jnp.float32)
     with pytest.raises(CorruptCheckpointError, match=r"SHA-256.*; damaged: `first`\. Nothing"):
         load(file, model)
     assert model["first"].value.tolist() == [7.0] * 4

@@ -23,7 +23,7 @@ class Net(nnx.Module):
         self.layers = [nnx.Linear(4, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)]
         self.layers.append(self.layers[0])  # shared
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.names = {3: nnx.Variable((jnp.ones(2), jnp.zeros(())))}
+        self.names = {3: nnx.Variable((jnp.ones(2, jnp.float32), jnp.zeros((), jnp.float32)))}
 
     def __call__(self, tokens, offset):
         x = self.embed[tokens].astype(jnp.float32) + offset["x"]
@@ -131,7 +131,7 @@ def test_sizes_of_one_name_are_one_size(net) -> None:
 
 
 def test_other_methods_and_specs(net) -> None:
-    x = jnp.ones((2, 4))
+    x = jnp.ones((2, 4), jnp.float32)
     for spec in (x, jax.ShapeDtypeStruct((2, 4), jnp.float32), "float32[2,4]", "float32[n, 4]"):
         program = nnx.export(net, spec, method="scores", platforms=["cpu"])
         np.testing.assert_allclose(program.call(x), net.scores(x), rtol=1e-5)

@@ -144,13 +144,13 @@ def test_formats_can_use_the_manifest(file: pathlib.Path) -> None:
 def test_a_format_that_gives_other_bits_is_an_error(wrong: Any, abstract: bool) -> None:
     plugin = Memory()
     with nnx.using(plugin):
-        save("a.mem", nnx.Dict({"x": nnx.Param(jnp.ones(3))}))
+        save("a.mem", nnx.Dict({"x": nnx.Param(jnp.ones(3, jnp.float32))}))
         (leaf,) = plugin.kept["a.mem"].leaves
         bad = dataclasses.replace(leaf.value, read=lambda: wrong)
         plugin.kept["a.mem"] = Checkpoint((dataclasses.replace(leaf, value=bad),), {}, "0.1.0")
-        fresh = nnx.Dict({"x": nnx.Param(jnp.zeros(3))})
+        fresh = nnx.Dict({"x": nnx.Param(jnp.zeros(3, jnp.float32))})
         if abstract:
-            fresh = nnx.eval_shape(lambda: nnx.Dict({"x": nnx.Param(jnp.zeros(3))}))
+            fresh = nnx.eval_shape(lambda: nnx.Dict({"x": nnx.Param(jnp.zeros(3, jnp.float32))}))
         with pytest.raises(CorruptCheckpointError, match=r"it has to give float32\[3\]"):
             load("a.mem", fresh)
         with pytest.raises(CorruptCheckpointError, match=r"it has to give float32\[3\]"):

@@ -322,7 +322,7 @@ def test_a_killed_run_goes_on_where_it_was(format: str, tmp_path: pathlib.Path) 
         manager = CheckpointManager(tmp_path)
         latest = manager.latest()
         assert latest is not None and latest >= max(map(int, lines), default=0)
-        tree = manager.load({"x": jnp.zeros(100_000), "step": 0})
+        tree = manager.load({"x": jnp.zeros(100_000, jnp.float32), "step": 0})
         assert tree["step"] == latest and bool((tree["x"] == latest).all())
         last = latest
     manager.save(last + 1, {"x": jnp.zeros(3), "step": 0})
