@@ -37,11 +37,14 @@ def test_pytorchs_own_parameters_come_over_and_go_back(row: Row) -> None:
     with torch.no_grad():
         for name, tensor in theirs.state_dict().items():
             if tensor.is_floating_point():
-                array = rng.uniform(0.1, 1.0, tuple(tensor.shape))
+                array = rng.uniform(0.1, 1.0, tuple(tensor.shape)).astype(np.float32)
                 if described[name].absent is not None:
                     described[name].absent(array)[...] = 0  # what our layer has no parameter for
                 tensor.copy_(torch.tensor(array))
-    model.torch_counterpart.to_ours(model, {k: v.numpy() for k, v in theirs.state_dict().items()})
+    tensors = theirs.state_dict()  # float64, and parameters are float32
+    floating = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
+    arrays = {k: (v.float() if k in floating else v).numpy() for k, v in tensors.items()}
+    model.torch_counterpart.to_ours(model, arrays)
     expected = run_torch(theirs, model, *inputs)
     np.testing.assert_allclose(model(*inputs), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(by_torch(model, *inputs), expected, rtol=1e-5, atol=1e-5)
