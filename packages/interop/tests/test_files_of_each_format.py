@@ -424,3 +424,17 @@ def test_arrays_of_another_precision_keep_theirs(path: pathlib.Path) -> None:
     save(path, {"a": array})
     with jax.enable_x64(False):
         assert load_state(path)["a"].dtype == np.float64
+
+
+@pytest.mark.parametrize("number", [3, 2.5, 1j])
+@pytest.mark.parametrize("x64", [False, True])
+def test_weak_arrays_of_a_program_without_64_bits(
+    path: pathlib.Path, number: complex, x64: bool
+) -> None:
+    with jax.enable_x64(False):
+        weak = jnp.full((2,), number)
+    save(path, {"a": weak})
+    with jax.enable_x64(x64):
+        loaded = load_state(path)["a"]
+        assert loaded.weak_type and loaded.dtype == weak.dtype and loaded.tolist() == [number] * 2
+        assert (loaded * jnp.ones(2, jnp.complex64)).dtype == jnp.complex64

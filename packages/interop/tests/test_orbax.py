@@ -64,6 +64,15 @@ def test_everything_comes_back_bit_by_bit(path: pathlib.Path) -> None:
     assert bits(load_state(path, only="param")["param"]) == bits(state["param"])
 
 
+def test_weak_arrays_of_a_program_without_64_bits(path: pathlib.Path) -> None:
+    with jax.enable_x64(False):
+        weak = jnp.full((2,), 2.5)
+        save(path, {"a": weak})
+    with jax.enable_x64(True):
+        loaded = load_state(path)["a"]
+    assert loaded.weak_type and loaded.dtype == weak.dtype and loaded.tolist() == [2.5] * 2
+
+
 def test_a_checkpoint_without_arrays_and_one_that_is_replaced(path: pathlib.Path) -> None:
     save(path, {"x": 3})
     assert load_state(path)["x"] == 3

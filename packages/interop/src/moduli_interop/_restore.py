@@ -135,7 +135,7 @@ def _finished(
 ) -> Any:
     """Finishes what a format has read itself: an array on its devices, or the bits of one."""
     if isinstance(array, jax.Array):
-        return _placed(_made_weak(array), array) if stored.weak_type else array
+        return _placed(_weak(array), array) if stored.weak_type else array
     return _array(stored, array, like, narrowed)
 
 
@@ -181,12 +181,14 @@ def _made_weak(array: jax.Array) -> jax.Array:
     return jnp.full(array.shape, _KINDS[array.dtype.kind]).at[...].set(array)
 
 
-def _weak(array: np.ndarray) -> Any:
+def _weak(array: Any) -> Any:
     """Makes a weakly typed array: JAX gives that type to what is made of Python numbers only.
 
-    An array of another dtype than Python's numbers have here (int32 under ``jax_enable_x64``) keeps
-    its dtype, which says more than the weak type.
+    How wide it makes those depends on ``jax_enable_x64``. Where the array comes from a program that
+    had it otherwise, it is made as there.
     """
-    if jnp.result_type(_KINDS.get(array.dtype.kind, array)) != array.dtype:
-        return array
-    return _made_weak(array)
+    for x64 in (True, False):
+        with jax.enable_x64(x64):
+            if jnp.result_type(_KINDS.get(array.dtype.kind, array)) == array.dtype:
+                return _made_weak(array)
+    return array
