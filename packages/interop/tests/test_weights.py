@@ -65,7 +65,7 @@ class Model(nnx.Module):
         rngs = nnx.Rngs(seed)
         self.embed = Embed(5, 4, rngs=rngs)
         self.layers = nnx.List([Block(rngs=rngs) for _ in range(blocks)])
-        self.token = nnx.Param(jax.random.normal(rngs.params(), (1, 4)))
+        self.token = nnx.Param(jax.random.normal(rngs.params(), (1, 4), jnp.float32))
         self.head = Linear(4, 5, use_bias=False, rngs=rngs)
 
 
