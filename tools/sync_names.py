@@ -13,6 +13,8 @@ import tomllib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = ROOT / "packages/core/src/moduli/_facade/extension_names.py"
 PACKAGES = ("layers", "debug", "train", "interop")
+# Its attributes are modules that a `__getattr__` makes, which checkers believe in stubs alone.
+MADE_WHEN_USED = "moduli_interop._flax.modules"
 
 HEAD = '''"""The names that moduli's own extension packages add to ``moduli``.
 
@@ -23,6 +25,8 @@ imports; the table tells which package to install for a name that is missing.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import types as _types
+
 '''
 
 
@@ -35,6 +39,9 @@ def render() -> str:
         names = tomllib.loads(text)["project"]["entry-points"].get("moduli.names", {})
         for name, target in sorted(names.items()):
             module, _, attribute = target.partition(":")
+            if module == MADE_WHEN_USED:
+                imports.append(f"    {name}: _types.ModuleType")
+                continue
             parent, _, last = module.rpartition(".")
             imports.append(
                 f"    from {module} import {attribute} as {name}"

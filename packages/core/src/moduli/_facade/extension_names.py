@@ -7,6 +7,8 @@ imports; the table tells which package to install for a name that is missing.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import types as _types
+
     from moduli_layers import BatchNorm as BatchNorm
     from moduli_layers import Bidirectional as Bidirectional
     from moduli_layers import Conv as Conv
@@ -137,63 +139,63 @@ if TYPE_CHECKING:
     from moduli_interop import WeightsMismatchError as WeightsMismatchError
     from moduli_interop._flax.deprecations import as_abstract as as_abstract
     from moduli_interop import as_flax as as_flax
-    from moduli_interop._flax.modules import bridge as bridge
+    bridge: _types.ModuleType
     from moduli_interop._flax.proxies import call as call
     from moduli_interop._flax.checks import check_pytree as check_pytree
-    from moduli_interop._flax.modules import compat as compat
+    compat: _types.ModuleType
     from moduli_interop._flax.contexts import current_update_context as current_update_context
-    from moduli_interop._flax.modules import deprecations as deprecations
+    deprecations: _types.ModuleType
     from moduli_interop import export as export
-    from moduli_interop._flax.modules import extract as extract
+    extract: _types.ModuleType
     from moduli_interop import from_equinox as from_equinox
     from moduli_interop import from_flax as from_flax
     from moduli_interop import from_haiku as from_haiku
     from moduli_interop import from_torch as from_torch
-    from moduli_interop._flax.modules import graph as graph
-    from moduli_interop._flax.modules import graphlib as graphlib
+    graph: _types.ModuleType
+    graphlib: _types.ModuleType
     from moduli_interop._flax.checks import has_data as has_data
-    from moduli_interop._flax.modules import helpers as helpers
+    helpers: _types.ModuleType
     from moduli_interop import inspect_checkpoint as inspect_checkpoint
     from moduli_interop import load as load
     from moduli_interop import load_state as load_state
     from moduli_interop import load_weights as load_weights
     from moduli_interop._flax.contexts import merge_context as merge_context
-    from moduli_interop._flax.modules import module as module
-    from moduli_interop._flax.modules import nn as nn
-    from moduli_interop._flax.modules import object as object
-    from moduli_interop._flax.modules import optimizer as optimizer
-    from moduli_interop._flax.modules import proxy_caller as proxy_caller
+    module: _types.ModuleType
+    nn: _types.ModuleType
+    object: _types.ModuleType
+    optimizer: _types.ModuleType
+    proxy_caller: _types.ModuleType
     from moduli_interop._flax.deprecations import pure as pure
-    from moduli_interop._flax.modules import pytreelib as pytreelib
+    pytreelib: _types.ModuleType
     from moduli_interop import read_tensors as read_tensors
-    from moduli_interop._flax.modules import reprlib as reprlib
-    from moduli_interop._flax.modules import rnglib as rnglib
+    reprlib: _types.ModuleType
+    rnglib: _types.ModuleType
     from moduli_interop import save as save
     from moduli_interop import save_weights as save_weights
     from moduli_interop._flax.contexts import split_context as split_context
-    from moduli_interop._flax.modules import spmd as spmd
-    from moduli_interop._flax.modules import statelib as statelib
+    spmd: _types.ModuleType
+    statelib: _types.ModuleType
     from moduli_interop import suggest_names as suggest_names
-    from moduli_interop._flax.modules import summary as summary
+    summary: _types.ModuleType
     from moduli_interop import to_equinox as to_equinox
     from moduli_interop import to_flax as to_flax
     from moduli_interop import to_haiku as to_haiku
     from moduli_interop import to_torch as to_torch
-    from moduli_interop._flax.modules import tracers as tracers
-    from moduli_interop._flax.modules import training as training
+    tracers: _types.ModuleType
+    training: _types.ModuleType
     from moduli_interop._flax.metadata import transform_metadata as transform_metadata
-    from moduli_interop._flax.modules import transforms as transforms
-    from moduli_interop._flax.modules import traversals as traversals
+    transforms: _types.ModuleType
+    traversals: _types.ModuleType
     from moduli_interop._flax.graph_state import unpack as unpack
     from moduli_interop._flax.contexts import update_context as update_context
     from moduli_interop._flax.refs import var_defaults as var_defaults
-    from moduli_interop._flax.modules import variablelib as variablelib
+    variablelib: _types.ModuleType
     from moduli_interop._flax.refs import vars_as as vars_as
     from moduli_interop import verify_checkpoint as verify_checkpoint
     from moduli_interop._flax.views import view_info as view_info
-    from moduli_interop._flax.modules import visualization as visualization
+    visualization: _types.ModuleType
     from moduli_interop._flax.refs import with_vars as with_vars
-    from moduli_interop._flax.modules import wrappers as wrappers
+    wrappers: _types.ModuleType
 
 PROVIDED: dict[str, tuple[str, ...]] = {
     "layers": (
