@@ -31,6 +31,17 @@ CPU = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 WORKERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
 LAYER_TABLE = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_layer_*.py"))]
 TRANSFORMATIONS = "packages/train/tests/test_optimizer_every_transformation.py"
+# What ``-- short`` runs, for a look at many cells: of every package what dtypes and devices reach.
+SHORT = [
+    *("packages/core/tests/test_grad.py", "packages/core/tests/test_jit.py"),
+    *("packages/core/tests/test_rngs.py", "packages/core/tests/test_scan.py"),
+    *("packages/core/tests/test_sharding.py", "packages/matrix/tests/test_matrix.py"),
+    *("packages/layers/tests/test_dtypes.py", "packages/layers/tests/test_linear.py"),
+    *("packages/debug/tests/test_sow.py", "packages/debug/tests/test_tabulate.py"),
+    *("packages/train/tests/test_accumulate.py", "packages/train/tests/test_metrics.py"),
+    *("packages/train/tests/test_optimizer_meshes.py", "packages/interop/tests/test_save_load.py"),
+    *("docs/layouts.md", "README.md"),
+]
 
 
 def what_to_install(*groups: str) -> list[str]:
@@ -65,8 +76,15 @@ def install_torch(session: nox.Session) -> None:
 
 def all_tests(session: nox.Session) -> list[str]:
     """Returns one pytest over packages, docs and docstrings: its summary is the last line."""
-    everything = ["packages", "tests", "docs", "README.md", "--doctest-modules"]
-    return ["python", "-m", "pytest", *(session.posargs or [*everything, *WORKERS])]
+    everything = ["packages", "tests", "docs", "README.md", "--doctest-modules", *WORKERS]
+    match session.posargs:
+        case []:
+            what = everything
+        case ["short", *more]:
+            what = [*SHORT, *WORKERS, *more]
+        case paths:
+            what = paths
+    return ["python", "-m", "pytest", *what]
 
 
 @nox.session(python=THIS_PYTHON)
@@ -247,7 +265,7 @@ def downstream(session: nox.Session) -> None:
 # The sessions of the cells stand last: there are many. The tests of ours want four CPU devices.
 @moduli_matrix.cells(backends=moduli_matrix.with_cpu_devices(4))
 def matrix(session: nox.Session, cell: moduli_matrix.Cell) -> None:
-    """Runs all tests in one cell: a Python, a JAX, a backend."""
+    """Runs all tests in one cell, or a part: a Python, a JAX, a backend."""
     cell.install(session, *what_to_install("test"))
     if not cell.backend.extra:  # its CPU build; beside CUDA or a TPU it is not tried
         install_torch(session)

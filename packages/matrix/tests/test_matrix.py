@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -184,3 +185,11 @@ def test_nox_lists_each_session_with_one_line(tmp_path, where):
     for name, about in listed:
         assert re.fullmatch(r" -> [^ ].{10,100}", about), name
     assert " -> The tests on Python 3.12, lowest JAX (0.9.0), CPU with 8 devices." in out
+
+
+def test_the_short_form_of_a_cell_runs_tests_of_every_package():
+    pytest.importorskip("nox")
+    short = runpy.run_path(str(ROOT / "noxfile.py"))["SHORT"]
+    assert [path for path in short if not (ROOT / path).is_file()] == []
+    tested = {path.split("/")[1] for path in short if path.startswith("packages/")}
+    assert tested == {path.name for path in (ROOT / "packages").iterdir() if path.is_dir()}
