@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,12 @@ class Run(Session):
       >>> train(folder, 3), train(folder, 4)
       ((0, 4.0), (3, 6.0))
     """
+
+    def __repr__(self) -> str:
+        folder = "" if self._folder is None else f"{os.fspath(self._folder)!r}, "
+        values = "".join(f", {name}={value:.4g}" for name, value in self.last.items())
+        end = ", stopped" if self.stopped else ""
+        return f"Run({folder}step={self.step}, epoch={self.epoch}{values}{end})"
 
     @property
     def best(self) -> tuple[int, float] | None:
