@@ -184,15 +184,15 @@ class TrainingReport:
           ShapeError: if the measurements were made under ``vmap`` or ``scan``.
         """
         step = self._checked_step(step)
-        if measurements is not None and tensors:
-            raise errors.StructureError(
-                f"TrainingReport.record: got measurements and {', '.join(tensors)}= too; give "
-                "everything to `measure`, or everything to `record`"
-            )
         if measurements is not None and not isinstance(measurements, Measurements):
             raise errors.VariableError(
                 f"TrainingReport.record: the second argument is a {type(measurements).__name__}; "
                 "it takes what `report.measure(...)` returned, or name the argument: model=, grads="
+            )
+        if measurements is not None and tensors:
+            raise errors.StructureError(
+                f"TrainingReport.record: got measurements and {', '.join(tensors)}= too; give "
+                "everything to `measure`, or everything to `record`"
             )
         numbers = _checked_metrics(metrics or {})
         if measurements is None and (tensors or not numbers):
