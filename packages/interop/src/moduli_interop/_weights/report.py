@@ -72,6 +72,9 @@ class LoadReport:
         """The tensors whose numbers were rounded, as ``cast=True`` allows."""
         return tuple(row for row in self.loaded if not row.exact)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         verb = "would load" if self.dry_run else "loaded"
         lines = [f"{verb} {len(self.loaded)} tensors of {self.source}"]
