@@ -102,3 +102,35 @@ def test_graphs_that_differ_in_structure_show_the_lines_that_do():
     assert lines[0] == "the graphs differ in structure:"
     assert len(lines) < 12
     assert any(line.startswith("+") and "b" in line for line in lines)
+
+
+class Sized(nnx.Module):
+    def __init__(self, size: int, rate: float = 0.5, fn=len):
+        self.size, self.rate, self.fn = size, rate, fn
+        self.w = nnx.Param(1.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "line"),
+    [
+        (Sized(1), Sized(2), "`0` Sized.size: 1 on the left, 2 on the right"),
+        (Sized(1), Sized(1, rate=0.1), "`0` Sized.rate: 0.5 on the left, 0.1 on the right"),
+        (Sized(1), Sized(1, fn=lambda x: x), "`0` Sized.fn: <built-in function len>"),
+        (Sized(1), nnx.Param(1.0), "`0` is a Sized on the left and a Param on the right"),
+        (nnx.Param(1.0), nnx.Param(1.0, tag="a"), "`0` Param.tag: absent on the left, 'a' on the"),
+        (Sized(1), nnx.List(), "- `0/w` is on the left alone: a Param"),
+    ],
+)
+def test_structures_are_compared_path_by_path(left, right, line):
+    structures = [nnx.graphdef(nnx.List([item, nnx.Param(0.0)])) for item in (left, right)]
+    explained = pytest_assertrepr_compare("==", *structures)
+    assert explained is not None and explained[0] == "two structures differ:"
+    assert any(line in text for text in explained), explained
+    assert len(explained) <= 3
+
+
+def test_sharing_is_a_difference():
+    one, other = nnx.Param(1.0), nnx.Param(1.0)
+    tied, untied = (nnx.Dict(a=one, b=b) for b in (one, other))
+    with pytest.raises(AssertionError, match=r"Dict\.b: shared with `a` on the left, absent"):
+        nnx.testing.assert_equal_graphs(tied, untied)

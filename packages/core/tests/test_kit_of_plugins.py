@@ -212,6 +212,7 @@ BROKEN = [
     ("imports_little", PluginCase("heavy_of_kit"), "imports sybil"),
     ("imports_little", PluginCase("slow_of_kit"), "takes \\d+ ms"),
     ("imports_little", PluginCase("fails_of_kit"), "no such thing"),
+    ("imports_little", PluginCase("speaks_of_kit"), "writes 'hello', in every program"),
 ]
 
 
@@ -237,6 +238,7 @@ def of_modules(tmp_path, monkeypatch):
         "heavy": "import sybil\n" + hook,
         "slow": "import time\ntime.sleep(0.4)\n" + hook,
         "fails": "raise ImportError('no such thing')",
+        "speaks": "print('hello')\n" + hook,
     }
     for name, source in sources.items():
         (tmp_path / f"{name}_of_kit.py").write_text(source)

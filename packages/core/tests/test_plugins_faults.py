@@ -248,3 +248,16 @@ class WithoutSelf:
 def test_an_argument_that_the_hook_does_not_give_is_named(plugin, text):
     with pytest.raises(nnx.errors.PluginError, match=text), nnx.using(plugin()):
         raise AssertionError("it is active")
+
+
+class NamesNoKind:
+    @nnx.hookimpl
+    def moduli_variable_names(self):
+        return {"numbers_of_faults": int}
+
+
+def test_a_kind_that_is_none_switches_its_plugin_off():
+    with nnx.using(NamesNoKind()), pytest.warns(nnx.PluginWarning, match="no subclass of moduli"):
+        with pytest.raises(errors.ModuliError):
+            nnx.variable_type_from_name("numbers_of_faults")
+        assert nnx.variable_type_from_name("params") is nnx.Param

@@ -102,6 +102,14 @@ def writes_in_place(path: str, checkpoint: Any) -> None:
     save_mine(path, checkpoint)
 
 
+def writes_in_place_when_all_is_read(path: str, checkpoint: Any) -> None:
+    aside = pathlib.Path(f"{path}.aside")
+    save_mine(str(aside), checkpoint)
+    content = aside.read_bytes()
+    aside.unlink()
+    pathlib.Path(path).write_bytes(content)
+
+
 SHARED: dict[str, Any] = {}
 
 
@@ -129,6 +137,10 @@ BROKEN_FORMATS = [
     ("refuses_damage", FormatCase(mine(load=raises_others), name="KeyError")),
     ("refuses_damage", FormatCase(mine(load=trusts_bytes), name="not a checkpoint")),
     ("keeps_the_old_file", FormatCase(mine(save=writes_in_place), name="in place")),
+    (
+        "keeps_the_old_file",
+        FormatCase(mine(save=writes_in_place_when_all_is_read), name="in place, at the end"),
+    ),
     ("runs_in_threads", FormatCase(mine(save=races), name="races")),
 ]
 

@@ -19,7 +19,7 @@ from moduli._variable.box import Variable
 from moduli._variable.one_line import summarize, variable_repr
 from moduli.errors import format_path
 
-__all__ = ["graphdef_repr", "node_repr", "state_repr"]
+__all__ = ["graphdef_repr", "node_repr", "state_repr", "structure_entries"]
 
 _INDENT = "  "
 _WIDTH = 100  # of a module that stands on one line; its name comes before it
@@ -275,6 +275,29 @@ def _object(graphdef: Any, index: int) -> str:
 def _same(one: Any, other: Any) -> bool:
     """Whether two objects and all below them are written in the same way, but for their numbers."""
     return one[0] == other[0] and [(d, t) for d, _, t in one[1]] == [(d, t) for d, _, t in other[1]]
+
+
+def structure_entries(graphdef: Any) -> dict[str, tuple[str, dict[str, str]]]:
+    """Writes a structure in full, for a comparison.
+
+    Returns:
+      For the path of each object its class and its static attributes or metadata, as text.
+    """
+    found = {}
+    paths = graphdef.object_paths
+    for index, entry in enumerate(graphdef.objects):
+        if entry[0] == VARIABLE:
+            shown = {key: repr(value) for key, value in graphdef.metadatas.get(index, {}).items()}
+        else:
+            shown = {
+                str(key): repr(static_value(code[1])) for key, code in entry[2] if code[0] <= STATIC
+            }
+            for key, code in entry[2]:
+                if code[0] == OBJECT and paths[code[1]] != (*paths[index], key):
+                    shown[str(key)] = f"shared with `{format_path(paths[code[1]])}`"
+        where = f"`{format_path(paths[index])}`" if paths[index] else "the root"
+        found[where] = entry[1].__name__, shown
+    return found
 
 
 def _follow(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

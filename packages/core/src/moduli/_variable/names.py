@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from moduli import _plugins, errors
@@ -45,10 +46,17 @@ def contributed() -> _plugins.Contributions:
     active = _plugins.active()
     if _of_plugins[:2] != (active, len(_types)):
         made = _plugins.contributions(
-            "kind of Variable", "moduli_variable_names", reserved=dict(_types)
+            "kind of Variable", "moduli_variable_names", _kinds, reserved=dict(_types)
         )
         _of_plugins = (active, len(_types), made)
     return _of_plugins[2]
+
+
+def _kinds(named: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, kind in named.items():
+        if not (isinstance(kind, type) and issubclass(kind, Variable)):
+            raise TypeError(f"it names {name!r} {kind!r}, which is no subclass of moduli.Variable")
+    return dict(named)
 
 
 def _known_types(name: str = "") -> dict[str, type[Variable[Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from moduli import errors
 from moduli._base.compat import is_key_array
 from moduli._graph.state import to_flat_state
+from moduli._graph.tree_repr import structure_entries
 from moduli._variable.box import Variable
 
 __all__ = ["state_differences", "structure_differences"]
@@ -41,14 +41,29 @@ def state_differences(left: Mapping[Any, Any], right: Mapping[Any, Any]) -> list
 
 
 def structure_differences(left: object, right: object) -> str:
-    """Returns the lines that differ of two structures, as a diff.
+    """Returns the lines that differ of two structures, a line for each object or attribute.
 
     Args:
       left: a GraphDef.
       right: another one.
     """
-    texts = (repr(left).splitlines(), repr(right).splitlines())
-    return "\n".join(_cut(list(difflib.unified_diff(*texts, "left", "right", lineterm="", n=1))))
+    ours, theirs = structure_entries(left), structure_entries(right)
+    lines = []
+    for path in dict.fromkeys([*ours, *theirs]):
+        if path not in theirs or path not in ours:
+            sign, (kind, _) = ("-", ours[path]) if path in ours else ("+", theirs[path])
+            side = "left" if path in ours else "right"
+            lines.append(f"{sign} {path} is on the {side} alone: a {kind}")
+            continue
+        (kind, attributes), (other, others) = ours[path], theirs[path]
+        if kind != other:
+            lines.append(f"{path} is a {kind} on the left and a {other} on the right")
+            continue
+        for name in dict.fromkeys([*attributes, *others]):
+            pair = attributes.get(name, "absent"), others.get(name, "absent")
+            if pair[0] != pair[1]:
+                lines.append(f"{path} {kind}.{name}: {pair[0]} on the left, {pair[1]} on the right")
+    return "\n".join(_cut(lines) or ["in what the text of their attributes does not show"])
 
 
 def _difference(ours: Any, theirs: Any) -> str | None:

@@ -221,6 +221,14 @@ def keeps_the_old_file(case: FormatCase) -> None:
             raise unittest.SkipTest("it writes no files")
         folder = pathlib.Path(file).parent
         before = sorted(folder.iterdir())
+        old = os.stat(file).st_ino
+        moduli.save(file, model)
+        if os.path.isfile(file) and os.stat(file).st_ino == old:
+            raise AssertionError(
+                "`save` writes into the file that is there, so a process that dies in the middle "
+                "leaves neither the old checkpoint nor the new; write with "
+                "moduli_interop.atomic_write"
+            )
         whole = format.load(file)
         leaves = list(whole.leaves)
         broken = dataclasses.replace(leaves[-1].value, read=_interrupted, live=None)

@@ -382,7 +382,14 @@ def imports_little(case: PluginCase) -> None:
         )
         if done.returncode:
             raise AssertionError(f"`import {target}` fails:\n{done.stderr.strip()}")
-        ms, new = json.loads(done.stdout.splitlines()[-1])
+        *printed, facts = done.stdout.splitlines()
+        ms, new = json.loads(facts)
+        if printed or done.stderr.strip():
+            text = (done.stderr.strip().splitlines() or printed)[-1]
+            raise AssertionError(
+                f"`import {target}` writes {text!r}, in every program that makes a module; let the "
+                "hooks speak, or `logging`"
+            )
         heavy = [name for name in new if name not in {*case.imports, target.partition(".")[0]}]
         if heavy:
             raise AssertionError(
