@@ -26,7 +26,6 @@ No path stands twice in it, and none runs through another.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -279,10 +278,13 @@ def decode_path(parts: Any) -> Path:
     """
     if not isinstance(parts, list):
         raise ValueError(f"not a path: {parts!r}")
-    return tuple(part if type(part) in (str, int) else decode_path(part) for part in parts)
+    return tuple([part if type(part) in (str, int) else decode_path(part) for part in parts])
 
 
 _SCALARS = {"none": type(None), "bool": bool, "int": int, "str": str}
+
+
+_Description = tuple[str, tuple[int, ...], str, bool, str | None]
 
 
 class _Decoder:
@@ -290,6 +292,7 @@ class _Decoder:
         self.reader = reader
         self.owned = owned
         self.members, self.nested = members, nested
+        self.described: dict[_Description, _Description] = {}
 
     def leaf(self, record: Any) -> Leaf:
         kind, kind_name = record["kind"], record["kind_name"]
@@ -298,8 +301,9 @@ class _Decoder:
         path = decode_path(record["path"])
         if not path:
             raise ValueError("a leaf has an empty path")
-        value = self.value(record["value"])
-        return Leaf(path, kind, kind_name, value, tuple(map(decode_path, record["aliases"])))
+        value, others = self.value(record["value"]), record["aliases"]
+        aliases = tuple(map(decode_path, others)) if others else ()
+        return Leaf(path, kind, kind_name, value, aliases)
 
     def value(self, record: Any) -> Any:
         ((kind, item),) = record.items()
@@ -331,39 +335,50 @@ class _Decoder:
         return item
 
     def array(self, record: Any) -> StoredArray:
-        shape = tuple(record["shape"])
-        dtype, container, weak = record["dtype"], record["container"], record["weak_type"]
-        key_impl, member = record["key_impl"], record["member"]
-        for size in shape:
-            if type(size) is not int or size < 0:
-                raise ValueError(f"not a shape: {str(shape)[:200]}")
-        _check_shape(shape)
-        dtype_from_name(dtype)
-        if container not in _CONTAINERS or (container == "numpy scalar" and shape):
-            raise ValueError(f"an array cannot be a {str(container)[:100]!r}")
-        if type(weak) is not bool or (weak and container != "jax"):
-            raise ValueError("weak_type does not fit the array")
-        if key_impl is not None and not (
-            isinstance(key_impl, str) and dtype == "uint32" and container == "jax" and shape
+        description: _Description = (
+            record["dtype"],
+            tuple(record["shape"]),
+            record["container"],
+            record["weak_type"],
+            record["key_impl"],
+        )
+        known = self.described.get(description)  # arrays of a model are of few kinds
+        if known is None:
+            _check_description(*description)
+            known = self.described[description] = description
+        member = record["member"]
+        if type(member) is not str or not (
+            _is_plain(member, self.nested) or _MADE_NAME.fullmatch(member)
         ):
-            raise ValueError("an array that is not one of PRNG key data is marked as keys")
-        made = isinstance(member, str) and _MADE_NAME.fullmatch(member)
-        if not made and not (isinstance(member, str) and _is_plain(member, self.nested)):
             raise ValueError(f"no array has the name {str(member)[:200]!r}")
         if member in self.members:
             raise ValueError(f"the member {member!r} stands twice in the manifest")
         self.members.add(member)
-        array = StoredArray(dtype, shape, container, weak, key_impl, None, self.owned)
+        # of what is equal (1, 1.0 and true are), the one that was checked
+        array = StoredArray(*known, None, self.owned)
         object.__setattr__(array, "read", self.reader(member, array))  # nobody has seen it yet
         return array
 
 
-@functools.lru_cache(maxsize=256)
-def _check_shape(shape: tuple[int, ...]) -> None:
+def _check_description(
+    dtype: Any, shape: tuple[Any, ...], container: Any, weak_type: Any, key_impl: Any
+) -> None:
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise ValueError(f"not a shape: {str(shape)[:200]}")
     if len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"not a shape: {str(shape)[:200]}")
     if math.prod(max(size, 1) for size in shape) >= 2**56:
         raise ValueError(f"no array has the shape {str(shape)[:200]}")
+    dtype_from_name(dtype)
+    if container not in _CONTAINERS or (container == "numpy scalar" and shape):
+        raise ValueError(f"an array cannot be a {str(container)[:100]!r}")
+    if type(weak_type) is not bool or (weak_type and container != "jax"):
+        raise ValueError("weak_type does not fit the array")
+    if key_impl is not None and not (
+        isinstance(key_impl, str) and dtype == "uint32" and container == "jax" and shape
+    ):
+        raise ValueError("an array that is not one of PRNG key data is marked as keys")
 
 
 def _unhex(digits: str) -> float:

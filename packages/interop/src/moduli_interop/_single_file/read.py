@@ -193,12 +193,10 @@ def _reader(
 
     def reader(member: str, array: StoredArray) -> BlockRead:
         entry = header[member]
-        tag, shape = described(array)
         begin, end = entry["data_offsets"]
         nbytes = array.nbytes
         if (
-            entry["dtype"] != tag
-            or tuple(entry["shape"]) != shape
+            (entry["dtype"], tuple(entry["shape"])) != described(array)
             or end - begin != nbytes
             or len(entry) != 3
         ):
