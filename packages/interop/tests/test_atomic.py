@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import moduli as nnx
-from moduli_interop import atomic_write, load_state, save
+from moduli_interop import CheckpointManager, atomic_write, load_state, save
 
 
 class Boom(BaseException):
@@ -57,6 +57,30 @@ def test_file_for_which_there_is_no_room_fails_before_it_is_written(tmp_path: pa
     assert not begun
     assert path.read_bytes() == b"old" * 2**20
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_pipe_is_not_replaced(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is a pipe or a device"):
+        save(tmp_path / "pipe", {"x": 1})
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_home_that_no_shell_wrote_out_is_no_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (
+        lambda: save("~/a.safetensors", {"x": 1}),
+        lambda: CheckpointManager(pathlib.Path("~/run")),
+    ):
+        with pytest.raises(FileNotFoundError, match=r"os\.path\.expanduser"):
+            write()
+    assert not os.listdir(tmp_path)
+    os.mkdir("~")  # a folder may be called so
+    CheckpointManager("~/run", asynchronous=False).save(0, {"x": 1})
+    save(b"~/a.safetensors", {"x": 1})
+    assert sorted(os.listdir("~")) == ["a.safetensors", "run"]
 
 
 def test_what_was_reserved_and_not_written_is_no_part_of_the_file(tmp_path: pathlib.Path) -> None:

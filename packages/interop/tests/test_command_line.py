@@ -80,6 +80,69 @@ def test_verify_goes_on_after_a_step_whose_marker_is_damaged(
     assert out.count(": whole") == 2
 
 
+@pytest.fixture
+def partly(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder of steps 0 to 4, of which 0 alone is whole; what is wrong is different in each."""
+    folder = tmp_path / "run"
+    with CheckpointManager(folder) as manager:
+        for step in range(5):
+            manager.save(step, {"n": step, "x": np.arange(3.0)}, metrics={"loss": step})
+    (folder / "step_1.json").write_text("{")
+    os.unlink(manager.info(2).path)
+    (folder / "step_3.json").unlink()
+    (folder / "step_3.json").mkdir()
+    damage(manager.info(4).path)
+    return folder
+
+
+def test_inspect_lists_the_good_steps_and_names_the_damaged(
+    partly: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "inspect", str(partly))
+    assert status == 1 and not err
+    lines = {int(line.split()[0]): line for line in out.splitlines()[1:]}
+    assert "5 steps, 3 of them damaged" in out
+    assert "loss 0" in lines[0] and "loss 4" in lines[4]  # no array is read
+    assert "damaged: the marker" in lines[1] and "damaged: the marker" in lines[3]
+    assert "is not there" in lines[2]
+    found = json.loads(run(capsys, "inspect", str(partly), "--json")[1])
+    assert [step["step"] for step in found["steps"]] == [0, 4]
+    assert [step["step"] for step in found["damaged"]] == [1, 2, 3]
+
+
+def test_verify_goes_on_after_whatever_is_wrong(
+    partly: pathlib.Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "verify", str(partly / "nothing"), str(partly), path)
+    assert status == 2 and "nothing" in err
+    assert out.count(": whole") == 2 and out.count("the step cannot be used") == 3
+    assert "damaged: `x`" in out
+    assert run(capsys, "verify", str(partly))[0] == 1
+
+
+def test_convert_and_diff_take_the_newest_step_that_verifies(
+    partly: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(tmp_path / "a.safetensors")
+    status, _, err = run(capsys, "convert", str(partly), target)
+    assert status == 0 and "step 0 is taken" in err and err.count("is passed over") == 4
+    assert load_state(target).n == 0
+    assert run(capsys, "diff", str(partly), target)[0] == 0
+    (partly / "step_0.json").write_text("{")
+    assert run(capsys, "diff", str(partly), target)[0] == 2
+
+
+def test_diff_goes_on_after_a_damaged_array(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, number in (("a", 1.0), ("b", 2.0)):
+        save(tmp_path / f"{name}.safetensors", {"x": np.full(3, number), "y": np.ones(2)})
+    damage(str(tmp_path / "b.safetensors"))
+    status, out, _ = run(capsys, "diff", *(str(tmp_path / f"{n}.safetensors") for n in "ab"))
+    assert status == 1
+    assert "`y` cannot be compared" in out and "`x`: 3 of 3 numbers differ" in out
+
+
 def test_convert_keeps_everything(
     path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -366,3 +366,31 @@ def test_what_no_marker_names_goes_with_the_next_save(tmp_path: pathlib.Path) ->
     manager.wait()
     assert len(os.listdir(tmp_path)) == 2 * 2 + 2
     assert json.loads((tmp_path / "step_2.json").read_text())["step"] == 2
+
+
+def test_old_step_that_cannot_be_removed_does_not_make_the_new_one_fail(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = CheckpointManager(tmp_path, keep_last=1, asynchronous=False)
+    manager.save(0, {"n": 0})
+    with monkeypatch.context() as patched:
+
+        def fail(path: str) -> None:
+            raise PermissionError(13, "Permission denied", path)
+
+        patched.setattr(os, "unlink", fail)
+        with pytest.warns(RuntimeWarning, match=r"step 1 was saved .* cannot be removed"):
+            manager.save(1, {"n": 1})
+    assert manager.load({"n": 0}) == {"n": 1}
+    manager.save(2, {"n": 2})
+    assert manager.steps() == [2]
+
+
+@pytest.mark.parametrize("step", ["1", 1.0, True])
+def test_step_that_is_no_whole_number_is_not_looked_for(step: Any, tmp_path: pathlib.Path) -> None:
+    manager = CheckpointManager(tmp_path, asynchronous=False)
+    manager.save(1, {"n": 1})
+    for call in (lambda: manager.load({"n": 0}, step), lambda: manager.delete(step)):
+        with pytest.raises(UnsupportedValueError, match="a step is a whole number"):
+            call()
+    assert manager.load({"n": 0}, np.int64(1)) == {"n": 1}

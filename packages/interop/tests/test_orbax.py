@@ -179,3 +179,33 @@ def test_several_processes_write_what_one_reads_and_back(tmp_path: pathlib.Path)
     processes(1, 1, tmp_path, "load")
     processes(1, 8, tmp_path, "save")
     processes(2, 2, tmp_path, "load")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4", "float8_e4m3fn", "bool", "float32"])
+def test_empty_array_of_jax_fills_a_model(dtype: str, path: pathlib.Path) -> None:
+    save(path, {"x": jnp.zeros((3, 0), dtype), "y": jnp.ones(2)})
+    got = load(path, {"x": jnp.zeros((3, 0), dtype), "y": jnp.zeros(2)})
+    assert isinstance(got["x"], jax.Array)
+    assert (got["x"].dtype, got["x"].shape) == (jnp.dtype(dtype), (3, 0))
+
+
+def test_folder_with_other_things_in_it_is_not_replaced(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        save(tmp_path, {"x": jnp.ones(2)}, format="orbax")
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
+def test_error_of_the_disk_is_an_oserror(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import orbax.checkpoint as ocp
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "save", fail, raising=True)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "async_save", fail, raising=True)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save(path, {"x": jnp.ones(2)})
+    assert caught.value.errno == 28 and not path.exists()

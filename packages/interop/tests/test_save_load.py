@@ -260,3 +260,17 @@ def test_loading_into_variables_of_another_trace_writes_nothing(file: pathlib.Pa
     with pytest.raises(nnx.errors.TraceError):
         f()
     assert leaves(fresh) == before
+
+
+@pytest.mark.parametrize("metadata", [{3: "a"}, {"a": [{None: 1}]}, {"a": {"b": ({True: 1},)}}])
+def test_key_of_metadata_that_json_would_make_a_text(
+    metadata: dict[Any, Any], file: pathlib.Path
+) -> None:
+    with pytest.raises(UnsupportedValueError, match="it has the key"):
+        save(file, {"x": 1}, metadata=metadata)
+    assert not file.exists()
+
+
+def test_empty_container_says_that_it_is_empty(file: pathlib.Path) -> None:
+    with pytest.raises(UnsupportedValueError, match="an empty dict as the model"):
+        save(file, {})

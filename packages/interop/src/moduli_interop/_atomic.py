@@ -27,6 +27,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed anyw
 __all__ = [
     "atomic_folder",
     "atomic_write",
+    "check_home",
     "locked",
     "remove_leftovers",
     "sync_tree",
@@ -66,9 +67,13 @@ def atomic_write(path: str | os.PathLike[str], *, nbytes: int = 0) -> Iterator[B
       >>> path.read_bytes()
       b'all of it'
     """
-    target = os.path.realpath(path)
+    target = os.path.realpath(os.fsdecode(path))
     if os.path.isdir(target):
-        raise IsADirectoryError(f"{os.fspath(path)} is a directory; a checkpoint is one file")
+        raise IsADirectoryError(f"{os.fsdecode(path)!r} is a directory; a checkpoint is one file")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise FileExistsError(
+            f"{os.fsdecode(path)} is a pipe or a device, which a file would take the place of"
+        )
     directory, name = _place(path, target)
     remove_leftovers(directory)
     forget(target)
@@ -120,7 +125,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
       >>> os.listdir(path)
       ['first.bin']
     """
-    target = os.path.realpath(path)
+    target = os.path.realpath(os.fsdecode(path))
     if os.path.exists(target) and not os.path.isdir(target):
         raise NotADirectoryError(f"{os.fspath(path)} is a file, and this format writes a folder")
     directory, name = _place(path, target)
@@ -203,11 +208,29 @@ def locked(path: str) -> Iterator[bool]:
 def _place(path: str | os.PathLike[str], target: str) -> tuple[str, str]:
     directory, name = os.path.split(target)
     if not os.path.isdir(directory):
+        check_home(os.fsdecode(path))
         raise FileNotFoundError(
-            f"cannot write {os.fspath(path)}: the folder {directory} does not exist; make it first "
-            "with `pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)`"
+            f"cannot write {os.fsdecode(path)}: the folder {directory} does not exist; make it "
+            "first with `pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)`"
         )
     return directory, name
+
+
+def check_home(path: str) -> None:
+    """Refuses a path below ``~`` where nothing is called so: a shell would have written it out.
+
+    Args:
+      path: the path, as the user gave it.
+
+    Raises:
+      FileNotFoundError: if it begins with ``~`` and there is no such folder.
+    """
+    first = path.split(os.sep)[0]
+    if first.startswith("~") and os.sep in path and not os.path.exists(first):
+        raise FileNotFoundError(
+            f"cannot write {path}: there is no folder {first!r} here, and Python does not write it "
+            "out as a shell does; use os.path.expanduser(path)"
+        )
 
 
 def _temporary(directory: str, name: str) -> str:

@@ -92,7 +92,7 @@ def inspect_checkpoint(
       >>> info.metadata, info.leaves[0].path, info.leaves[0].kind, info.leaves[0].type
       ({'epoch': 3}, ('scale',), 'Param', 'float')
     """
-    file = os.fspath(path)
+    file = os.fsdecode(path)
     chosen = recognize_format(file, format)
     checkpoint = (chosen.open or chosen.load)(file)
     if verify:
@@ -119,7 +119,7 @@ def verify_checkpoint(path: str | os.PathLike[str], *, format: str | None = None
       >>> save(path, nnx.Dict({"scale": nnx.Param(2.5)}))
       >>> verify_checkpoint(path)
     """
-    file = os.fspath(path)
+    file = os.fsdecode(path)
     chosen = recognize_format(file, format)
     with no_collection():
         if chosen.verify is not None:

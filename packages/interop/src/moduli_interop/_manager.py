@@ -33,7 +33,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
-from moduli_interop._atomic import atomic_write, locked, remove_leftovers
+from moduli_interop._atomic import atomic_write, check_home, locked, remove_leftovers
 from moduli_interop._checkpoint import described, load, write
 from moduli_interop._choose import choose_format
 from moduli_interop._errors import (
@@ -60,6 +60,7 @@ _MARKER = re.compile(r"step_(\d{1,18})\.json")
 _DATA = re.compile(r"step_(\d{1,18})\.[0-9a-f]{16}(\.\w+)?")
 _LOCK = ".moduli-lock"
 _LARGEST_MARKER = 1 << 24
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class CheckpointManager:
         asynchronous: bool = True,
         progress: Progress = None,
     ):
-        self._folder = os.path.abspath(os.fspath(folder))
+        self._folder = os.path.abspath(os.fsdecode(folder))
         if keep_last is not None and (type(keep_last) is not int or keep_last < 1):
             raise ValueError(
                 f"keep_last is a number of steps, at least 1, or None; got {keep_last!r}"
@@ -150,6 +151,7 @@ class CheckpointManager:
         self._progress = progress
         self._pending: _Pending | None = None
         self._verified: dict[int, tuple[Any, ...]] = {}
+        check_home(os.fsdecode(folder))
         os.makedirs(self._folder, exist_ok=True)
 
     @property
@@ -233,11 +235,11 @@ class CheckpointManager:
         """
         self.wait()
         if step is not None:
-            info = self.info(step)
+            info = self.info(step, present=True)
             return load(info.path, model, format=info.format, progress=self._progress)
         for number in reversed(self.steps()):
             try:
-                info = self.info(number)
+                info = self.info(number, present=True)
                 return load(info.path, model, format=info.format, progress=self._progress)
             except (CheckpointMismatchError, UnsupportedValueError):
                 raise
@@ -272,18 +274,25 @@ class CheckpointManager:
         self.wait()
         return sorted(self._markers())
 
-    def info(self, step: int) -> StepInfo:
+    def info(self, step: int, *, present: bool = False) -> StepInfo:
         """Returns what is known of a step without reading its checkpoint.
 
         Args:
           step: its number.
+          present: whether the checkpoint that the marker names has to be there.
 
         Raises:
           CheckpointNotFoundError: if there is no such step.
-          CorruptCheckpointError: if its marker cannot be read.
+          CorruptCheckpointError: if its marker cannot be read, or the checkpoint is not there.
         """
         self.wait()
-        return self._info(step)
+        info = self._info(_whole(step))
+        if present and not os.path.exists(info.path):
+            raise CorruptCheckpointError(
+                f"the checkpoint {info.path} of step {step} is not there, though the marker of the "
+                "step names it; the step cannot be used"
+            )
+        return info
 
     def metadata(self, step: int) -> Mapping[str, Any]:
         """Returns the facts that were given to ``save`` with a step."""
@@ -299,6 +308,7 @@ class CheckpointManager:
           CheckpointNotFoundError: if there is no such step.
         """
         self.wait()
+        step = _whole(step)
         if step not in self._markers():
             raise self._no_step(step)
         with locked(os.path.join(self._folder, _LOCK)) as held:
@@ -404,10 +414,18 @@ class CheckpointManager:
         with atomic_write(self._marker(step)) as file:
             file.write(json.dumps({**marker, "sha256": _digest(marker)}).encode())
         self._verified.pop(step, None)
-        for old_name in replaced if held else ():
-            _delete(os.path.join(self._folder, old_name))
-        for old in self._unwanted(step):
-            self._remove(old)
+        try:
+            for old_name in replaced if held else ():
+                _delete(os.path.join(self._folder, old_name))
+            for old in self._unwanted(step):
+                self._remove(old)
+        except OSError as error:  # the step exists, so its save has not failed
+            warnings.warn(
+                f"step {step} was saved in {self._folder}, but what is not to be kept cannot be "
+                f"removed there: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _unwanted(self, newest: int) -> list[int]:
         """Returns the steps to remove after one was saved, which is never removed itself."""
@@ -435,9 +453,9 @@ class CheckpointManager:
         """Removes a step: the marker first, so that half a step is none."""
         with contextlib.suppress(FileNotFoundError):
             path = None
-            with contextlib.suppress(CheckpointError):
+            with contextlib.suppress(CheckpointError, OSError):
                 path = self._info(step).path
-            os.unlink(self._marker(step))
+            _delete(self._marker(step))
             self._verified.pop(step, None)
             if path is not None:
                 _delete(path)
@@ -493,7 +511,7 @@ class CheckpointManager:
             file_format = str(marker["format"])
         except FileNotFoundError:
             raise self._no_step(step) from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (IsADirectoryError, *_WRONG) as error:
             raise CorruptCheckpointError(
                 f"the marker {path} of step {step} is damaged ({type(error).__name__}: {error}); "
                 "the step cannot be used"
@@ -508,7 +526,7 @@ class CheckpointManager:
     def _newest(self, steps: list[int]) -> int | None:
         for step in reversed(steps):
             try:
-                info = self._info(step)
+                info = self.info(step, present=True)
                 identity = (info.path, *_identity(info.path))
                 if self._verified.get(step) != identity:
                     verify_checkpoint(info.path, format=info.format)
@@ -593,10 +611,14 @@ def _digest(marker: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
-def _step(step: Any) -> int:
+def _whole(step: Any) -> int:
     if isinstance(step, bool) or not hasattr(step, "__index__"):
         raise UnsupportedValueError(f"a step is a whole number, at least 0; got {step!r}")
-    number = step.__index__()
+    return step.__index__()
+
+
+def _step(step: Any) -> int:
+    number = _whole(step)
     if not 0 <= number < 10**18:
         raise UnsupportedValueError(f"a step is a whole number, at least 0; got {number}")
     return number

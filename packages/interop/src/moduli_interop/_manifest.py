@@ -101,7 +101,9 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
       UnsupportedValueError: if JSON cannot hold it.
     """
     try:
-        text = json.dumps(dict(metadata or {}), default=_number)
+        facts = dict(metadata or {})
+        _check_keys(facts)
+        text = json.dumps(facts, default=_number)
     except (TypeError, ValueError, RecursionError) as error:
         raise UnsupportedValueError(
             f"the metadata of a checkpoint is a JSON-like dict (str keys; numbers, str, bool, "
@@ -109,6 +111,17 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
             "moduli.Variable of a dict that you save with it"
         ) from None
     return json.loads(text)
+
+
+def _check_keys(value: Any) -> None:
+    """Refuses keys that JSON would turn into texts, as it does with numbers."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"it has the key {key!r} of the type {type(key).__name__}")
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_keys(item)
 
 
 def _number(value: Any) -> Any:

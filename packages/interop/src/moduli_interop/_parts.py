@@ -61,8 +61,9 @@ class Parts:
             self._inner = [path for path, _ in self.live]
             return
         if not _is_container(model) or not model:
+            empty = "n empty" if _is_container(model) else ""
             raise UnsupportedValueError(
-                f"got a {type(model).__name__} as the model; pass a Module, an Optimizer or "
+                f"got a{empty} {type(model).__name__} as the model; pass a Module, an Optimizer or "
                 "another moduli.Pytree, a State, or a dict, list or tuple of these and of arrays "
                 'and numbers, such as {"model": model, "optimizer": optimizer, "step": 3}'
             )

@@ -23,7 +23,7 @@ def path_of(path: Any, caller: str, arguments: str, model: Any = None) -> str:
       VariableError: (a TypeError) if it is no path.
     """
     try:
-        return os.fspath(path)
+        return os.fsdecode(path)
     except TypeError:
         swapped = isinstance(model, (str, os.PathLike))
         raise VariableError(

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,9 +19,13 @@ import numpy as np
 from moduli.errors import ModuliError, format_path
 from moduli_interop._choose import choose_format, recognize_format
 from moduli_interop._dtypes import from_bits
-from moduli_interop._errors import CheckpointError, NotACheckpointError
+from moduli_interop._errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    NotACheckpointError,
+)
 from moduli_interop._inspect import CheckpointInfo, inspect_checkpoint, verify_checkpoint
-from moduli_interop._manager import CheckpointManager, has_steps
+from moduli_interop._manager import CheckpointManager, StepInfo, has_steps
 from moduli_interop._match import paired
 from moduli_interop._stored import Leaf, StoredArray, describe, named_arrays, replaced
 
@@ -80,16 +85,35 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _inspect_steps(options: argparse.Namespace) -> int:
-    manager = CheckpointManager(options.path)
-    infos = [manager.info(step) for step in manager.steps()]
+    infos, damaged = _steps(options.path)
     if options.json:
-        print(json.dumps({"steps": [dataclasses.asdict(info) for info in infos]}, indent=2))
-        return 0
-    print(f"{options.path}: {len(infos)} steps")
-    for info in infos:
+        bad = [{"step": step, "error": str(error)} for step, error in damaged.items()]
+        steps = [dataclasses.asdict(info) for info in infos.values()]
+        print(json.dumps({"steps": steps, "damaged": bad}, indent=2))
+        return 1 if damaged else 0
+    count = f", {len(damaged)} of them damaged" if damaged else ""
+    print(f"{options.path}: {len(infos) + len(damaged)} steps{count}")
+    for step in sorted(infos.keys() | damaged.keys()):
+        if step in damaged:
+            print(f"{step:>10}  damaged: {damaged[step]}")
+            continue
+        info = infos[step]
         metrics = ", ".join(f"{name} {value:g}" for name, value in info.metrics.items())
-        print(f"{info.step:>10}  {os.path.basename(info.path)}  {metrics}".rstrip())
-    return 0
+        print(f"{step:>10}  {os.path.basename(info.path)}  {metrics}".rstrip())
+    return 1 if damaged else 0
+
+
+def _steps(folder: str) -> tuple[dict[int, StepInfo], dict[int, Exception]]:
+    """Returns what the markers of a manager's folder say, and what is wrong with the others."""
+    manager = CheckpointManager(folder)
+    infos: dict[int, StepInfo] = {}
+    damaged: dict[int, Exception] = {}
+    for step in manager.steps():
+        try:
+            infos[step] = manager.info(step, present=True)
+        except (CheckpointError, OSError) as error:
+            damaged[step] = error
+    return infos, damaged
 
 
 def _as_json(info: CheckpointInfo) -> dict[str, object]:
@@ -136,38 +160,54 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 def _verify(options: argparse.Namespace) -> int:
     status = 0
     for path in options.paths:
-        for file in _files(path) if options.format is None else [path]:
-            if isinstance(file, CheckpointError):
-                print(file)
-                status = 1
-                continue
-            try:
-                verify_checkpoint(file, format=options.format)
-                print(f"{file}: whole")
-            except CheckpointError as error:
-                print(f"{file}: {error}")
-                status = 1
+        if options.format is not None or not has_steps(path):
+            status = max(status, _verified(path, options.format))
+            continue
+        infos, damaged = _steps(path)
+        for step in sorted(infos.keys() | damaged.keys()):
+            if step in damaged:
+                print(damaged[step])
+                status = max(status, 1)
+            else:
+                status = max(status, _verified(infos[step].path, None))
     return status
 
 
-def _files(path: str) -> Iterator[str | CheckpointError]:
-    """Yields a file, or those of a folder's steps; for a step that names none, what is wrong."""
+def _verified(file: str, format: str | None) -> int:
+    """Verifies one file and says how it is; what cannot be opened does not end the command."""
+    try:
+        verify_checkpoint(file, format=format)
+    except CheckpointError as error:
+        print(f"{file}: {error}")
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{file}: whole")
+    return 0
+
+
+def _file_of(path: str) -> str:
+    """Returns a checkpoint's path; of a folder of steps, that of the newest that verifies."""
     if not has_steps(path):
-        yield path
-        return
+        return path
     manager = CheckpointManager(path)
-    for step in manager.steps():
-        try:
-            yield manager.info(step).path
-        except CheckpointError as error:
-            yield error
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        step = manager.latest()
+    for warning in found:
+        print(f"note: {warning.message}", file=sys.stderr)
+    if step is None:
+        raise CheckpointNotFoundError(f"{path} has no step that verifies")
+    print(f"note: of {path}, step {step} is taken, the newest that verifies", file=sys.stderr)
+    return manager.info(step).path
 
 
 # -- convert ---------------------------------------------------------------------------------------
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="the checkpoint to read")
+    parser.add_argument("source", help="the checkpoint to read, or a folder of steps")
     parser.add_argument("target", help="the file to write; its suffix chooses the format")
     parser.add_argument("--from", dest="source_format", help="format of the source")
     parser.add_argument("--to", dest="target_format", help="format of the target")
@@ -175,10 +215,11 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     target = choose_format(options.target, options.target_format)
-    source = recognize_format(options.source, options.source_format)
-    verify_checkpoint(options.source, format=source.name)
-    target.save(options.target, source.load(options.source))
-    print(f"{options.target}: format {target.name}, as {options.source}")
+    file = options.source if options.source_format else _file_of(options.source)
+    source = recognize_format(file, options.source_format)
+    verify_checkpoint(file, format=source.name)
+    target.save(options.target, source.load(file))
+    print(f"{options.target}: format {target.name}, as {file}")
     return 0
 
 
@@ -186,12 +227,12 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", help="a checkpoint")
+    parser.add_argument("first", help="a checkpoint, or a folder of steps")
     parser.add_argument("second", help="another one")
 
 
 def _diff(options: argparse.Namespace) -> int:
-    paths = (options.first, options.second)
+    paths = (_file_of(options.first), _file_of(options.second))
     first, second = (recognize_format(path, None).load(path) for path in paths)
     differences = list(_differences(first.leaves, second.leaves))
     if dict(first.metadata) != dict(second.metadata):
@@ -226,7 +267,11 @@ def _differences(first: tuple[Leaf, ...], second: tuple[Leaf, ...]) -> Iterator[
 
 def _value_differences(leaf: Leaf, other: Leaf) -> Iterator[str]:
     for (name, one), (_, two) in zip(named_arrays([leaf]), named_arrays([other]), strict=True):
-        bits, other_bits = one.read_bits(), two.read_bits()
+        try:
+            bits, other_bits = one.read_bits(), two.read_bits()
+        except CheckpointError as error:
+            yield f"`{name}` cannot be compared: {error}"
+            continue
         if bits.tobytes() != other_bits.tobytes():
             yield f"`{name}`: {_how_far(one, bits, other_bits)}"
     if _plain(leaf.value) != _plain(other.value):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from moduli_interop._dtypes import dtype_from_name, storage_dtype, to_bits
@@ -147,8 +148,10 @@ class _Folder:
             wanted[member] = None if member in self._as_bits else sharding
         found = self._restored(wanted)
         return [
-            self._bits(member, found[member]) if sharding is None else found[member]
-            for member, sharding in wanted.items()
+            found[member]
+            if isinstance(found[member], jax.Array)
+            else self._bits(member, found[member])
+            for member in wanted  # an empty array is in no file, and none of JAX's here
         ]
 
     def _restored(self, wanted: dict[str, Any]) -> dict[str, Any]:

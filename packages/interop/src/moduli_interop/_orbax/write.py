@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from moduli_interop._orbax.layout import (
     files_of,
     first_line,
     import_orbax,
+    is_ours,
 )
 from moduli_interop._stored import Checkpoint, StoredArray
 
@@ -49,16 +52,22 @@ def write(path: str, checkpoint: Checkpoint) -> None:
       MissingExtraError: if orbax is not installed.
       UnsupportedValueError: if an array of a dtype that zarr does not know is spread over several
         processes.
-      OSError: if the folder cannot be written.
+      OSError: if the folder cannot be written, or there is one with other things in it.
     """
     orbax = import_orbax()
     count = iter(range(1 << 62))
     manifest, arrays = encode_manifest(checkpoint, name=lambda path: f"array{next(count)}")
     tree = {name: _live(array) for name, array in arrays.items() if array.nbytes}
+    _check_folder(path)
     with _folder(path) as new:
         if tree:
-            with checkpointer(orbax) as writer:
-                writer.save(os.path.join(new, ARRAYS), args=orbax.args.PyTreeSave(tree))
+            try:
+                with checkpointer(orbax) as writer:
+                    writer.save(os.path.join(new, ARRAYS), args=orbax.args.PyTreeSave(tree))
+            except ValueError as error:  # what tensorstore makes of the system's errors
+                code = re.search(r"os_error_code='(\d+)'", str(error))
+                number = int(code[1]) if code else errno.EIO
+                raise OSError(number, f"orbax cannot write {path}: {str(error)[:500]}") from error
         if jax.process_index() == 0:
             content = {
                 "manifest": manifest,
@@ -68,6 +77,16 @@ def write(path: str, checkpoint: Checkpoint) -> None:
             text = json.dumps(content).encode()
             with open(os.path.join(new, MANIFEST), "wb") as file:
                 file.write(first_line(VERSION, text) + text)
+
+
+def _check_folder(path: str) -> None:
+    """Refuses to take the place of a folder with anything but a checkpoint in it."""
+    if os.path.isdir(path) and os.listdir(path) and not is_ours(path):
+        raise FileExistsError(
+            f"{path} is a folder with something else in it than a checkpoint of moduli.save "
+            f"({', '.join(sorted(os.listdir(path))[:3])}, ...), which would be lost; remove it, or "
+            "choose another name"
+        )
 
 
 def _live(array: StoredArray) -> Any:
