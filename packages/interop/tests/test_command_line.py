@@ -42,7 +42,7 @@ def test_inspect_reads_headers_only(path: str, capsys: pytest.CaptureFixture[str
     status, out, _ = run(capsys, "inspect", path)
     assert status == 0 and "w = tied  Param  float32[2,3]  24" in out and "'epoch': 3" in out
     found = json.loads(run(capsys, "inspect", path, "--json")[1])
-    assert found["leaves"][0] == {
+    assert next(leaf for leaf in found["leaves"] if leaf["path"] == "w") == {
         "path": "w", "kind": "Param", "type": "float32[2,3]", "bytes": 24, "aliases": ["tied"]
     }  # fmt: skip
 
@@ -207,3 +207,33 @@ def test_a_reader_that_leaves_ends_the_program_without_a_traceback(command: str,
         )
     assert b"Error" not in program.stderr, program.stderr
     assert program.returncode == 141
+
+
+def test_foreign_weights_are_converted_and_compared(
+    path: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"a.weight": torch.arange(6.0).reshape(3, 2).T, "a.bias": torch.ones(3).bfloat16()}
+    one, other, made = (str(tmp_path / name) for name in ("1.pt", "2.npz", "3.safetensors"))
+    torch.save({"state_dict": state, "epoch": 3}, one)
+    status, out, _ = run(capsys, "convert", one, made)
+    assert (status, out) == (0, f"{made}: 2 tensors, with their names in {one}\n")
+    found = nnx.read_tensors(made)
+    np.testing.assert_array_equal(found["state_dict.a.weight"].read(), state["a.weight"])
+    assert run(capsys, "diff", one, made)[:2] == (0, "equal: 2 tensors\n")
+    np.savez(other, **{"state_dict.a.weight": np.arange(6.0, dtype="f").reshape(3, 2).T + 0.5})
+    status, out, _ = run(capsys, "diff", one, other)
+    assert status == 1
+    assert out.splitlines() == [
+        "`state_dict.a.weight`: 6 of 6 numbers differ, by at most 0.5",
+        "only in the first: `state_dict.a.bias` (bfloat16[3])",
+    ]
+    for command in (("convert", one, str(tmp_path / "4.npz")), ("diff", one, path)):
+        status, _, err = run(capsys, *command)
+        assert status == 2 and err.startswith("error: ") and "Traceback" not in err
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(pathlib.Path(made).read_bytes()[:-1])
+    assert run(capsys, "convert", str(damaged), str(tmp_path / "5.safetensors"))[0] == 2
+    damage(path)
+    assert run(capsys, "convert", path, str(tmp_path / "5.safetensors"))[0] == 2
+    assert not (tmp_path / "5.safetensors").exists()

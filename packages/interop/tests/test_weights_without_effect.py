@@ -173,3 +173,10 @@ def test_shapes_of_a_mesh_are_filled_on_its_devices(kind, tmp_path):
     else:
         load_weights(source, other, cast=True)
         assert isinstance(other.kernel.value, jnp.ndarray)
+
+
+def test_a_prefix_that_two_models_of_a_file_have_is_named_for_both():
+    state = {"weight": np.ones((3, 2), np.float32), "bias": np.ones(3, np.float32)}
+    model = Linear(2, 3, rngs=nnx.Rngs(0))
+    text = refused({"model": state, "ema": state}, "does not fit", model=model)
+    assert "write prefix='ema.' or prefix='model.'" in text

@@ -14,20 +14,25 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from moduli.errors import ModuliError, format_path
 from moduli_interop._choose import choose_format, recognize_format
 from moduli_interop._dtypes import from_bits
 from moduli_interop._errors import (
     CheckpointError,
+    CheckpointFormatError,
     CheckpointNotFoundError,
     NotACheckpointError,
+)
+from moduli_interop._foreign_files import (
+    convert_tensors,
+    differences_of_tensors,
+    how_far,
+    tensors_or_none,
 )
 from moduli_interop._inspect import CheckpointInfo, inspect_checkpoint, verify_checkpoint
 from moduli_interop._manager import CheckpointManager, StepInfo, has_steps
 from moduli_interop._match import paired
-from moduli_interop._stored import Leaf, StoredArray, describe, named_arrays, replaced
+from moduli_interop._stored import Leaf, describe, named_arrays, replaced
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -137,13 +142,10 @@ def _as_json(info: CheckpointInfo) -> dict[str, object]:
 
 def _foreign(path: str) -> str | None:
     """Lists the tensors of a file that is no checkpoint; None if it is no such file either."""
-    from moduli_interop._tensors.read import read_tensors
-
-    try:
-        tensors = read_tensors(path)
-        rows = [(name, str(t.dtype), str(list(t.shape))) for name, t in tensors.items()]
-    except (ModuliError, OSError):
+    tensors = tensors_or_none(path)
+    if tensors is None:
         return None
+    rows = [(name, str(t.dtype), str(list(t.shape))) for name, t in tensors.items()]
     widths = [max([len(row[i]) for row in rows], default=0) for i in range(2)]
     lines = [f"{name:{widths[0]}}  {dtype:{widths[1]}}  {shape}" for name, dtype, shape in rows]
     return "\n".join([f"{path}: {len(rows)} tensors, not written by moduli.save", *lines])
@@ -207,7 +209,9 @@ def _file_of(path: str) -> str:
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="the checkpoint to read, or a folder of steps")
+    parser.add_argument(
+        "source", help="the checkpoint to read, a folder of steps, or foreign weights"
+    )
     parser.add_argument("target", help="the file to write; its suffix chooses the format")
     parser.add_argument("--from", dest="source_format", help="format of the source")
     parser.add_argument("--to", dest="target_format", help="format of the target")
@@ -216,8 +220,16 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert(options: argparse.Namespace) -> int:
     target = choose_format(options.target, options.target_format)
     file = options.source if options.source_format else _file_of(options.source)
-    source = recognize_format(file, options.source_format)
-    verify_checkpoint(file, format=source.name)
+    try:
+        source = recognize_format(file, options.source_format)
+        verify_checkpoint(file, format=source.name)
+    except (NotACheckpointError, CheckpointFormatError):
+        tensors = None if options.source_format else tensors_or_none(file)
+        if tensors is None:
+            raise
+        convert_tensors(tensors, options.target)
+        print(f"{options.target}: {len(tensors)} tensors, with their names in {file}")
+        return 0
     target.save(options.target, source.load(file))
     print(f"{options.target}: format {target.name}, as {file}")
     return 0
@@ -227,13 +239,19 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", help="a checkpoint, or a folder of steps")
+    parser.add_argument("first", help="a checkpoint, a folder of steps, or foreign weights")
     parser.add_argument("second", help="another one")
 
 
 def _diff(options: argparse.Namespace) -> int:
     paths = (_file_of(options.first), _file_of(options.second))
-    first, second = (recognize_format(path, None).load(path) for path in paths)
+    try:
+        first, second = (recognize_format(path, None).load(path) for path in paths)
+    except (NotACheckpointError, CheckpointFormatError):
+        status = _diff_foreign(*paths)
+        if status is None:
+            raise
+        return status
     differences = list(_differences(first.leaves, second.leaves))
     if dict(first.metadata) != dict(second.metadata):
         differences.append(f"metadata: {dict(first.metadata)} and {dict(second.metadata)}")
@@ -242,6 +260,29 @@ def _diff(options: argparse.Namespace) -> int:
     if not differences:
         print(f"equal: {len(first.leaves)} leaves")
     return 1 if differences else 0
+
+
+def _diff_foreign(first: str, second: str) -> int | None:
+    """Compares two files of foreign weights; None if one of them is none."""
+    found = [None if _is_checkpoint(path) else tensors_or_none(path) for path in (first, second)]
+    one, other = found
+    if one is None or other is None:
+        return None
+    equal = True
+    for line in differences_of_tensors(one, other):
+        equal = False
+        print(line)
+    if equal:
+        print(f"equal: {len(one)} tensors")
+    return 0 if equal else 1
+
+
+def _is_checkpoint(path: str) -> bool:
+    try:
+        inspect_checkpoint(path, verify=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _differences(first: tuple[Leaf, ...], second: tuple[Leaf, ...]) -> Iterator[str]:
@@ -273,7 +314,8 @@ def _value_differences(leaf: Leaf, other: Leaf) -> Iterator[str]:
             yield f"`{name}` cannot be compared: {error}"
             continue
         if bits.tobytes() != other_bits.tobytes():
-            yield f"`{name}`: {_how_far(one, bits, other_bits)}"
+            here, there = (from_bits(x, one.dtype) for x in (bits, other_bits))
+            yield f"`{name}`: {how_far(here, there)}"
     if _plain(leaf.value) != _plain(other.value):
         yield f"`{leaf.name}`: {leaf.value!r} and {other.value!r}"
 
@@ -281,18 +323,6 @@ def _value_differences(leaf: Leaf, other: Leaf) -> Iterator[str]:
 def _plain(value: object) -> str:
     """Returns what a stored value is besides its arrays, to the bit of a float."""
     return repr(replaced(value, describe))
-
-
-def _how_far(array: StoredArray, first: np.ndarray, second: np.ndarray) -> str:
-    one, two = from_bits(first, array.dtype), from_bits(second, array.dtype)
-    count = int((first != second).sum()) or "the sign of zeros or NaNs in some"
-    try:
-        wide = np.complex128 if one.dtype.kind == "c" else np.float64
-        with np.errstate(all="ignore"):
-            distance = float(np.nanmax(np.abs(one.astype(wide) - two.astype(wide))))
-        return f"{count} of {one.size} numbers differ, by at most {distance:.3g}"
-    except (TypeError, ValueError):
-        return f"{count} of {one.size} numbers differ"
 
 
 COMMANDS = {

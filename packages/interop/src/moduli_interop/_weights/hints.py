@@ -30,9 +30,11 @@ def prefix_hint(theirs: Collection[str], ours: Collection[str], prefix: str) -> 
     if longer:
         best, count = max(longer.items(), key=lambda item: (item[1], -len(item[0])))
         if count > there:
+            others = sorted(p for p, n in longer.items() if n == count and p != best)[:4]
+            either = "".join(f" or prefix={prefix + other!r}" for other in others)
             return (
                 f"{count} of the model's {len(wanted)} tensors are there with {best!r} before "
-                f"their names; write prefix={prefix + best!r}"
+                f"their names; write prefix={prefix + best!r}{either}"
             )
     given = set(theirs)
     shorter: Counter[str] = Counter()
