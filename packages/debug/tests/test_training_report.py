@@ -613,3 +613,15 @@ def test_importing_it_imports_no_matplotlib() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_model_in_the_place_of_measurements_is_named() -> None:
+    model = nnx.Dict(w=nnx.Param(jnp.ones(3)))
+    with pytest.raises(nnx.errors.VariableError, match=r"second argument is a Dict; .* model="):
+        TrainingReport().record(0, model, grads=nnx.state(model))  # type: ignore[arg-type]
+
+
+def test_wide_figures_are_marked_for_a_phone() -> None:
+    text = recorded(3).html()
+    assert text.count('class="wide"') + text.count('class="narrow"') == text.count("<img ")
+    assert 'class="wide"' in text

@@ -124,6 +124,7 @@ def test_a_model_is_filled_by_a_map_and_written_by_the_same(tmp_path):
     tensors, model = theirs(), Model()
     report = load_weights(tensors, model, names=NAMES)
     assert isinstance(report, LoadReport)
+    assert repr(report) == str(report)  # in a notebook
     assert len(report.loaded) == len(tensors)
     assert (report.missing, report.unexpected, report.kept) == ((), (), 0)
     query = model.layers[1].attention.query.kernel.value  # (in, heads, head features)

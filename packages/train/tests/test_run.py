@@ -680,3 +680,12 @@ def test_without_a_folder_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     assert seen(None, [1.0], 3) == [1.0, 1.0, 1.0]
     assert os.listdir(tmp_path) == []
+
+
+def test_a_run_shows_where_it_is(tmp_path: pathlib.Path) -> None:
+    total = nnx.Dict({"value": nnx.Param(jnp.zeros(()))})
+    with nnx.Run(tmp_path, model=total, data=[1.0, 2.0], log_every=1, progress=False) as run:
+        assert repr(run) == f"Run({str(tmp_path)!r}, step=0, epoch=0)"
+        for batch in run.steps(3):
+            run.log(loss=batch)
+    assert repr(run) == f"Run({str(tmp_path)!r}, step=3, epoch=1, loss=1)"

@@ -46,6 +46,10 @@ _PAGE = """<!DOCTYPE html>
   th:first-child, td:first-child {{ text-align: left; }}
   thead th {{ border-bottom: 1px solid #888; vertical-align: bottom; }}
   tbody th {{ font-weight: normal; }}
+  @media (max-width: 40rem) {{
+    body {{ padding: 1rem 1rem 3rem; }}
+    img.wide {{ max-width: none; width: 44rem; }}  /* its section scrolls */
+  }}
   .note {{ border-left: 4px solid #D55E00; padding-left: .75rem; }}
 </style>
 </head>
@@ -125,7 +129,8 @@ def _image(figure: Figure, text: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     # As wide as it was drawn, at 96 pixels an inch, so that all figures have letters of one size.
     width = round(figure.get_figwidth() * 96)
-    return f'<img width="{width}" alt="{html.escape(text)}" src="data:image/png;base64,{data}">\n'
+    form = f'width="{width}" class="{"wide" if width > 700 else "narrow"}"'
+    return f'<img {form} alt="{html.escape(text)}" src="data:image/png;base64,{data}">\n'
 
 
 # -- what stands out -------------------------------------------------------------------------------
