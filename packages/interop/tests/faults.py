@@ -386,6 +386,7 @@ def folder_flips(count: int, seed: int = 0) -> tuple[int, int]:
         folder = pathlib.Path(name, "model.orbax")
         rows = {f"layer{i}": np.random.default_rng(i).integers(0, 9, 997) for i in range(20)}
         save(folder, nnx.State(rows))
+        names = sorted(rows)  # the order of a State's flat form
         files = _files(folder)
         for _ in range(count):
             (file,) = rng.choices(files, [file.stat().st_size for file in files])
@@ -399,7 +400,7 @@ def folder_flips(count: int, seed: int = 0) -> tuple[int, int]:
                     use(folder)
                 except CheckpointError as error:
                     text = str(error)
-                    assert not inside or f"damaged: `layer{inside[1]}`" in text, text
+                    assert not inside or f"damaged: `{names[int(inside[1])]}`" in text, text
                 else:
                     raise AssertionError(f"a flip in {file} was not found")
             named += inside is not None

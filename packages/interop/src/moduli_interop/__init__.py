@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from moduli_interop._inspect import inspect_checkpoint as inspect_checkpoint
     from moduli_interop._inspect import verify_checkpoint as verify_checkpoint
     from moduli_interop._manager import CheckpointManager as CheckpointManager
-    from moduli_interop._manager import StepInfo as StepInfo
     from moduli_interop._manifest import decode_manifest as decode_manifest
     from moduli_interop._manifest import encode_manifest as encode_manifest
+    from moduli_interop._markers import StepInfo as StepInfo
     from moduli_interop._stored import Checkpoint as Checkpoint
     from moduli_interop._stored import Leaf as Leaf
     from moduli_interop._stored import StoredArray as StoredArray
@@ -99,7 +99,8 @@ else:  # the same names; tests/test_package_maps.py compares the two
                 "inspect_checkpoint",
                 "verify_checkpoint",
             ],
-            "_manager": ["CheckpointManager", "StepInfo"],
+            "_manager": ["CheckpointManager"],
+            "_markers": ["StepInfo"],
             "_manifest": ["decode_manifest", "encode_manifest"],
             "_stored": ["Checkpoint", "Leaf", "StoredArray", "StoredNamedTuple"],
             "_tensors.errors": ["TensorFileError"],

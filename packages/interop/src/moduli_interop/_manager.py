@@ -13,19 +13,13 @@ for nobody else is writing.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import os
-import re
 import secrets
 import shutil
-import sys
 import threading
-import traceback
 import types
 import warnings
 from collections.abc import Callable, Mapping
@@ -33,7 +27,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
-from moduli_interop._atomic import atomic_write, check_home, locked, remove_leftovers
+from moduli_interop._atomic import check_home, locked, remove_leftovers
 from moduli_interop._checkpoint import described, load, write
 from moduli_interop._choose import choose_format
 from moduli_interop._errors import (
@@ -48,38 +42,28 @@ from moduli_interop._format import Format
 from moduli_interop._inspect import verify_checkpoint
 from moduli_interop._leaves import copied_to_host
 from moduli_interop._manifest import check_metadata
+from moduli_interop._markers import (
+    StepInfo,
+    checked_metrics,
+    checked_step,
+    data_files,
+    marker_path,
+    no_step,
+    read_marker,
+    steps_in,
+    whole_number,
+    write_marker,
+)
+from moduli_interop._pending import Pending
 from moduli_interop._progress import Progress
 from moduli_interop._quick import no_collection
 from moduli_interop._stored import Checkpoint
 
-__all__ = ["CheckpointManager", "StepInfo", "has_steps"]
+__all__ = ["CheckpointManager"]
 
 M = TypeVar("M")
 
-_MARKER = re.compile(r"step_(\d{1,18})\.json")
-_DATA = re.compile(r"step_(\d{1,18})\.[0-9a-f]{16}(\.\w+)?")
 _LOCK = ".moduli-lock"
-_LARGEST_MARKER = 1 << 24
-_WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-
-
-@dataclasses.dataclass(frozen=True)
-class StepInfo:
-    """A step of a :class:`CheckpointManager`, as its marker tells it.
-
-    Attributes:
-      step: its number.
-      path: the checkpoint; :func:`load`, :func:`inspect_checkpoint` and the like take it.
-      format: the name of its format.
-      metrics: the numbers that were given to ``save``.
-      metadata: the facts that were given to ``save``.
-    """
-
-    step: int
-    path: str
-    format: str
-    metrics: Mapping[str, float]
-    metadata: Mapping[str, Any]
 
 
 class CheckpointManager:
@@ -149,7 +133,7 @@ class CheckpointManager:
         self._suffix = choose_format("", self._format).suffixes[0]
         self._asynchronous = asynchronous
         self._progress = progress
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._verified: dict[int, tuple[Any, ...]] = {}
         check_home(os.fsdecode(folder))
         os.makedirs(self._folder, exist_ok=True)
@@ -189,8 +173,8 @@ class CheckpointManager:
           Exception: what a save before this one failed with; that step does not exist.
         """
         self.wait()
-        step = _step(step)
-        values = _metrics(metrics)
+        step = checked_step(step)
+        values = checked_metrics(metrics)
         if values and self._keep_best is not None and self._keep_best[0] not in values:
             raise UnsupportedValueError(
                 f"keep_best chooses by the metric {self._keep_best[0]!r}, and the metrics of step "
@@ -214,7 +198,7 @@ class CheckpointManager:
         if not later:
             work()
             return
-        self._pending = _Pending(step, self._folder, work)
+        self._pending = Pending(step, self._folder, work)
         self._pending.start()
 
     def load(self, model: M, step: int | None = None) -> M:
@@ -272,7 +256,7 @@ class CheckpointManager:
     def steps(self) -> list[int]:
         """Returns the numbers of the steps that exist, in order; they are not verified."""
         self.wait()
-        return sorted(self._markers())
+        return sorted(steps_in(self._folder))
 
     def info(self, step: int, *, present: bool = False) -> StepInfo:
         """Returns what is known of a step without reading its checkpoint.
@@ -286,7 +270,7 @@ class CheckpointManager:
           CorruptCheckpointError: if its marker cannot be read, or the checkpoint is not there.
         """
         self.wait()
-        info = self._info(_whole(step))
+        info = read_marker(self._folder, whole_number(step))
         if present and not os.path.exists(info.path):
             raise CorruptCheckpointError(
                 f"the checkpoint {info.path} of step {step} is not there, though the marker of the "
@@ -308,9 +292,9 @@ class CheckpointManager:
           CheckpointNotFoundError: if there is no such step.
         """
         self.wait()
-        step = _whole(step)
-        if step not in self._markers():
-            raise self._no_step(step)
+        step = whole_number(step)
+        if step not in steps_in(self._folder):
+            raise no_step(self._folder, step)
         with locked(os.path.join(self._folder, _LOCK)) as held:
             self._remove(step)
             if held:
@@ -403,16 +387,9 @@ class CheckpointManager:
         held: bool,
     ) -> None:
         """Writes the marker of a step that is on the disk, and removes what is not to be kept."""
-        marker = {
-            "step": step,
-            "checkpoint": name,
-            "format": chosen.name,
-            "metrics": metrics,
-            "metadata": metadata,
-        }
-        replaced = self._data_files().get(step, set()) - {name}
-        with atomic_write(self._marker(step)) as file:
-            file.write(json.dumps({**marker, "sha256": _digest(marker)}).encode())
+        replaced = data_files(self._folder).get(step, set()) - {name}
+        path = os.path.join(self._folder, name)
+        write_marker(StepInfo(step, path, chosen.name, metrics, metadata))
         self._verified.pop(step, None)
         try:
             for old_name in replaced if held else ():
@@ -431,7 +408,7 @@ class CheckpointManager:
         """Returns the steps to remove after one was saved, which is never removed itself."""
         if self._keep_last is None and self._keep_best is None:
             return []
-        steps = sorted(self._markers())
+        steps = sorted(steps_in(self._folder))
         before = [step for step in steps if step <= newest]  # later ones are of an earlier attempt
         kept = {*before[-(self._keep_last or 1) :], *(step for step in steps if step > newest)}
         if self._keep_best is not None:
@@ -442,9 +419,9 @@ class CheckpointManager:
         assert self._keep_best is not None
         name, mode = self._keep_best
         found = []
-        for step in sorted(self._markers()):
+        for step in sorted(steps_in(self._folder)):
             with contextlib.suppress(CheckpointError, OSError):
-                value = self._info(step).metrics.get(name, math.nan)
+                value = read_marker(self._folder, step).metrics.get(name, math.nan)
                 if not math.isnan(value):
                     found.append((value if mode == "max" else -value, step))
         return [step for _, step in sorted(found)]
@@ -454,8 +431,8 @@ class CheckpointManager:
         with contextlib.suppress(FileNotFoundError):
             path = None
             with contextlib.suppress(CheckpointError, OSError):
-                path = self._info(step).path
-            _delete(self._marker(step))
+                path = read_marker(self._folder, step).path
+            _delete(marker_path(self._folder, step))
             self._verified.pop(step, None)
             if path is not None:
                 _delete(path)
@@ -463,65 +440,21 @@ class CheckpointManager:
     def _clean(self) -> None:
         """Removes what killed processes left behind: temporary files, and what no marker names."""
         remove_leftovers(self._folder)
-        steps = self._markers()
-        for step, names in self._data_files().items():
+        steps = steps_in(self._folder)
+        for step, names in data_files(self._folder).items():
             named = None
             if step in steps:
                 if len(names) == 1:
                     continue
                 try:
-                    named = os.path.basename(self._info(step).path)
+                    named = os.path.basename(read_marker(self._folder, step).path)
                 except (CheckpointError, OSError):
                     continue  # a marker that cannot be read may name any of them
             for name in names - {named}:
                 with contextlib.suppress(OSError):
                     _delete(os.path.join(self._folder, name))
 
-    def _data_files(self) -> dict[int, set[str]]:
-        found: dict[int, set[str]] = {}
-        for name in os.listdir(self._folder):
-            match = _DATA.fullmatch(name)
-            if match:
-                found.setdefault(int(match[1]), set()).add(name)
-        return found
-
     # -- reading
-
-    def _markers(self) -> set[int]:
-        if not os.path.isdir(self._folder):
-            return set()
-        matches = map(_MARKER.fullmatch, os.listdir(self._folder))
-        return {int(match[1]) for match in matches if match and str(int(match[1])) == match[1]}
-
-    def _marker(self, step: int) -> str:
-        return os.path.join(self._folder, f"step_{step}.json")
-
-    def _info(self, step: int) -> StepInfo:
-        path = self._marker(step)
-        try:
-            with open(path, "rb") as file:
-                marker = json.loads(file.read(_LARGEST_MARKER))
-            if marker.pop("sha256") != _digest(marker):
-                raise ValueError("it does not have its SHA-256")
-            name = marker["checkpoint"]
-            if not _DATA.fullmatch(name) or marker["step"] != step:
-                raise ValueError(f"it names the file {name!r} and the step {marker['step']!r}")
-            metrics = {str(key): float(value) for key, value in marker["metrics"].items()}
-            metadata = dict(marker["metadata"])
-            file_format = str(marker["format"])
-        except FileNotFoundError:
-            raise self._no_step(step) from None
-        except (IsADirectoryError, *_WRONG) as error:
-            raise CorruptCheckpointError(
-                f"the marker {path} of step {step} is damaged ({type(error).__name__}: {error}); "
-                "the step cannot be used"
-            ) from error
-        return StepInfo(step, os.path.join(self._folder, name), file_format, metrics, metadata)
-
-    def _no_step(self, step: int) -> CheckpointNotFoundError:
-        steps = sorted(self._markers())
-        shown = ", ".join(map(str, steps[-20:])) or "none"
-        return CheckpointNotFoundError(f"{self._folder} has no step {step}; it has {shown}")
 
     def _newest(self, steps: list[int]) -> int | None:
         for step in reversed(steps):
@@ -542,96 +475,6 @@ class CheckpointManager:
             DamagedCheckpointWarning,
             stacklevel=4,
         )
-
-
-def has_steps(path: str) -> bool:
-    """Returns whether a path is the folder of a manager: one with a marker in it."""
-    return os.path.isdir(path) and any(map(_MARKER.fullmatch, os.listdir(path)))
-
-
-class _Pending:
-    """A save in a thread of its own, which the end of the program waits for."""
-
-    def __init__(self, step: int, folder: str, work: Callable[[], None]):
-        self.step = step
-        self.folder = folder
-        self.failure: BaseException | None = None
-        self._work: Callable[[], None] | None = work
-        self.thread = threading.Thread(target=self._run, name=f"moduli save of step {step}")
-
-    def start(self) -> None:
-        with _lock:
-            _unreported.add(self)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            assert self._work is not None
-            self._work()
-        except BaseException as error:
-            self.failure = error
-        else:
-            with _lock:
-                _unreported.discard(self)
-        finally:
-            self._work = None  # the copies are not needed any more
-
-    def raise_failure(self) -> None:
-        with _lock:
-            _unreported.discard(self)
-        if self.failure is not None:
-            self.failure.add_note(
-                f"Raised by the save of step {self.step} in {self.folder}, which was going on in a "
-                "thread. That step does not exist."
-            )
-            raise self.failure
-
-
-_lock = threading.Lock()
-_unreported: set[_Pending] = set()
-
-
-@atexit.register
-def _at_exit() -> None:
-    """Says what failed and was raised nowhere, when the program ends."""
-    with _lock:
-        left = sorted(_unreported, key=lambda pending: pending.step)
-        _unreported.clear()
-    for pending in left:
-        pending.thread.join()
-        if pending.failure is not None and sys.stderr is not None:
-            sys.stderr.write(
-                f"moduli: the save of step {pending.step} in {pending.folder} failed, and "
-                "that step does not exist:\n"
-            )
-            traceback.print_exception(pending.failure)
-
-
-def _digest(marker: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
-
-
-def _whole(step: Any) -> int:
-    if isinstance(step, bool) or not hasattr(step, "__index__"):
-        raise UnsupportedValueError(f"a step is a whole number, at least 0; got {step!r}")
-    return step.__index__()
-
-
-def _step(step: Any) -> int:
-    number = _whole(step)
-    if not 0 <= number < 10**18:
-        raise UnsupportedValueError(f"a step is a whole number, at least 0; got {number}")
-    return number
-
-
-def _metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    found = {}
-    for name, value in (metrics or {}).items():
-        try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError) as error:
-            raise UnsupportedValueError(f"the metric {name!r} is no number: {error}") from None
-    return found
 
 
 def _is_shared() -> bool:

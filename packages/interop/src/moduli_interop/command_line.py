@@ -30,7 +30,8 @@ from moduli_interop._foreign_files import (
     tensors_or_none,
 )
 from moduli_interop._inspect import CheckpointInfo, inspect_checkpoint, verify_checkpoint
-from moduli_interop._manager import CheckpointManager, StepInfo, has_steps
+from moduli_interop._manager import CheckpointManager
+from moduli_interop._markers import StepInfo, has_steps
 from moduli_interop._match import paired
 from moduli_interop._stored import Leaf, describe, named_arrays, replaced
 
