@@ -13,23 +13,30 @@ from layer_table import STRUCTURES
 
 import moduli
 
-for _package in ("torch", "equinox", "flax"):
+for _package in ("torch", "equinox", "flax", "haiku"):
     pytest.importorskip(_package)
 
-WAYS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "flax.nnx": (moduli.to_flax, moduli.from_flax),
-    "flax.linen": (moduli.bridge.as_linen, lambda made: moduli.bridge.from_linen(*made)),
-    "equinox": (moduli.to_equinox, moduli.from_equinox),
-    "torch": (moduli.to_torch, moduli.from_torch),
+WAYS: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {  # of a model and its inputs
+    "flax.nnx": (lambda model, *_: moduli.to_flax(model), moduli.from_flax),
+    "flax.linen": (
+        lambda model, *_: moduli.bridge.as_linen(model),
+        lambda made: moduli.bridge.from_linen(*made),
+    ),
+    "equinox": (lambda model, *_: moduli.to_equinox(model), moduli.from_equinox),
+    "haiku": (
+        moduli.bridge.as_haiku_layers,
+        lambda made: moduli.bridge.from_haiku_layers(*made),
+    ),
+    "torch": (lambda model, *_: moduli.to_torch(model), moduli.from_torch),
 }
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "bridges.md"
 
 
-def converts(model: Any, way: str) -> bool:
+def converts(model: Any, way: str, inputs: tuple[Any, ...]) -> bool:
     """Returns whether a layer goes there and back; every other error than a BridgeError is one."""
     there, back = WAYS[way]
     try:
-        back(there(model))
+        back(there(model, *inputs))
     except moduli.BridgeError:
         return False
     return True
@@ -52,7 +59,7 @@ def test_the_table_is_what_the_bridges_do() -> None:
         for way, cell in zip(WAYS, table[kind.__name__], strict=True):
             with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
                 warnings.simplefilter("ignore", UserWarning)
-                does = converts(model, way)
+                does = converts(model, way, row.arrays())
             if cell != "some settings" and does != (cell == "yes"):
                 wrong.append(f"{row.name}: {way} {'converts' if does else 'refuses'} it")
     assert not wrong, "docs/bridges.md says otherwise:\n" + "\n".join(wrong)

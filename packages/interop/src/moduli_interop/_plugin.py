@@ -56,12 +56,19 @@ def moduli_bridges() -> list[Bridge]:
     return [
         Bridge("flax.nnx", "flax", "flax", lambda: ()),  # by its names, see _bridges.flax_nnx
         Bridge("equinox", "equinox", "equinox", _equinox_rules),
+        Bridge("haiku", "haiku", "dm-haiku", _haiku_rules),
         Bridge("torch", "torch", "torch", _torch_rules),
     ]
 
 
 def _equinox_rules() -> list[LayerRule]:
     from moduli_interop._bridges.equinox import rules
+
+    return rules()
+
+
+def _haiku_rules() -> list[LayerRule]:
+    from moduli_interop._bridges.haiku_rules import rules
 
     return rules()
 

@@ -10,6 +10,7 @@ from moduli_interop._bridges.bridge import Bridge as Bridge
 from moduli_interop._bridges.bridge import Conversion as Conversion
 from moduli_interop._bridges.bridge import LayerRule as LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst as ChannelsFirst
+from moduli_interop._bridges.conventions import HaikuCore as HaikuCore
 from moduli_interop._bridges.conventions import JoinedAxes as JoinedAxes
 from moduli_interop._bridges.conventions import OneExample as OneExample
 from moduli_interop._bridges.conventions import PaddingEmbed as PaddingEmbed
@@ -18,6 +19,8 @@ from moduli_interop._bridges.equinox import EquinoxModule as EquinoxModule
 from moduli_interop._bridges.frameworks import from_framework as from_framework
 from moduli_interop._bridges.frameworks import to_framework as to_framework
 from moduli_interop._bridges.haiku import HaikuModule as HaikuModule
+from moduli_interop._bridges.haiku_layers import as_haiku_layers as as_haiku_layers
+from moduli_interop._bridges.haiku_layers import from_haiku_layers as from_haiku_layers
 from moduli_interop._bridges.in_linen_style import linen_in_bridge_mdl as linen_in_bridge_mdl
 from moduli_interop._bridges.in_linen_style import nnx_in_bridge_mdl as nnx_in_bridge_mdl
 from moduli_interop._bridges.linen_layers import as_linen as as_linen

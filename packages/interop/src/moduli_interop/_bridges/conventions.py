@@ -16,6 +16,7 @@ from moduli_interop._bridges.bridge import Conversion
 
 __all__ = [
     "ChannelsFirst",
+    "HaikuCore",
     "JoinedAxes",
     "OneExample",
     "PaddingEmbed",
@@ -285,6 +286,60 @@ class TorchCell(moduli.Module):
             carry = (state[1], state[0]) if two else state
         carry, _ = self.cell(carry, inputs)
         return (carry[1], carry[0]) if two else carry
+
+
+class HaikuCore(moduli.Module):
+    """Calls a recurrent cell as the cores of haiku: ``(inputs, state) -> (outputs, state)``.
+
+    The state of an LSTM is ``(hidden, cell)``, as there, where our cells' carry is ``(c, h)``.
+
+    Attributes:
+      cell: the cell.
+
+    Args:
+      cell: an OptimizedLSTMCell, LSTMCell or SimpleCell.
+
+    Example:
+      >>> import jax.numpy as jnp, moduli as nnx
+      >>> core = nnx.bridge.HaikuCore(nnx.OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0)))
+      >>> outputs, (hidden, cell) = core(jnp.ones((2, 3)), core.initial_state(2))
+      >>> outputs.shape
+      (2, 4)
+    """
+
+    __module__ = "moduli_interop.bridge"
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    @property
+    def torch_names(self) -> tuple[Any, ...]:
+        """Those of the cell."""
+        return _names_of_part("cell")
+
+    def initial_state(self, batch_size: int | None) -> Any:
+        """Returns the first state, for a batch or, with None, for one example."""
+        batch = () if batch_size is None else (batch_size,)
+        carry = self.cell.initialize_carry((*batch, self.cell.in_features))
+        return (carry[1], carry[0]) if len(self.cell.carry_names) == 2 else carry
+
+    def __call__(self, inputs: Any, prev_state: Any) -> Any:
+        """Makes one step.
+
+        Args:
+          inputs: array of shape (in_features,) or (batch, in_features).
+          prev_state: the state before it; an ``hk.LSTMState`` remains one.
+
+        Returns:
+          The outputs, and the state after it.
+        """
+        if len(self.cell.carry_names) != 2:
+            carry, outputs = self.cell(prev_state, jnp.asarray(inputs))
+            return outputs, carry
+        carry = (prev_state[1], prev_state[0])
+        (cell, hidden), outputs = self.cell(carry, jnp.asarray(inputs))
+        named = hasattr(prev_state, "_fields")
+        return outputs, type(prev_state)(hidden, cell) if named else (hidden, cell)
 
 
 _OWN = (  # settings for which other frameworks' layers have no place

@@ -14,6 +14,7 @@ from moduli_interop._bridges.bridge import Conversion, LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst, OneExample, TorchCell, check_plain
 from moduli_interop._bridges.equinox_values import key, replaced, value
 from moduli_interop._bridges.frameworks import import_framework
+from moduli_interop._bridges.windows import transposed_pairs
 
 __all__ = ["channels_first_to_theirs", "more_rules"]
 
@@ -209,7 +210,7 @@ def _to_conv_transpose(layer: Any, convert: Conversion) -> Any:
         strides, dilation, padding = layer._window()
         cut = padding
     spans = [(k - 1) * d for k, d in zip(layer.kernel_size, dilation, strict=True)]
-    cut = None if cut is None else _pairs(cut, spans, strides)
+    cut = None if cut is None else transposed_pairs(cut, spans, strides)
     if layer.mask is not None or cut is None:
         convert.refuse(layer, f"with a mask or padding={layer.padding!r}")
     rank = len(spans)
@@ -234,24 +235,6 @@ def _to_conv_transpose(layer: Any, convert: Conversion) -> Any:
         weight=jnp.moveaxis(kernel, (-1, -2), (0, 1)),
         bias=None if bias is None else bias.reshape((-1, *[1] * rank)),
     )
-
-
-def _pairs(padding: Any, spans: Any, strides: Any) -> Any:
-    """Returns how many zeros stand around the spread inputs of a transposed convolution."""
-    if not isinstance(padding, str):
-        return padding
-    found = []
-    for span, stride in zip(spans, strides, strict=True):
-        whole = {
-            "SAME": span + stride - 1,
-            "VALID": span + stride - 1 + max(span + 1 - stride, 0),
-            "CAUSAL": span + stride - 1,
-        }.get(padding)
-        if whole is None:
-            return None
-        before = -(-whole // 2) if padding == "SAME" and stride <= span else span
-        found.append((before, whole - before))
-    return tuple(found)
 
 
 def _from_group_norm(part: Any, convert: Conversion) -> Any:

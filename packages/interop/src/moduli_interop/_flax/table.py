@@ -40,7 +40,7 @@ MODULES: dict[str, str] = {
     "with_partitioning AttrPriority NNXMeta Scope current_context current_module initializers "
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule JoinedAxes LayerRule "
     "OneExample PaddingEmbed TorchCell TorchModule as_linen from_linen "  # our own
-    "HaikuModule from_framework to_framework",
+    "HaikuCore HaikuModule as_haiku_layers from_framework from_haiku_layers to_framework",
     "bridge.interop": "linen_in_bridge_mdl nnx_in_bridge_mdl",
     "bridge.module": "AttrPriority MODULE_CONTEXT Module ModuleStackEntry Scope compact "
     "current_context current_module",
@@ -126,7 +126,7 @@ _AUTHORS = (
 _BRIDGE = (
     "Bridge ChannelsFirst Conversion EquinoxModule JaxModule JoinedAxes LayerRule "
     "OneExample PaddingEmbed TorchCell TorchModule as_linen from_framework from_linen "
-    "to_framework HaikuModule "
+    "to_framework HaikuCore HaikuModule as_haiku_layers from_haiku_layers "
     "Functional ToLinen ToNNX functional lazy_init nnx_attrs_to_linen_vars to_linen to_linen_class "
     "to_linen_var to_nnx_var compact linen_in_bridge_mdl nnx_in_bridge_mdl AttrPriority NNXMeta "
     "Scope current_context current_module MODULE_CONTEXT ModuleStackEntry"
