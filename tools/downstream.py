@@ -60,19 +60,35 @@ TUNIX = ("google-tunix", "google-tunix, Qwen2", "google-tunix, Llama3", "google-
 GPJAX = tuple(
     f"tests/test_{name}.py"
     for name in (
-        "dataset", "fit", "imports", "jit_compatibility", "mean_functions", "numpyro_extras",
-        "parameters", "scan",
+        "citations", "dataset", "dtype", "fit", "gaussian_distribution", "heteroscedastic",
+        "imports", "integrators", "jit_compatibility", "likelihoods", "linalg", "mean_functions",
+        "numerical_stability", "numpyro_extras", "parameters", "scan",
+    )
+)  # fmt: skip
+
+DANTINOX = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "model", "lora", "mla", "moe", "differential_attention", "core_invariants",
+        "improvements",
     )
 )  # fmt: skip
 
 LIBRARIES = (
+    Library(
+        "bijx",
+        "1.3.2",
+        chosen="without `solvers` and `lie`, for time",
+        needs=("flowjax", "hypothesis", "scipy"),
+        options=("--ignore=tests/test_solvers.py", "--ignore=tests/test_lie.py"),
+    ),
     Library("blaxbird", "0.2.0", tests=("blaxbird",), needs=("pytest-cov",)),
     Library(
         "gpjax",
         "0.13.6",
         tests=GPJAX,
-        chosen="eight of its test files, for time",
-        needs=("mktestdocs", "networkx", "pandas"),
+        chosen="sixteen of its test files, for time",
+        needs=("hypothesis", "mktestdocs", "networkx", "pandas", "scipy"),
     ),
     Library("mamba2-jax", "1.1.2", steps=("mamba2-jax",)),
     Library("nnx-ppo", "0.3.0", tests=("nnx_ppo",)),
@@ -80,8 +96,18 @@ LIBRARIES = (
     Library("avitai-artifex", python="3.12", version="0.1.15", tests=()),
     Library("calibrax", python="3.12", version="0.1.14", tests=()),
     Library("canvit-nnx", python="3.12", version="0.2.0", tests=()),
+    Library(
+        "dantinox",
+        "0.4.14",
+        tests=DANTINOX,
+        chosen="seven of its test files",
+        needs=("hypothesis",),
+    ),
+    Library("datarax", python="3.12", version="0.1.17", tests=()),
     Library("google-tunix", "0.1.7", tests=(), steps=TUNIX),
+    Library("jraphx", "0.1.0", tests=()),
     Library("mamba3-jax", "1.0.0", needs=("absl-py",), steps=("mamba3-jax",)),
+    Library("opifex", python="3.12", version="0.2.10", tests=()),
     Library("qwix", "0.1.8", tests=(), steps=("qwix", "qwix, after training", "qwix, LoRA")),
     Library("substrax", python="3.12", version="0.1.22", tests=()),
     Library("synecdoche", "0.2.0", tests=(), steps=("synecdoche",)),
