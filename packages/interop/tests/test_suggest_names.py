@@ -151,6 +151,33 @@ def test_the_same_numbers_of_modules_that_differ_are_a_field(capsys):
     assert len(report.loaded) == 3
 
 
+def test_stages_that_are_counted_from_one(capsys):
+    """A convolutional net: only the first layers of its stages can be nothing else."""
+    block = lambda i, o: nnx.Dict(conv1=linear(i, o), conv2=linear(o, o))
+    sizes = [(3, 4), (4, 4), (4, 6), (6, 6), (6, 6), (6, 9)]
+    stages = [[0, 1], [2, 3, 4], [5]]
+    model = nnx.Dict(
+        stages=nnx.List([nnx.List([block(*sizes[k]) for k in stage]) for stage in stages])
+    )
+    tensors = {}
+    for n, stage in enumerate(stages, 1):
+        for m, k in enumerate(stage):
+            i, o = sizes[k]
+            tensors |= {
+                f"body.layer{n}.{m}.c1.weight": (o, i),
+                f"body.layer{n}.{m}.c2.weight": (o, o),
+            }
+    rules, comments, report = suggested(tensors, model, capsys)
+    assert comments == []
+    assert rules["body.layer2.{n}.c2"] == "stages.1.{n}.conv2"
+    assert len(rules) <= 6
+    for row in report.loaded:
+        _, layer, block_of, conv, _ = row.name.split(".")
+        expected = f"stages/{int(layer[-1]) - 1}/{block_of}/conv{conv[-1]}/kernel"
+        assert row.ours == expected
+    assert len(report.loaded) == len(tensors)
+
+
 def test_two_modules_of_theirs_for_one_of_ours(capsys):
     """A short rule that most follow, and one for the others."""
     model = nnx.Dict(net=nnx.Dict(a=linear(2, 3), b=linear(3, 4), c=linear(4, 5)))

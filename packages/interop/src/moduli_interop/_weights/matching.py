@@ -61,7 +61,7 @@ class Part:
     @functools.cached_property
     def words(self) -> tuple[str, ...]:
         """The words of its path, one for several that are used for one thing."""
-        return tuple(word for part in self.path for word in _words(part))
+        return _all_words(self.path)
 
     @property
     def own(self) -> frozenset[str]:
@@ -156,21 +156,24 @@ def match(ours: Sequence[Part], theirs: Sequence[Part]) -> Pairing:
         mine = [part for part in ours if id(part) not in taken]
         others = [part for part in theirs if id(part) not in taken]
         could_be = {id(part): [other for other in others if part.fits(other)] for part in mine}
-        new = list(_best(mine, could_be)) or list(_only(mine, could_be))
+        parents = _parents(pairs)
+        new = list(_best(mine, could_be, parents)) or list(_only(mine, could_be))
         if not new:
             left = [(part, could_be[id(part)]) for part in mine]
             for part, found in left:
-                found.sort(key=functools.partial(_unlikeness, part))
+                found.sort(key=functools.partial(_unlikeness, parents, part))
             return Pairing(pairs, left, others)
         pairs += new
 
 
-def _best(mine: list[Part], could_be: Mapping[int, list[Part]]) -> Iterator[tuple[Part, Part]]:
+def _best(
+    mine: list[Part], could_be: Mapping[int, list[Part]], parents: Mapping[Path, Path]
+) -> Iterator[tuple[Part, Part]]:
     """Yields the pairs of which each is the best for the other."""
     back: dict[int, list[tuple[float, Part]]] = defaultdict(list)
     forth: dict[int, list[tuple[float, Part]]] = {}
     for part in mine:
-        scored = [(_likeness(part, other), other) for other in could_be[id(part)]]
+        scored = [(_likeness(part, other, parents), other) for other in could_be[id(part)]]
         forth[id(part)] = scored
         for score, other in scored:
             back[id(other)].append((score, part))
@@ -204,20 +207,46 @@ def _only(mine: list[Part], could_be: Mapping[int, list[Part]]) -> Iterator[tupl
             yield part, found[0]
 
 
-def _likeness(one: Part, other: Part) -> float:
-    """How many words two paths have in common, in order, of all; 1 and more if they are equal."""
-    row = [0] * (len(other.words) + 1)
-    for word in one.words:
+def _parents(pairs: Iterable[tuple[Part, Part]]) -> dict[Path, Path]:
+    """Returns what modules above pairs are called, where all pairs below say the same."""
+    said: dict[Path, set[Path]] = defaultdict(set)
+    for part, other in pairs:
+        for end in range(1, min(len(part.path), len(other.path))):
+            said[part.path[:-end]].add(other.path[:-end])
+    return {path: next(iter(found)) for path, found in said.items() if len(found) == 1}
+
+
+def _likeness(one: Part, other: Part, parents: Mapping[Path, Path]) -> float:
+    """How much one is called as the other is, more than 1 where they stand in one known module."""
+    for at in range(len(one.path) - 1, 0, -1):
+        above = parents.get(one.path[:at])
+        if above is not None:
+            if other.path[: len(above)] != above:
+                break
+            return 1.25 + _common(_all_words(one.path[at:]), _all_words(other.path[len(above) :]))
+    return _common(one.words, other.words)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> float:
+    """How many of all words two paths have in common, in order; and whether they end in one."""
+    row = [0] * (len(other) + 1)
+    for word in one:
         before = row
         row = [0]
-        for at, given in enumerate(other.words):
+        for at, given in enumerate(other):
             row.append(before[at] + 1 if word == given else max(before[at + 1], row[at]))
-    ends = 0.25 if one.words[-1:] == other.words[-1:] else 0.0
-    return 2 * row[-1] / (len(one.words) + len(other.words) or 1) + ends
+    ends = 0.25 if one and one[-1:] == other[-1:] else 0.0
+    return 2 * row[-1] / (len(one) + len(other) or 1) + ends
 
 
-def _unlikeness(one: Part, other: Part) -> float:
-    return -_likeness(one, other)
+@functools.lru_cache(maxsize=1 << 14)
+def _all_words(path: Path) -> tuple[str, ...]:
+    return tuple(word for part in path for word in _words(part))
+
+
+def _unlikeness(parents: Mapping[Path, Path], one: Part, other: Part) -> float:
+    return -_likeness(one, other, parents)
 
 
 def _last(part: Part) -> set[str]:

@@ -167,24 +167,38 @@ def _equal_end(ours: Path, theirs: Path) -> int:
 
 
 def _numbered(pairs: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Puts fields in the places of numbers that are the same on both sides, where all are."""
-    templates: dict[Path, set[Path | None]] = defaultdict(set)
-    of: dict[Path, Path] = {}
+    """Puts fields in the places of the last numbers that are the same on both sides.
+
+    Where that would give a path of ours two names, the numbers stay.
+    """
+    templates: dict[Path, tuple[Path, Path]] = {}
+    names: dict[Path, set[Path]] = defaultdict(set)
     for ours, theirs in pairs.items():
-        of[ours] = _with_letters(ours)
-        equal = [p for p in ours if _is_number(p)] == [p for p in theirs if _is_number(p)]
-        templates[of[ours]].add(_with_letters(theirs) if equal else None)
-    found = {}
-    for ours, theirs in pairs.items():
-        options = templates[of[ours]]
-        (only,) = options if len(options) == 1 else (None,)
-        found |= {ours: theirs} if only is None else {of[ours]: only}
-    return found
+        mine, others = ([p for p in path if _is_number(p)] for path in (ours, theirs))
+        same = 0
+        while mine[len(mine) - 1 - same :] == others[len(others) - 1 - same :] and same < min(
+            len(mine), len(others)
+        ):
+            same += 1
+        templates[ours] = _with_letters(ours, same), _with_letters(theirs, same)
+        names[templates[ours][0]].add(templates[ours][1])
+    return dict(
+        templates[ours] if len(names[templates[ours][0]]) == 1 else (ours, theirs)
+        for ours, theirs in pairs.items()
+    )
 
 
-def _with_letters(path: Path) -> Path:
+def _with_letters(path: Path, count: int) -> Path:
+    """Puts fields in the places of the last numbers of a path."""
+    left = sum(map(_is_number, path)) - count
     letters = iter("nmkjihgf")
-    return tuple(f"{{{next(letters)}}}" if _is_number(part) else part for part in path)
+    found = []
+    for part in path:
+        if _is_number(part):
+            left -= 1
+            part = part if left >= 0 else f"{{{next(letters)}}}"
+        found.append(part)
+    return tuple(found)
 
 
 def _is_number(part: str) -> bool:
