@@ -47,11 +47,6 @@ def is_jaxs_own(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first: at the end one worker would wait for the other."""
     items[:] = [item for item in items if not is_jaxs_own(item)]
-    if jax.config.read("jax_enable_x64"):
-        shows_32_bits = pytest.mark.skip(reason="x64: examples show what JAX prints without it")
-        for item in items:
-            if isinstance(item, pytest.DoctestItem):
-                item.add_marker(shows_32_bits)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

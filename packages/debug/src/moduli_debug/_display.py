@@ -33,7 +33,8 @@ def display(*objects: Any) -> None:
       >>> from moduli_debug import display
       >>> display(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)).kernel)
       Param(float32[2, 3] ...)
-      >>> display({"loss": jnp.array(0.5), "seen": [jnp.ones((4, 4)), "a"]})
+      >>> seen = [jnp.ones((4, 4), jnp.float32), "a"]
+      >>> display({"loss": jnp.float32(0.5), "seen": seen})
       {
         'loss': float32[] 0.5,
         'seen': [

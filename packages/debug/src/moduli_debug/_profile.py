@@ -77,7 +77,8 @@ class Profile:
       >>> class Double(nnx.Module):
       ...     def __call__(self, x):
       ...         return 2 * x
-      >>> _, profile = nnx.profile(nnx.Sequential(Double(), Double()))(jnp.ones((4, 4)))
+      >>> model, x = nnx.Sequential(Double(), Double()), jnp.ones((4, 4), jnp.float32)
+      >>> _, profile = nnx.profile(model)(x)
       >>> [(row.path, row.calls, row.output_bytes) for row in profile.rows]
       [((), 1, 64), (('layers', 0), 1, 64), (('layers', 1), 1, 64)]
       >>> own = sum(row.own_seconds for row in profile.rows)
@@ -329,7 +330,7 @@ def profile(fn: Callable[..., Any], *, warmup: int = 1) -> Callable[..., tuple[A
     Example:
       >>> import jax.numpy as jnp, moduli as nnx
       >>> model = nnx.Sequential(nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.relu)
-      >>> y, profile = nnx.profile(model)(jnp.ones((4, 2)))
+      >>> y, profile = nnx.profile(model)(jnp.ones((4, 2), jnp.float32))
       >>> [row.module for row in profile.rows], profile.rows[1].output_bytes
       (['Sequential', 'Linear'], 128)
       >>> nnx.profile(nnx.jit(lambda model, x: model(x)))(model, jnp.ones((4, 2)))

@@ -40,8 +40,8 @@ def adaptive_avg_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import adaptive_avg_pool
-      >>> adaptive_avg_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
-      Array([1., 3.], dtype=float32)
+      >>> print(adaptive_avg_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel())
+      [1. 3.]
     """
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact):
@@ -71,8 +71,8 @@ def adaptive_max_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import adaptive_max_pool
-      >>> adaptive_max_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
-      Array([2., 4.], dtype=float32)
+      >>> print(adaptive_max_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel())
+      [2. 4.]
     """
 
     def largest(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:
@@ -98,8 +98,8 @@ def adaptive_min_pool(inputs: ArrayLike, output_size: Sequence[int | None]) -> j
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import adaptive_min_pool
-      >>> adaptive_min_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel()
-      Array([0., 2.], dtype=float32)
+      >>> print(adaptive_min_pool(jnp.arange(5.0).reshape(5, 1), (2,)).ravel())
+      [0. 2.]
     """
 
     def smallest(windows: jax.Array, inside: np.ndarray, axis: int) -> jax.Array:

@@ -117,11 +117,11 @@ class BatchNorm(Norm):
       >>> from moduli_layers import BatchNorm
       >>> layer = BatchNorm(2, momentum=0.9, rngs=moduli.Rngs(0))
       >>> x = jnp.array([[0.0, 10.0], [2.0, 30.0]])
-      >>> layer(x).round(3)
-      Array([[-1., -1.],
-             [ 1.,  1.]], dtype=float32)
-      >>> layer.mean.value
-      Array([0.1, 2. ], dtype=float32)
+      >>> print(layer(x).round(3))
+      [[-1. -1.]
+       [ 1.  1.]]
+      >>> print(layer.mean.value)
+      [0.1 2. ]
 
     Reference:
       Ioffe and Szegedy, Batch Normalization, 2015, https://arxiv.org/abs/1502.03167

@@ -41,8 +41,8 @@ class Dropout(Dropping):
       >>> sorted(set(layer(jnp.ones(100)).tolist()))
       [0.0, 2.0]
       >>> layer.eval()
-      >>> layer(jnp.ones(3))
-      Array([1., 1., 1.], dtype=float32)
+      >>> print(layer(jnp.ones(3)))
+      [1. 1. 1.]
 
     Reference:
       Srivastava et al., Dropout, 2014, https://jmlr.org/papers/v15/srivastava14a.html

@@ -90,8 +90,8 @@ class GroupNorm(Norm):
       >>> import jax.numpy as jnp, moduli
       >>> from moduli_layers import GroupNorm
       >>> layer = GroupNorm(4, num_groups=2, rngs=moduli.Rngs(0))
-      >>> layer(jnp.array([[1.0, 3.0, 10.0, 30.0]])).round(2)
-      Array([[-1.,  1., -1.,  1.]], dtype=float32)
+      >>> print(layer(jnp.array([[1.0, 3.0, 10.0, 30.0]])).round(2))
+      [[-1.  1. -1.  1.]]
 
     Reference:
       Wu and He, Group Normalization, 2018, https://arxiv.org/abs/1803.08494
@@ -264,9 +264,9 @@ class InstanceNorm(Norm):
       >>> import jax.numpy as jnp, moduli
       >>> from moduli_layers import InstanceNorm
       >>> layer = InstanceNorm(2, rngs=moduli.Rngs(0))
-      >>> layer(jnp.array([[[1.0, 10.0], [3.0, 50.0]]])).round(2)
-      Array([[[-1., -1.],
-              [ 1.,  1.]]], dtype=float32)
+      >>> print(layer(jnp.array([[[1.0, 10.0], [3.0, 50.0]]])).round(2))
+      [[[-1. -1.]
+        [ 1.  1.]]]
 
     Reference:
       Ulyanov et al., Instance Normalization, 2016, https://arxiv.org/abs/1607.08022

@@ -93,9 +93,9 @@ class LayerNorm(Norm):
       >>> import jax.numpy as jnp, moduli
       >>> from moduli_layers import LayerNorm
       >>> layer = LayerNorm(4, rngs=moduli.Rngs(0))
-      >>> layer(jnp.array([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 0.0, 8.0]])).round(2)
-      Array([[-1.  , -1.  ,  1.  ,  1.  ],
-             [-0.58, -0.58, -0.58,  1.73]], dtype=float32)
+      >>> print(layer(jnp.array([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 0.0, 8.0]])).round(2))
+      [[-1.   -1.    1.    1.  ]
+       [-0.58 -0.58 -0.58  1.73]]
 
     Reference:
       Ba et al., Layer Normalization, 2016, https://arxiv.org/abs/1607.06450
@@ -211,9 +211,9 @@ class RMSNorm(Norm):
       >>> import jax.numpy as jnp, moduli
       >>> from moduli_layers import RMSNorm
       >>> layer = RMSNorm(4, rngs=moduli.Rngs(0))
-      >>> layer(jnp.array([[3.0, 0.0, 0.0, 0.0], [-2.0, 2.0, 2.0, -2.0]])).round(2)
-      Array([[ 2.,  0.,  0.,  0.],
-             [-1.,  1.,  1., -1.]], dtype=float32)
+      >>> print(layer(jnp.array([[3.0, 0.0, 0.0, 0.0], [-2.0, 2.0, 2.0, -2.0]])).round(2))
+      [[ 2.  0.  0.  0.]
+       [-1.  1.  1. -1.]]
 
     Reference:
       Zhang and Sennrich, Root Mean Square Layer Normalization, 2019,

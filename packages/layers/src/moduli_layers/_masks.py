@@ -46,10 +46,10 @@ def make_attention_mask(
       >>> import jax.numpy as jnp
       >>> from moduli_layers import make_attention_mask
       >>> words = jnp.array([1, 1, 0])
-      >>> make_attention_mask(words, words, dtype=int)[0]
-      Array([[1, 1, 0],
-             [1, 1, 0],
-             [0, 0, 0]], dtype=int32)
+      >>> print(make_attention_mask(words, words, dtype=int)[0])
+      [[1 1 0]
+       [1 1 0]
+       [0 0 0]]
     """
     queries, keys = jnp.asarray(query_input), jnp.asarray(key_input)
     mask = pairwise_fn(queries[..., :, None], keys[..., None, :])
@@ -73,10 +73,10 @@ def make_causal_mask(
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import make_causal_mask
-      >>> make_causal_mask(jnp.zeros(3), dtype=int)[0]
-      Array([[1, 0, 0],
-             [1, 1, 0],
-             [1, 1, 1]], dtype=int32)
+      >>> print(make_causal_mask(jnp.zeros(3), dtype=int)[0])
+      [[1 0 0]
+       [1 1 0]
+       [1 1 1]]
     """
     shape = shape_of(x)
     places = jnp.broadcast_to(jnp.arange(shape[-1]), shape)
@@ -110,11 +110,11 @@ def make_sliding_window_mask(
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import make_sliding_window_mask
-      >>> make_sliding_window_mask(jnp.zeros(4), 2, dtype=int)[0]
-      Array([[1, 0, 0, 0],
-             [1, 1, 0, 0],
-             [0, 1, 1, 0],
-             [0, 0, 1, 1]], dtype=int32)
+      >>> print(make_sliding_window_mask(jnp.zeros(4), 2, dtype=int)[0])
+      [[1 0 0 0]
+       [1 1 0 0]
+       [0 1 1 0]
+       [0 0 1 1]]
 
     Reference:
       Beltagy et al., Longformer, 2020, https://arxiv.org/abs/2004.05150
@@ -142,8 +142,8 @@ def combine_masks(*masks: ArrayLike | None, dtype: DTypeLike = jnp.float32) -> j
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import combine_masks
-      >>> combine_masks(jnp.array([1, 1, 0]), None, jnp.array([0, 1, 1]), dtype=int)
-      Array([0, 1, 0], dtype=int32)
+      >>> print(combine_masks(jnp.array([1, 1, 0]), None, jnp.array([0, 1, 1]), dtype=int))
+      [0 1 0]
     """
     given = [jnp.asarray(mask) for mask in masks if mask is not None]
     if not given:

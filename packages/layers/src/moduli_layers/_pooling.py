@@ -60,8 +60,8 @@ def pool(
       >>> import jax.numpy as jnp
       >>> from jax import lax
       >>> from moduli_layers import pool
-      >>> pool(jnp.arange(4.0).reshape(4, 1), 0.0, lax.add, (2,), 2, "VALID").ravel()
-      Array([1., 5.], dtype=float32)
+      >>> print(pool(jnp.arange(4.0).reshape(4, 1), 0.0, lax.add, (2,), 2, "VALID").ravel())
+      [1. 5.]
     """
     return _pool("pool", inputs, init, reduce_fn, window_shape, strides, padding, ceil_mode)
 
@@ -96,8 +96,8 @@ def avg_pool(
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import avg_pool
-      >>> avg_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel()
-      Array([0.5, 2.5], dtype=float32)
+      >>> print(avg_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel())
+      [0.5 2.5]
     """
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact):
@@ -150,8 +150,8 @@ def max_pool(
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import max_pool
-      >>> max_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel()
-      Array([1., 3.], dtype=float32)
+      >>> print(max_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel())
+      [1. 3.]
     """
     inputs = jnp.asarray(inputs)
     lowest = _extreme(inputs.dtype, largest=False)
@@ -185,8 +185,8 @@ def min_pool(
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import min_pool
-      >>> min_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel()
-      Array([0., 2.], dtype=float32)
+      >>> print(min_pool(jnp.arange(4.0).reshape(4, 1), (2,), strides=(2,)).ravel())
+      [0. 2.]
     """
     inputs = jnp.asarray(inputs)
     highest = _extreme(inputs.dtype, largest=True)

@@ -42,8 +42,8 @@ class PReLU(moduli.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli_layers import PReLU
-      >>> PReLU(0.5)(jnp.array([-2.0, 0.0, 3.0]))
-      Array([-1.,  0.,  3.], dtype=float32)
+      >>> print(PReLU(0.5)(jnp.array([-2.0, 0.0, 3.0])))
+      [-1.  0.  3.]
 
     Reference:
       He et al., Delving deep into rectifiers, 2015, https://arxiv.org/abs/1502.01852

@@ -75,7 +75,7 @@ class RNN(moduli.Module):
       >>> import jax.numpy as jnp, moduli
       >>> from moduli_layers import RNN, OptimizedLSTMCell
       >>> rnn = RNN(OptimizedLSTMCell(3, 4, rngs=moduli.Rngs(0)))
-      >>> x = jnp.ones((2, 5, 3))  # (batch, time, features)
+      >>> x = jnp.ones((2, 5, 3), jnp.float32)  # (batch, time, features)
       >>> rnn(x).shape
       (2, 5, 4)
       >>> (c, h), outputs = rnn(x, seq_lengths=jnp.array([5, 3]), return_carry=True)
@@ -336,9 +336,9 @@ def flip_sequences(
       >>> import jax.numpy as jnp
       >>> from moduli_layers import flip_sequences
       >>> x = jnp.array([[1, 2, 3], [4, 5, 0]])
-      >>> flip_sequences(x, jnp.array([3, 2]), num_batch_dims=1, time_major=False)
-      Array([[3, 2, 1],
-             [5, 4, 0]], dtype=int32)
+      >>> print(flip_sequences(x, jnp.array([3, 2]), num_batch_dims=1, time_major=False))
+      [[3 2 1]
+       [5 4 0]]
     """
     inputs = jnp.asarray(inputs)
     time_axis = 0 if time_major else num_batch_dims

@@ -55,10 +55,10 @@ def rotary_embedding(
       >>> import jax.numpy as jnp, numpy as np
       >>> from moduli_layers import rotary_embedding
       >>> x = jnp.ones((1, 3, 1, 2))
-      >>> np.asarray(rotary_embedding(x)[0, :, 0]).round(3)  # by 0, 1 and 2 radians
-      array([[ 1.   ,  1.   ],
-             [-0.301,  1.382],
-             [-1.325,  0.493]], dtype=float32)
+      >>> print(np.asarray(rotary_embedding(x)[0, :, 0]).round(3))  # by 0, 1 and 2 radians
+      [[ 1.     1.   ]
+       [-0.301  1.382]
+       [-1.325  0.493]]
 
     Reference:
       Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
@@ -140,10 +140,10 @@ class RoPE(moduli.Module):
       >>> import jax.numpy as jnp, numpy as np
       >>> from moduli_layers import RoPE
       >>> rope = RoPE(embedding_size=2, max_seq_len=8)
-      >>> np.asarray(rope(jnp.ones((3, 2)))).round(3)  # by 0, 1 and 2 radians
-      array([[ 1.   ,  1.   ],
-             [-0.301,  1.382],
-             [-1.325,  0.493]], dtype=float32)
+      >>> print(np.asarray(rope(jnp.ones((3, 2)))).round(3))  # by 0, 1 and 2 radians
+      [[ 1.     1.   ]
+       [-0.301  1.382]
+       [-1.325  0.493]]
 
     Reference:
       Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864

@@ -69,7 +69,7 @@ def show_layout(node: Any, /) -> LayoutTable:
       >>> import moduli as nnx, jax, jax.numpy as jnp
       >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> with jax.set_mesh(mesh):
-      ...     model = nnx.Dict(w=nnx.Param(jnp.ones((2, 4)), out_sharding=(None, "model")))
+      ...     model = nnx.Dict(w=nnx.Param(jnp.ones((2, 4), "f4"), out_sharding=(None, "model")))
       >>> print(nnx.show_layout(model))
       path  shape   dtype    spec            bytes a device  replicated
       w     (2, 4)  float32  (None, 'model')             32
@@ -176,7 +176,7 @@ def assert_sharded(node: Any, rules: Any = None, /, *, min_size: int | None = No
 
     Example:
       >>> import moduli as nnx, jax.numpy as jnp
-      >>> nnx.assert_sharded(nnx.Dict(w=nnx.Param(jnp.ones((2, 4)))))
+      >>> nnx.assert_sharded(nnx.Dict(w=nnx.Param(jnp.ones((2, 4), jnp.float32))))
       Traceback (most recent call last):
       moduli.errors.LayoutError: these values are not laid out as they should be:
       w of shape (2, 4) is on one device, 32 bytes of it; it should be divided over devices...

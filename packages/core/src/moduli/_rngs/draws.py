@@ -84,7 +84,7 @@ def flat_draw(
       >>> from moduli.lowlevel import flat_draw
       >>> key = jax.random.key(0)
       >>> values = flat_draw("normal", key, (3, 5), "float32")
-      >>> values is None or bool((values == jax.random.normal(key, (3, 5))).all())
+      >>> values is None or bool((values == jax.random.normal(key, (3, 5), "float32")).all())
       True
       >>> jax.jit(lambda key: flat_draw("normal", key, (3, 5), "float32"))(key) is None
       True

@@ -37,7 +37,7 @@ def eval_shape(f: Callable[..., R], *args: Any, **kwargs: Any) -> R:
       >>> import moduli as nnx, jax, jax.numpy as jnp
       >>> class Big(nnx.Module):
       ...     def __init__(self, rngs):
-      ...         self.w = nnx.Param(jax.random.normal(rngs.params(), (100_000, 100_000)))
+      ...         self.w = nnx.Param(rngs.params.normal((100_000, 100_000), jnp.float32))
       >>> nnx.eval_shape(Big, nnx.Rngs(0)).w.value
       ShapeDtypeStruct(shape=(100000, 100000), dtype=float32)
     """
@@ -88,8 +88,8 @@ def make_jaxpr(
 
     Example:
       >>> import moduli as nnx, jax.numpy as jnp
-      >>> model = nnx.Dict({"w": nnx.Param(2.0)})
-      >>> print(nnx.make_jaxpr(lambda m, x: m["w"] * x)(model, 3.0))
+      >>> model = nnx.Dict({"w": nnx.Param(jnp.float32(2))})
+      >>> print(nnx.make_jaxpr(lambda m, x: m["w"] * x)(model, jnp.float32(3)))
       { lambda ; a:f32[] b:f32[]. let c:f32[] = mul a b in (c,) }
     """
     if f is None:

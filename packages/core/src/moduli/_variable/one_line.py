@@ -24,7 +24,7 @@ def summarize(value: Any, *, elements: bool = True) -> str:
     Example:
       >>> import jax.numpy as jnp
       >>> from moduli._variable.one_line import summarize
-      >>> summarize(jnp.ones((20, 3))), summarize(3)
+      >>> summarize(jnp.ones((20, 3), jnp.float32)), summarize(3)
       ('float32[20, 3]', '3')
     """
     if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):

@@ -212,8 +212,8 @@ class Module(moduli.Module, metaclass=_Named):
       >>> variables = Net().init(0, jnp.ones((1, 3)))
       >>> sorted(variables["params"])
       ['Dense_0', 'Dense_1']
-      >>> Net().apply(variables, jnp.ones((1, 3)))
-      Array([[12., 12.]], dtype=float32)
+      >>> print(Net().apply(variables, jnp.ones((1, 3))))
+      [[12. 12.]]
     """
 
     __module__ = "moduli_interop.bridge"

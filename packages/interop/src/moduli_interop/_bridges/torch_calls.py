@@ -44,9 +44,10 @@ class TorchModule(moduli.Module):
     Example:
       >>> import torch, jax, jax.numpy as jnp, moduli as nnx
       >>> model = nnx.bridge.TorchModule(torch.nn.Linear(3, 2))
-      >>> model(jnp.ones((4, 3))).shape
+      >>> x = jnp.ones((4, 3), jnp.float32)
+      >>> model(x).shape
       (4, 2)
-      >>> nnx.grad(lambda model: model(jnp.ones((4, 3))).sum())(model).params["bias"].value
+      >>> nnx.grad(lambda model: model(x).sum())(model).params["bias"].value
       Array([4., 4.], dtype=float32)
     """
 

@@ -59,7 +59,7 @@ def export(
       >>> import jax.numpy as jnp, moduli as nnx
       >>> model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
       >>> program = nnx.export(model, "float32[batch, 3]")
-      >>> program.call(jnp.ones((5, 3))).shape
+      >>> program.call(jnp.ones((5, 3), jnp.float32)).shape
       (5, 4)
     """
     if weights not in ("inside", "beside"):
