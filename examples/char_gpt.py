@@ -254,13 +254,13 @@ def write(model: GPT, prompt: Array, key: jax.Array, temperature: Array, *, leng
     def step(character: Array, writer: GPT, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         key, forced = inputs
         scores = writer(character[:, None])[:, 0]
-        drawn = jax.random.categorical(key, scores / temperature)
+        drawn = jax.random.categorical(key, scores / temperature).astype(character.dtype)
         character = jnp.where(forced >= 0, forced, drawn)  # the prompt is not drawn
         return character, character
 
     run = nnx.scan(step, in_axes=(nnx.Carry, None, 0), out_axes=(nnx.Carry, 0))
     steps = given + length - 1
-    forced = jnp.full((steps, batch_size), -1).at[: given - 1].set(prompt[:, 1:].T)
+    forced = jnp.full((steps, batch_size), -1, prompt.dtype).at[: given - 1].set(prompt[:, 1:].T)
     _, written = run(prompt[:, 0], writer, (jax.random.split(key, steps), forced))
     return jnp.concatenate([prompt[:, :1], written.T], axis=1)
 
