@@ -19,9 +19,9 @@ import optax
 Program = Callable[[Any], Any]
 PROGRAMS: dict[str, Program] = {}
 
-X = jnp.linspace(-3.0, 3.0, 12).reshape(3, 4)
+X = jnp.linspace(-3.0, 3.0, 12, dtype=jnp.float32).reshape(3, 4)
 IMAGE = jnp.linspace(-1.0, 1.0, 36).reshape(1, 6, 6, 1)
-SEQUENCE = jnp.linspace(-1.0, 1.0, 24).reshape(2, 3, 4)
+SEQUENCE = jnp.linspace(-1.0, 1.0, 24, dtype=jnp.float32).reshape(2, 3, 4)
 
 
 def program(*names: str) -> Callable[[Program], Program]:
@@ -785,11 +785,13 @@ def traversed(nnx: Any) -> Any:
 @program("nn", "module")
 def helpers_of_layers(nnx: Any) -> Any:
     key, dtypes = jax.random.key(0), nnx.nn.dtypes
+    with jax.enable_x64(False):  # else flax draws in 64 bits
+        orthogonal = nnx.nn.recurrent.modified_orthogonal(key, (3, 3))
     return (
         nnx.nn.linear.default_kernel_init(key, (3, 4), jnp.float32),
         nnx.nn.linear.default_bias_init(key, (3,), jnp.float32),
         nnx.nn.linear.default_embed_init(key, (3, 4), jnp.float32),
-        nnx.nn.recurrent.modified_orthogonal(key, (3, 3)),
+        orthogonal,
         nnx.nn.linear.canonicalize_padding([1, (0, 2)], 2),
         nnx.nn.linear.canonicalize_padding("SAME", 2),
         nnx.module.first_from(None, 3, error_msg="none"),

@@ -139,7 +139,7 @@ def view(nnx: Any) -> Any:
     assert (modes_of(other), modes_of(cell)) == ((True, True), (False, False))
     assert type(other) is type(cell)
     assert other is not cell
-    cell.project.bias[...] = jnp.ones(5)  # the Variables are the same
+    cell.project.bias[...] = jnp.ones(5, jnp.float32)  # the Variables are the same
     assert other.project.kernel is cell.project.kernel
     return other(X), other.project.bias
 

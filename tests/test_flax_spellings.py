@@ -89,7 +89,7 @@ def plain(nnx: Any) -> Any:
 
 
 def array(nnx: Any) -> Any:
-    return np.asarray
+    return lambda x: np.asarray(x, "float32" if np.asarray(x).dtype == "float64" else None)
 
 
 SPELLINGS: dict[str, tuple[Program, Any]] = {

@@ -157,7 +157,7 @@ ROWS: list[Row] = [
         prelu,
         bad=(
             Bad(
-                (lambda rng: rng.integers(0, 7, (5, 3)),),
+                (lambda rng: rng.integers(0, 7, (5, 3), np.int32),),
                 DtypeError,
                 r"expects floating-point numbers, got int32; write inputs.astype\(jnp.float32\)",
             ),

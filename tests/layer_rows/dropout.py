@@ -66,7 +66,11 @@ def _deep(name: str, rate: float, **kwargs: Any) -> Row:
         unchanged,
         random=True,
         bad=(
-            Bad((lambda rng: rng.integers(0, 2, (6, 2)),), DtypeError, "got int32; write inputs"),
+            Bad(
+                (lambda rng: rng.integers(0, 2, (6, 2), np.int32),),
+                DtypeError,
+                "got int32; write inputs",
+            ),
         ),
         **_FREE,
     )

@@ -145,6 +145,8 @@ def bits(*nodes: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize("mode", ["eager", "jit", "donated"] if LONG else ["donated"])
 @pytest.mark.parametrize("name", TRANSFORMATIONS if LONG else SHORT)
 def test_as_raw_optax_and_resumed(name: str, mode: str, tmp_path: Any) -> None:
+    if name == "sophia" and jax.config.read("jax_enable_x64"):
+        pytest.skip("optax's sophia takes only parameters of JAX's default float; ours are float32")
     tx = TRANSFORMATIONS[name]()
 
     def step(model: Model, optimizer: nnx.Optimizer[Model]) -> None:

@@ -468,7 +468,7 @@ def test_each_save_is_the_state_of_its_step_though_steps_are_donated(
 
 
 def trained(folder: Any, values: list[float], steps: int, **options: Any) -> Any:
-    model = nnx.Dict({"at": nnx.Param(jnp.zeros(()))})
+    model = nnx.Dict({"at": nnx.Param(jnp.float32(0))})
     with nnx.Run(folder, model=model, best="loss", progress=False, **options) as run:
         for index in run.steps(steps):
             model["at"].value = jnp.float32(run.step)
@@ -495,7 +495,7 @@ def test_patience_ends_a_run_for_good_and_survives_a_resume(tmp_path: pathlib.Pa
 
 def test_stop_ends_a_run_for_good(tmp_path: pathlib.Path) -> None:
     for _ in range(2):
-        model = nnx.Dict({"at": nnx.Param(jnp.zeros(()))})
+        model = nnx.Dict({"at": nnx.Param(jnp.float32(0))})
         with nnx.Run(tmp_path, model=model, progress=False) as run:
             for _ in run.steps(9):
                 if run.step == 3:
@@ -504,7 +504,7 @@ def test_stop_ends_a_run_for_good(tmp_path: pathlib.Path) -> None:
 
 
 def test_leaving_the_loop_saves_the_step(tmp_path: pathlib.Path) -> None:
-    model = nnx.Dict({"at": nnx.Param(jnp.zeros(()))})
+    model = nnx.Dict({"at": nnx.Param(jnp.float32(0))})
     with nnx.Run(tmp_path, model=model, progress=False) as run:
         for _ in run.steps(9):
             model["at"].value += 1
