@@ -185,6 +185,9 @@ def test_nox_lists_each_session_with_one_line(tmp_path, where):
     for name, about in listed:
         assert re.fullmatch(r" -> [^ ].{10,100}", about), name
     assert " -> The tests on Python 3.12, lowest JAX (0.9.0), CPU with 8 devices." in out
+    assert " -> The tests on Python 3.11, newest JAX (0.10.2, its last), CPU." in out
+    assert " -> The tests on Python 3.11, nightly JAX (it has none), CPU." in out
+    assert " -> The tests on Python 3.13, newest JAX, CPU." in out
 
 
 def test_the_short_form_of_a_cell_runs_tests_of_every_package():

@@ -40,7 +40,9 @@ class Cell:
     @property
     def about(self) -> str:
         """The cell in one line, for ``nox -l``."""
-        version = supported.JAX[self.jax]
+        version, last = supported.JAX[self.jax], supported.LAST_JAX.get(self.python)
+        if version is None and last:
+            version = f"{last}, its last" if self.jax == "newest" else "it has none"
         jax = f"{self.jax} JAX ({version})" if version else f"{self.jax} JAX"
         return f"The tests on Python {self.python}, {jax}, {self.backend.about}."
 
