@@ -40,14 +40,13 @@ def fit(
       The run, which is over.
 
     Example:
-      >>> import jax.numpy as jnp, moduli as nnx
-      >>> model = nnx.Dict({"w": nnx.Param(jnp.array(4.0))})
+      >>> import moduli as nnx
+      >>> model = nnx.Dict({"w": nnx.Param(4.0)})
       >>> def train_step(model, batch):
       ...     model["w"].value *= batch
       ...     return model["w"].value
-      >>> run = nnx.fit(train_step, {"model": model}, [0.5], steps=3, progress=False)
-      >>> run.step, run.last
-      (3, {'loss': 0.5})
+      >>> nnx.fit(train_step, {"model": model}, [0.5], steps=3, progress=False).last
+      {'loss': 0.5}
     """
     patience = {} if stop is None or callable(stop) else {"patience": stop}
     every = max(1, steps // 10) if evaluate_every is None else evaluate_every

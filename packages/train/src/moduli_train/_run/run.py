@@ -10,8 +10,8 @@ from typing import Any
 
 import moduli
 from moduli.errors import VariableError
+from moduli_train._log.record import write_report
 from moduli_train._run.arguments import whole
-from moduli_train._run.record import write_report
 from moduli_train._run.session import Session, Steps
 
 __all__ = ["Run"]

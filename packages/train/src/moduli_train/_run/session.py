@@ -19,16 +19,16 @@ from moduli.errors import VariableError
 from moduli.plugins import PluginWarning, collect
 from moduli_train._data.feed import Feed
 from moduli_train._errors import DataEndedError, RunError
+from moduli_train._log.lock import FolderLock
+from moduli_train._log.log import Log
+from moduli_train._log.record import tensorboard_writer, write_record
+from moduli_train._loop.signals import Signals
+from moduli_train._loop.unsaved import Watch
 from moduli_train._run.arguments import nodes_of, whole
 from moduli_train._run.best import Best
 from moduli_train._run.checkpoints import Checkpoints
-from moduli_train._run.lock import FolderLock
-from moduli_train._run.log import Log
 from moduli_train._run.losses import Losses
 from moduli_train._run.progress import Progress, counting
-from moduli_train._run.record import tensorboard_writer, write_record
-from moduli_train._run.signals import Signals
-from moduli_train._run.unsaved import Watch
 
 if TYPE_CHECKING:
     from typing import Self

@@ -16,7 +16,7 @@ import jax
 
 import moduli
 from moduli_train._errors import RunError
-from moduli_train._run.log import replace_file
+from moduli_train._log.log import replace_file
 
 __all__ = ["tensorboard_writer", "write_record", "write_report"]
 
