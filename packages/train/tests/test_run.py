@@ -6,6 +6,7 @@ import csv
 import fractions
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -501,6 +502,23 @@ def test_stop_ends_a_run_for_good(tmp_path: pathlib.Path) -> None:
                 if run.step == 3:
                     run.stop()
         assert run.step == 3
+
+
+@pytest.mark.parametrize("ends", [[5, 7], [7, 7], [4, 5, 7, 3]])
+def test_the_last_values_come_back_also_when_nothing_is_left_to_do(
+    tmp_path: pathlib.Path, ends: list[int]
+) -> None:
+    """A program that prints ``run.last`` at its end prints the same however often it ran."""
+    for end in ends:
+        with nnx.Run(
+            tmp_path, model=nnx.Dict({"w": nnx.Param(0.0)}), data=[1.0, 2.0], progress=False
+        ) as run:
+            for batch in run.steps(end):
+                run.log(value=batch * run.step)
+                if run.every(4):
+                    run.log(rare=jnp.float32(0.1), ratio=math.nan, good=True)
+    assert run.last.pop("ratio") != 0.0
+    assert run.last == {"value": 7.0, "rare": float(np.float32(0.1)), "good": True}
 
 
 def test_leaving_the_loop_saves_the_step(tmp_path: pathlib.Path) -> None:

@@ -70,6 +70,20 @@ def test_what_is_no_data_is_refused(data: Any) -> None:
         nnx.Run(data=data)
 
 
+@pytest.mark.parametrize("data", [lambda: [1.0], lambda *, epoch: [1.0], lambda epoch, seed: [1.0]])
+def test_a_function_of_the_data_takes_the_epoch(data: Any) -> None:
+    with pytest.raises(RunError, match=r"called for each epoch with its number.*lambda epoch"):
+        nnx.Run(None, model=scalar(), data=data)
+
+
+@pytest.mark.parametrize("nodes", [nnx.Rngs(0), [scalar()]])
+def test_fit_takes_nodes_by_name(nodes: Any) -> None:
+    with pytest.raises(VariableError, match=r"nodes by name.*'model': model.*got a (Rngs|list)"):
+        nnx.fit(lambda model, batch: 0.0, nodes, [1.0], steps=2)
+    with pytest.raises(VariableError, match=r"steps= is a number of steps.*got '3'"):
+        nnx.fit(lambda model, batch: 0.0, {"model": scalar()}, [1.0], steps="3")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"image": x, "label": x[:, 0]}])
 def test_batches_of_other_shapes_are_named_once(wrap: Any) -> None:
     data = [wrap(np.zeros((n, 2))) for n in (4, 4, 3, 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,6 +36,11 @@ class Source:
             raise RunError(
                 f"data= is a {type(data).__name__}; it takes an iterable of batches, or {_CURES}. "
                 "Arrays become batches by `nnx.Batches(arrays, size)`"
+            )
+        if self._by_epoch and not _takes_an_epoch(data):
+            raise RunError(
+                "data= is a function that does not take one argument. It is called for each epoch "
+                "with its number, from 0: `data=lambda epoch: batches(seed=epoch)`"
             )
         indexed = isinstance(data, (list, tuple, np.ndarray, jax.Array))
         self._indexed = indexed and self._plugin is None
@@ -148,3 +154,13 @@ class Source:
         )
         for _ in counting(range(total)):
             next(self)
+
+
+def _takes_an_epoch(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moduli.errors import VariableError
+from moduli_train._run.arguments import whole
 from moduli_train._run.run import Run
 
 __all__ = ["fit"]
@@ -48,6 +50,12 @@ def fit(
       >>> nnx.fit(train_step, {"model": model}, [0.5], steps=3, progress=False).last
       {'loss': 0.5}
     """
+    if not isinstance(nodes, Mapping):
+        raise VariableError(
+            f"fit takes nodes by name, in the order of the step's arguments: {{'model': model}}; "
+            f"got a {type(nodes).__name__}"
+        )
+    steps = whole("steps=", steps, 0)
     patience = {} if stop is None or callable(stop) else {"patience": stop}
     every = max(1, steps // 10) if evaluate_every is None else evaluate_every
     with Run(folder, **nodes, data=data, **patience, **options) as run:

@@ -45,7 +45,7 @@ class Run(Session):
     Attributes:
       step: the step that is under way, or done; the first is 1.
       epoch: the epoch of its batch, from 0.
-      last: the values that were read last, by name.
+      last: the values that were read last, by name; a resume brings them back.
       nodes: the nodes, by name.
 
     Raises:

@@ -120,6 +120,7 @@ class Session:
     def _restore(self, facts: dict[str, Any]) -> None:
         self._resumed, self._start = True, self._start - facts["seconds"]
         self.step, self.epoch, self.stopped = facts["step"], facts["epoch"], facts["stopped"]
+        self.last.update(facts.get("last", {}))
         for name, value in facts["best"].items():
             setattr(self._best, name, value)
         show = self._show
@@ -245,6 +246,7 @@ class Session:
             "epoch": self.epoch,
             "seconds": round(time.monotonic() - self._start, 3),
             "stopped": self.stopped,
+            "last": dict(self.last),
             "data": self._feed.position(),
             "best": self._best.state(),
             "plugins": self._plugin_states(),
