@@ -81,6 +81,34 @@ def test_a_layer_goes_to_linen_and_back(row: Row) -> None:
         same(back(*inputs), expected, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["LSTMCell", "SimpleCell"])
+def test_a_cell_goes_to_linen_and_back(name: str) -> None:
+    with float64():
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
+        theirs = getattr(linen, name)(4)
+        carry = jax.tree.map(
+            lambda zeros: zeros.astype(x.dtype) + 0.3,
+            theirs.initialize_carry(jax.random.key(0), x.shape),
+        )
+        variables = theirs.init(jax.random.key(0), carry, x)
+        variables = jax.tree.map(lambda a: jnp.asarray(a, x.dtype) + 0.1, variables)
+        ours = bridge.from_linen(theirs, variables)
+        same(ours(carry, x), theirs.apply(variables, carry, x))
+
+        def loss(step: Any) -> Any:
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(step(carry, x)))
+
+        expected = jax.grad(
+            lambda variables: loss(lambda *inputs: theirs.apply(variables, *inputs))
+        )(variables)
+        grads = moduli.grad(loss)(ours)
+        norms = [sum(float((g**2).sum()) for g in jax.tree.leaves(t)) for t in (grads, expected)]
+        np.testing.assert_allclose(*norms, rtol=1e-9)
+        module, back = bridge.as_linen(ours)
+        same(back, variables, 0)
+        same(module.apply(back, carry, x), theirs.apply(variables, carry, x))
+
+
 def test_what_linen_or_we_have_not_is_refused() -> None:
     rngs = moduli.Rngs(0)
     for match, layer in {

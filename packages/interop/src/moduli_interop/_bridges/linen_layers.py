@@ -85,6 +85,11 @@ def _attention(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _cell(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    kernel = next(iter(held.values()))  # of the inputs
+    return {"in_features": kernel.shape[0], "hidden_features": module.features}
+
+
 def _no_sizes(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -99,6 +104,18 @@ def _layers() -> list[_Layer]:
     norms = ("query_ln.scale", "key_ln.scale")
     weights, features = _params("kernel", "bias"), ("num_features",)
     sizes = ("in_features", "in_kv_features")
+    cell = ("in_features", "hidden_features")
+    gates = {f"i{gate}.kernel": f"i{gate}.kernel" for gate in "ifgo"}
+    gates |= {
+        f"h{gate}.{name}": f"h{gate}.{name}" for gate in "ifgo" for name in ("kernel", "bias")
+    }
+    lstm = {
+        ours.replace("if.", "if_."): ("params", *theirs.split("."))
+        for ours, theirs in gates.items()
+    }
+    simple = {
+        f"dense_{name}": ("params", *name.split(".")) for name in ("i.kernel", "i.bias", "h.kernel")
+    }
     return [
         _Layer(moduli.Linear, "Dense", _dense, weights, _FEATURES),
         _Layer(moduli.LinearGeneral, "DenseGeneral", _general, weights, _FEATURES),
@@ -118,6 +135,8 @@ def _layers() -> list[_Layer]:
             sizes,
         ),
         _Layer(moduli.PReLU, "PReLU", _no_sizes, _params("negative_slope")),
+        _Layer(moduli.LSTMCell, "LSTMCell", _cell, lstm, cell),
+        _Layer(moduli.SimpleCell, "SimpleCell", _cell, simple, cell),
         _Layer(moduli.Dropout, "Dropout", _no_sizes, {}),
     ]
 
@@ -265,8 +284,9 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
                         settings[name] = value
                 elif _differs(part, name, value, parameter.default):
                     convert.refuse(part, f"with {name}={value!r}, which linen's has not")
-            if "out_features" in row.kept:
-                settings["features"] = part.out_features
+            for name in ("out_features", "hidden_features"):
+                if name in row.kept:
+                    settings["features"] = getattr(part, name)
             if row.ours is moduli.GroupNorm:
                 settings["group_size"] = None
             for path, where in row.arrays.items():
