@@ -59,11 +59,16 @@ def is_traceable(leaf: object, *, bare: bool) -> bool:
 
     Args:
       leaf: a leaf of an attribute that is marked as data.
-      bare: whether it is the attribute's value itself; then a Python number is one.
+      bare: whether it is the attribute's value itself. Inside of a container, flags and whole
+        numbers say how to compute, while a float may be written in each step, as a rate.
     """
-    if isinstance(leaf, (bool, int, float, complex)):
+    if isinstance(leaf, (bool, int)):
         return bare
-    return isinstance(leaf, np.generic) or hasattr(leaf, "__jax_array__") or hasattr(leaf, "dtype")
+    return (
+        isinstance(leaf, (float, complex, np.generic))
+        or hasattr(leaf, "__jax_array__")
+        or hasattr(leaf, "dtype")
+    )
 
 
 def is_graph_leaf(value: object) -> bool:

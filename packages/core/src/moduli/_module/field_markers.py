@@ -92,8 +92,8 @@ def data(value: Any = _MISSING, /, **kwargs: Any) -> Any:
     """Marks an attribute value as data, such as a number; assign the result to an attribute.
 
     Args:
-      value: an array, a number, or a pytree that holds arrays. What is no array inside of a pytree
-        (functions, flags, numbers) stays static.
+      value: an array, a number, or a pytree that holds arrays and floats. What else is inside of a
+        pytree (functions, flags, whole numbers) stays static.
       **kwargs: without a value: arguments of ``dataclasses.field``, for use in dataclasses.
 
     Returns:
