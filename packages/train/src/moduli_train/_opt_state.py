@@ -21,6 +21,7 @@ from moduli_train._own_arrays import copy_if_shared
 from moduli_train._variables import OptArray, OptVariable
 
 __all__ = [
+    "as_optax_made_it",
     "box_replaced",
     "check_made_for",
     "check_same_parameters",
@@ -117,6 +118,30 @@ def box_replaced(tree: Any, params: Any = None) -> Any:
     return treedef.unflatten(boxed)
 
 
+def as_optax_made_it(opt_state: Any) -> Any:
+    """Returns the state of an optimizer as its transformation knows it, still in Variables.
+
+    A state that is a plain dict or list has become a node of the optimizer, with all containers
+    below it; any other stays what it is.
+    """
+    if isinstance(opt_state, (moduli.Dict, moduli.List)):
+        return _plain(opt_state)
+    return opt_state
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, moduli.Dict):
+        return {key: _plain(item) for key, item in tree.items()}
+    if isinstance(tree, moduli.List):
+        return [_plain(item) for item in tree]
+    if isinstance(tree, (moduli.State, moduli.Variable, moduli.Pytree)):
+        return tree
+    children, treedef = jax.tree.flatten(tree, is_leaf=lambda part: part is not tree)
+    if len(children) == 1 and children[0] is tree:
+        return tree
+    return treedef.unflatten(map(_plain, children))
+
+
 def unwrap(tree: Any) -> Any:
     """Returns the pytree with values in place of Variables; modules in it stay as they are."""
     return jax.tree.map(
@@ -134,7 +159,7 @@ def new_values(opt_state: Any, new: Any) -> list[tuple[Any, Any]]:
     Raises:
       StructureError: if optax changed the structure of the state, or a shape in it.
     """
-    variables, treedef = jax.tree.flatten(opt_state, is_leaf=is_variable)
+    variables, treedef = jax.tree.flatten(as_optax_made_it(opt_state), is_leaf=is_variable)
     try:
         values = treedef.flatten_up_to(new)
     except ValueError as error:

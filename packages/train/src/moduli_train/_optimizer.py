@@ -16,6 +16,7 @@ from moduli_train._meshes import update_on_mesh
 from moduli_train._misuse import MISSING, check_transformation, check_update
 from moduli_train._of_model import bound_to
 from moduli_train._opt_state import (
+    as_optax_made_it,
     box_replaced,
     check_made_for,
     check_same_parameters,
@@ -148,7 +149,7 @@ class Optimizer(moduli.Pytree, Generic[M]):
             updates, opt_state = update_on_mesh(
                 self.tx.update,
                 encode(treedef.unflatten(gradients)),
-                unwrap(self.opt_state),
+                unwrap(as_optax_made_it(self.opt_state)),
                 encode(values),
                 form.arguments(more) if form else more,
             )
