@@ -51,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    """Takes what exists before the first test out of the collector's sight: it stays anyway.
+
+    With all tests collected these are 750,000 objects. To walk through them takes 0.4 s of CPU
+    each time that a test or an error that looks for a model asks the collector.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Frees what JAX compiled for a file: no other file asks for it, and a worker keeps it all.
