@@ -159,10 +159,11 @@ def processes(count: int, devices: int, folder: pathlib.Path, do: str) -> None:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={devices}"
+    alone = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     running: list[Any] = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, address, str(count), str(n), str(folder), do],
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env={**alone, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
