@@ -386,9 +386,10 @@ print(devices)
 
     def run(devices: int, do: str) -> None:
         flags = f"--xla_force_host_platform_device_count={devices}"
+        alone = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
         done = subprocess.run(
             [sys.executable, "-c", program, str(tmp_path / "m.safetensors"), do],
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={**alone, "XLA_FLAGS": flags},
             capture_output=True,
             text=True,
             check=False,
