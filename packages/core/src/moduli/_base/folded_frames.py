@@ -7,7 +7,9 @@ IPython and pytest leave that one out too: they pass over frames with a local ``
 
 from __future__ import annotations
 
-from types import TracebackType
+import inspect
+import sys
+from types import FrameType, TracebackType
 
 import jax
 
@@ -16,6 +18,7 @@ from moduli.errors import ModuliError
 __all__ = ["fold"]
 
 _OURS, _OF_JAX = ("moduli",), ("jax", "jaxlib")
+_MARK = "__tracebackhide__"
 _LAYERS_TOO = ("moduli", "moduli_layers", "moduli_debug", "moduli_train", "moduli_interop")
 
 
@@ -59,7 +62,17 @@ def _hide(error: BaseException, entries: list[TracebackType], packages: list[str
         last = len(entries)
     for entry, package in zip(entries[:last], packages, strict=False):
         if package in _LAYERS_TOO:
-            entry.tb_frame.f_locals["__tracebackhide__"] = True
+            _mark(entry.tb_frame)
+
+
+def _mark(frame: FrameType) -> None:
+    if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        return  # of a module or class that is being made: these are its own names
+    names = frame.f_locals
+    names[_MARK] = True
+    if sys.version_info < (3, 13):  # a copy, in which the error would keep itself and models alive
+        for name in [name for name in names if name != _MARK]:
+            del names[name]  # whoever looks at the frame's names gets a new copy
 
 
 def _package(entry: TracebackType) -> str:
