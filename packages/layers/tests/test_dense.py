@@ -148,3 +148,17 @@ def test_einsum_takes_one_size_as_a_shape():
     layer = Einsum("na,ab->nb", (3, 2), 2, rngs=RNGS)
     assert layer.bias.shape == (2,)
     assert layer(np.ones((5, 3), np.float32)).shape == (5, 2)
+
+
+def test_an_einsum_has_its_bias_on_axes_in_front_of_the_dots_too() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
+    layer = Einsum(
+        "...a,hab->b...h",
+        (4, 3, 6),
+        (6, 4),
+        bias_init=moduli.initializers.normal(1),
+        rngs=moduli.Rngs(0),
+    )
+    kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+    expected = np.einsum("xya,hab->bxyh", x, kernel) + bias[:, None, None, :]
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)

@@ -164,16 +164,28 @@ class Einsum(Summing):
             **({} if out_sharding is None else {"out_sharding": out_sharding}),
         )
         if bias is not None:
-            after = output.rpartition("...")[2]
-            spread = [sizes[name] if name in second else 1 for name in after]
+            spread = self._spread(output, second, sizes, outputs.ndim)
             if math.prod(spread) != bias.size:
-                brought = tuple(sizes[name] for name in after if name in second)
+                named = output.replace("...", "")
+                brought = tuple(sizes[name] for name in named if name in second)
                 raise ShapeError(
                     f"{kind}({equation!r}) has a bias of shape {bias.shape}, but the output's axes "
                     f"that the kernel brings have the sizes {brought}; write bias_shape={brought}"
                 )
             outputs = outputs + at_end(bias.reshape(spread).astype(outputs.dtype), outputs.ndim)
         return self._summed(outputs, x.dtype)
+
+    def _spread(self, output: str, second: str, sizes: dict[str, int], rank: int) -> list[int]:
+        """Returns the bias's sizes on the output's axes, from the first that it has on."""
+        before, dots, after = output.partition("...")
+        if not dots:
+            before, after = "", output
+        spread = [
+            [sizes[name] if name in second else 1 for name in part] for part in (before, after)
+        ]
+        if not set(before) & set(second):
+            return spread[1]
+        return spread[0] + [1] * (rank - len(before) - len(after)) + spread[1]
 
     def _parts(self, equation: str) -> tuple[str, str, str]:
         """Takes the equation apart: both operands and the output."""
