@@ -24,6 +24,7 @@ _KINDS = (
     moduli.Linear, moduli.LinearGeneral, moduli.Conv, moduli.ConvTranspose, moduli.Embed,
     moduli.LayerNorm, moduli.RMSNorm, moduli.GroupNorm, moduli.InstanceNorm, moduli.BatchNorm,
     moduli.MultiHeadAttention, moduli.PReLU, moduli.Dropout, moduli.Sequential,
+    moduli.Einsum,
 )  # fmt: skip
 ROWS = [
     row
@@ -81,7 +82,7 @@ def test_a_layer_goes_to_linen_and_back(row: Row) -> None:
         same(back(*inputs), expected, 1e-12)
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", "SimpleCell"])
+@pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"])
 def test_a_cell_goes_to_linen_and_back(name: str) -> None:
     with float64():
         x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
@@ -102,11 +103,83 @@ def test_a_cell_goes_to_linen_and_back(name: str) -> None:
             lambda variables: loss(lambda *inputs: theirs.apply(variables, *inputs))
         )(variables)
         grads = moduli.grad(loss)(ours)
+        if name == "GRUCell":  # ours has a second bias at the gates r and z, whose sum it uses
+            grads["dense_h"]["bias"].set_value(grads["dense_h"]["bias"][...][8:])
         norms = [sum(float((g**2).sum()) for g in jax.tree.leaves(t)) for t in (grads, expected)]
         np.testing.assert_allclose(*norms, rtol=1e-9)
         module, back = bridge.as_linen(ours)
         same(back, variables, 0)
         same(module.apply(back, carry, x), theirs.apply(variables, carry, x))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_gru_goes_to_linen_with_one_bias_at_each_gate(hidden: bool) -> None:
+    with float64():
+        x, h = (jnp.asarray(np.random.default_rng(n).normal(size=(2, 3 + n))) for n in range(2))
+        cell = moduli.GRUCell(
+            3,
+            4,
+            use_hidden_bias=hidden,
+            bias_init=moduli.initializers.normal(1),
+            carry_init=moduli.initializers.ones,
+            param_dtype=x.dtype,
+            rngs=moduli.Rngs(0),
+        )
+        module, variables = bridge.as_linen(cell)
+        same(module.apply(variables, h, x), cell(h, x))
+        same(module.initialize_carry(jax.random.key(0), x.shape), jnp.ones((2, 4)))
+        back = bridge.from_linen(module, variables)
+        same(back(h, x), cell(h, x))
+        same(back.initialize_carry(x.shape, moduli.Rngs(0)), jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_network_goes_to_linen_and_back(cell: str, both: bool) -> None:
+    with float64():
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 3)))
+        runs = [
+            linen.RNN(getattr(linen, cell)(4, param_dtype=x.dtype), reverse=not both, unroll=2)
+            for _ in range(1 + both)
+        ]
+        one = (
+            linen.Bidirectional(*runs, merge_fn=jnp.add, time_major=True)
+            if both
+            else runs[0].clone(time_major=True, keep_order=True)
+        )
+        theirs = linen.Sequential([one, linen.Dense(2, param_dtype=x.dtype)])
+        variables = theirs.init(jax.random.key(0), x)
+        variables = jax.tree.map(lambda a: a + 0.1, variables)
+        ours = bridge.from_linen(theirs, variables)
+        expected = theirs.apply(variables, x)
+        same(ours(x), expected)
+        grads = jax.grad(lambda x: (ours(x) ** 2).sum())(x)
+        same(grads, jax.grad(lambda x: (theirs.apply(variables, x) ** 2).sum())(x))
+        lengths = jnp.array([5, 3])
+        part = {"params": variables["params"]["layers_0"]}
+        settings: dict[str, Any] = {"seq_lengths": lengths, "return_carry": True}
+        same(ours.layers[0](x, **settings)[0], one.apply(part, x, **settings)[0])
+        module, back = bridge.as_linen(ours)
+        same(back, variables, 0)
+        same(module.apply(back, x), expected)
+
+
+@pytest.mark.parametrize("equation", ["nta,hab->nthb", "...a,hab->b...h", None])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_an_einsum_goes_to_linen_and_back(equation: str | None, use_bias: bool) -> None:
+    with float64():
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
+        theirs = linen.Einsum((4, 3, 6), equation, use_bias=use_bias, param_dtype=x.dtype)
+        inputs = (x,) if equation else (x, "nta,hab->nthb")
+        variables = jax.tree.map(lambda a: a + 0.1, theirs.init(jax.random.key(0), *inputs))
+        ours = bridge.from_linen(theirs, variables)
+        same(ours(*inputs), theirs.apply(variables, *inputs))
+        grads = moduli.grad(lambda ours: (ours(*inputs) ** 2).sum())(ours)
+        expected = jax.grad(lambda v: (theirs.apply(v, *inputs) ** 2).sum())(variables)["params"]
+        same({name: grads[name].get_raw_value() for name in expected}, expected)
+        module, back = bridge.as_linen(ours)
+        same(back, variables, 0)
+        same(module.apply(back, *inputs), theirs.apply(variables, *inputs))
 
 
 def test_what_linen_or_we_have_not_is_refused() -> None:
@@ -115,6 +188,12 @@ def test_what_linen_or_we_have_not_is_refused() -> None:
         r"with rotary=": moduli.MultiHeadAttention(2, 8, rotary=moduli.rotary_embedding, rngs=rngs),
         r"with num_kv_heads=1": moduli.MultiHeadAttention(2, 8, num_kv_heads=1, rngs=rngs),
         r"RoPE.*no layer of flax.linen": moduli.RoPE(),
+        r"bias_shape=\(8,\), where linen's is \(2, 4\)": moduli.Einsum(
+            "na,hab->nhb", (2, 3, 4), 8, rngs=rngs
+        ),
+        r"`layers/0`.*with state_axes=": moduli.RNN(
+            moduli.SimpleCell(3, 4, rngs=rngs), state_axes={moduli.Param: 0}
+        ),
     }.items():
         with pytest.raises(moduli.BridgeError, match=match):
             bridge.as_linen(moduli.Sequential(layer))

@@ -20,6 +20,8 @@ import moduli
 from moduli_interop._bridges.arguments import build, fill, parameters
 from moduli_interop._bridges.bridge import Conversion
 from moduli_interop._bridges.frameworks import import_framework
+from moduli_interop._bridges.linen_networks import from_theirs, to_theirs
+from moduli_interop._bridges.linen_places import at, below, check_once, fold, gather, read, write
 
 __all__ = ["as_linen", "from_linen"]
 
@@ -29,7 +31,7 @@ _ADVICE = (
 # settings that speak of how values begin or are computed, not of what is computed
 _FREE = ("name", "parent", "precision", "use_fast_variance", "rng_collection", "rngs", "keep_rngs")
 _JOINED = "with several feature_axes, whose parameters have one axis here and several in linen"
-_SPELLED = {"batch_dims": "batch_axis"}
+_SPELLED = {"batch_dims": "batch_axis", "shape": "kernel_shape"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,9 @@ class _Layer:
       sizes: makes our arguments that linen takes from its inputs, of the module and its arrays.
       arrays: the collection and name of each Variable, by our path, where not ``params`` and equal.
       kept: our arguments that linen's has not, because its inputs tell them.
+      joined: of a Variable that is several arrays in linen, those along the last axis; None for one
+        that linen has not, because it adds to the one at the same place of another.
+      told: linen's settings that ours has not, because its arrays tell them.
     """
 
     ours: Any
@@ -49,6 +54,10 @@ class _Layer:
     sizes: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     arrays: Mapping[str, tuple[str, ...]]
     kept: tuple[str, ...] = ()
+    joined: Mapping[str, tuple[tuple[str, ...] | None, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    told: tuple[str, ...] = ()
 
 
 def _params(*names: str) -> dict[str, tuple[str, ...]]:
@@ -90,6 +99,15 @@ def _cell(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
     return {"in_features": kernel.shape[0], "hidden_features": module.features}
 
 
+def _gru(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_cell(module, held), "use_hidden_bias": True}  # linen has it at one of three gates
+
+
+def _einsum(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    bias = held.get("bias") if module.use_bias else None
+    return {"kernel_shape": module.shape, "bias_shape": None if bias is None else bias.shape}
+
+
 def _no_sizes(module: Any, held: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -116,6 +134,18 @@ def _layers() -> list[_Layer]:
     simple = {
         f"dense_{name}": ("params", *name.split(".")) for name in ("i.kernel", "i.bias", "h.kernel")
     }
+    fused = {
+        "dense_i.kernel": tuple(("params", f"i{gate}", "kernel") for gate in "ifgo"),
+        "dense_h.kernel": tuple(("params", f"h{gate}", "kernel") for gate in "ifgo"),
+        "dense_h.bias": tuple(("params", f"h{gate}", "bias") for gate in "ifgo"),
+    }
+    gru: dict[str, tuple[tuple[str, ...] | None, ...]] = {
+        "dense_i.kernel": tuple(("params", f"i{gate}", "kernel") for gate in "rzn"),
+        "dense_i.bias": tuple(("params", f"i{gate}", "bias") for gate in "rzn"),
+        "dense_h.kernel": tuple(("params", f"h{gate}", "kernel") for gate in "rzn"),
+        "dense_h.bias": (None, None, ("params", "hn", "bias")),
+    }
+    shapes = ("kernel_shape", "bias_shape")
     return [
         _Layer(moduli.Linear, "Dense", _dense, weights, _FEATURES),
         _Layer(moduli.LinearGeneral, "DenseGeneral", _general, weights, _FEATURES),
@@ -136,7 +166,10 @@ def _layers() -> list[_Layer]:
         ),
         _Layer(moduli.PReLU, "PReLU", _no_sizes, _params("negative_slope")),
         _Layer(moduli.LSTMCell, "LSTMCell", _cell, lstm, cell),
+        _Layer(moduli.OptimizedLSTMCell, "OptimizedLSTMCell", _cell, {}, cell, fused),
+        _Layer(moduli.GRUCell, "GRUCell", _gru, {}, cell, gru),
         _Layer(moduli.SimpleCell, "SimpleCell", _cell, simple, cell),
+        _Layer(moduli.Einsum, "Einsum", _einsum, weights, shapes, told=("use_bias",)),
         _Layer(moduli.Dropout, "Dropout", _no_sizes, {}),
     ]
 
@@ -169,7 +202,7 @@ def from_linen(module: Any, variables: Any = None, *, rngs: moduli.Rngs | None =
     makers: dict[type, Any] = {getattr(linen, row.theirs): _maker(row) for row in _layers()}
 
     convert = _conversion(
-        {**makers, linen.Sequential: lambda *layers: moduli.Sequential(*layers)},
+        {**makers, **from_theirs(), linen.Sequential: lambda *layers: moduli.Sequential(*layers)},
         linen.Sequential,
         linen.Module,
         "layer of moduli",
@@ -180,10 +213,12 @@ def from_linen(module: Any, variables: Any = None, *, rngs: moduli.Rngs | None =
 
 def _maker(row: _Layer) -> Any:
     def make(part: Any, convert: Conversion) -> Any:
-        held = {path: _read(convert, where) for path, where in row.arrays.items()}
+        held = {path: read(convert, where) for path, where in row.arrays.items()}
+        held |= {path: gather(convert, wheres) for path, wheres in row.joined.items()}
         held = {path: array for path, array in held.items() if array is not None}
         fields = {f.name: f for f in dataclasses.fields(part) if f.name not in _FREE}
-        if row.arrays and not held:
+        paths = (*row.arrays, *row.joined)
+        if paths and not held:
             convert.refuse(part, "whose variables are not there, so that its sizes are not known")
         if _several(getattr(part, "feature_axes", -1)):
             convert.refuse(part, _JOINED)
@@ -192,7 +227,11 @@ def _maker(row: _Layer) -> Any:
         for name, field in fields.items():
             value = getattr(part, name)
             ours = _SPELLED.get(name, name)
+            if name == "carry_init" and value is not field.default:
+                settings[name] = value
             if (name == "features" and row.ours is not moduli.Embed) or "_init" in name:
+                continue
+            if name in row.told:
                 continue
             if name == "batch_dims":
                 if value:
@@ -209,11 +248,13 @@ def _maker(row: _Layer) -> Any:
             settings["num_groups"] = None
         if row.ours is moduli.Dropout:
             return moduli.Dropout(**settings, rngs=convert.kept["rngs"])
-        layer = fill(build(row.ours, **settings), held)
+        layer = build(row.ours, **settings)
+        # linen leaves a variable alone that its settings do not name
+        fill(layer, {path: array for path, array in held.items() if at(layer, path) is not None})
         for name, value in settings.items():
             if isinstance(value, (jax.Array, np.ndarray)):  # a mask, of which there is a shape yet
                 setattr(layer, name, value)
-        missing = [p for p in row.arrays if _at(layer, p) is not None and p not in held]
+        missing = [p for p in paths if at(layer, p) is not None and p not in held]
         if missing:
             convert.refuse(part, f"whose variables have no {', '.join(missing)}")
         return layer
@@ -223,23 +264,6 @@ def _maker(row: _Layer) -> Any:
 
 def _several(axes: Any) -> bool:
     return isinstance(axes, (tuple, list)) and len(axes) > 1
-
-
-def _read(convert: Conversion, where: tuple[str, ...]) -> Any:
-    from flax.core import meta
-
-    found: Any = convert.kept["variables"]
-    for name in (where[0], *convert.kept["place"], *where[1:]):
-        if not isinstance(found, Mapping) or name not in found:
-            return None
-        found = found[name]
-    return found.unbox() if isinstance(found, meta.AxisMetadata) else found
-
-
-def _at(layer: Any, path: str) -> Any:
-    for name in path.split("."):
-        layer = None if layer is None else getattr(layer, name, None)
-    return layer
 
 
 def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
@@ -280,6 +304,8 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
                     if "general" in name or name in ("attention_fn", "promote_dtype"):
                         if value is not None and value is not parameter.default:
                             convert.refuse(part, f"with a `{name}` of its own")
+                    elif name == "carry_init":
+                        settings |= {} if value is None else {name: value}
                     elif "_init" not in name:
                         settings[name] = value
                 elif _differs(part, name, value, parameter.default):
@@ -289,18 +315,34 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
                     settings["features"] = getattr(part, name)
             if row.ours is moduli.GroupNorm:
                 settings["group_size"] = None
+            if row.ours is moduli.Einsum:
+                _check_bias(part, convert)
+                settings |= {"shape": part.kernel_shape, "use_bias": part.bias is not None}
+            for path in row.joined:
+                if (variable := at(part, path)) is not None:
+                    check_once(variable, convert)
+            for where, array in fold(part, row.joined).items():
+                write(variables, (where[0], *convert.kept["place"], *where[1:]), array)
             for path, where in row.arrays.items():
-                variable = _at(part, path)
+                variable = at(part, path)
                 if variable is not None:
-                    _write(variables, (where[0], *convert.kept["place"], *where[1:]), variable)
-                    _check_once(variable, convert)
+                    write(
+                        variables,
+                        (where[0], *convert.kept["place"], *where[1:]),
+                        variable.get_raw_value(),
+                    )
+                    check_once(variable, convert)
             return cls(**settings)
 
         return make
 
     makers: dict[type, Any] = {row.ours: maker(row) for row in _layers()}
     convert = _conversion(
-        {**makers, moduli.Sequential: lambda *layers: linen.Sequential(layers)},
+        {
+            **makers,
+            **to_theirs(variables),
+            moduli.Sequential: lambda *layers: linen.Sequential(layers),
+        },
         moduli.Sequential,
         moduli.Module,
         "layer of flax.linen",
@@ -319,11 +361,10 @@ def _conversion(makers: dict[type, Any], sequence: type, module: type, wanted: s
     """
 
     def sequential(part: Any, convert: Conversion) -> Any:
-        place, made = convert.kept["place"], []
-        for number, layer in enumerate(part.layers):
-            convert.kept["place"] = (*place, f"layers_{number}")
-            made.append(convert(layer, "layers", number))
-        convert.kept["place"] = place
+        made = [
+            below(layer, convert, "layers", number, at_place=f"layers_{number}")
+            for number, layer in enumerate(part.layers)
+        ]
         return makers[sequence](*made)
 
     def fallback(part: Any, convert: Conversion) -> Any:
@@ -336,6 +377,18 @@ def _conversion(makers: dict[type, Any], sequence: type, module: type, wanted: s
     return convert
 
 
+def _check_bias(part: Any, convert: Conversion) -> None:
+    """Refuses an Einsum whose bias is of another shape than linen works out."""
+    operands, _, output = (part.einsum_str or "").partition("->")
+    letters = operands.partition(",")[2]
+    if part.bias is None or part.einsum_str is None or "..." in letters:  # known in the call only
+        return
+    sizes = dict(zip(letters, part.kernel_shape, strict=True))
+    wanted = tuple(sizes[name] for name in output if name in sizes)
+    if wanted != part.bias_shape:
+        convert.refuse(part, f"with bias_shape={part.bias_shape}, where linen's is {wanted}")
+
+
 def _differs(part: Any, name: str, value: Any, default: Any) -> bool:
     """Returns whether a setting that linen has not is in use."""
     if name == "num_kv_heads":
@@ -345,17 +398,3 @@ def _differs(part: Any, name: str, value: Any, default: Any) -> bool:
     if name == "batch_axis":
         return bool(dict(value))
     return value is not default and value != default
-
-
-def _check_once(variable: Any, convert: Conversion) -> None:
-    met = convert.kept.setdefault("met", {})
-    if id(variable) in met:
-        convert.refuse(variable, "which stands in two places, and would be two arrays in linen")
-    met[id(variable)] = variable
-
-
-def _write(variables: dict[str, Any], where: tuple[str, ...], variable: Any) -> None:
-    *parents, last = where
-    for name in parents:
-        variables = variables.setdefault(name, {})
-    variables[last] = variable.get_raw_value()
