@@ -19,7 +19,8 @@ pytestmark = [
 ]
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[4]))
 import jax.numpy as jnp, moduli as nnx
 model = nnx.Dict({"w": nnx.Param(jnp.zeros(()))})
 with nnx.Run(sys.argv[1], model=model, data=[1.0], progress=False) as run:
@@ -45,19 +46,20 @@ def test_killed_runs_end_as_one_that_was_never_killed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signals", "code", "saved"),
+    ("signals", "code", "saved", "before"),
     [
-        ([signal.SIGTERM], 143, 3),
-        ([signal.SIGINT], -signal.SIGINT, 3),
-        ([signal.SIGINT, signal.SIGINT], -signal.SIGINT, 0),
-        ([signal.SIGTERM, signal.SIGTERM], -signal.SIGTERM, 0),
+        ([signal.SIGTERM], 143, 3, "default_int_handler"),
+        ([signal.SIGINT], -signal.SIGINT, 3, "default_int_handler"),
+        ([signal.SIGINT, signal.SIGINT], -signal.SIGINT, 0, "default_int_handler"),
+        ([signal.SIGTERM, signal.SIGTERM], -signal.SIGTERM, 0, "default_int_handler"),
+        ([signal.SIGINT, signal.SIGINT], -signal.SIGINT, 0, "SIG_IGN"),  # as after `command &`
     ],
 )
 def test_the_first_signal_ends_after_the_step_and_the_second_at_once(
-    tmp_path: pathlib.Path, signals: list[int], code: int, saved: int
+    tmp_path: pathlib.Path, signals: list[int], code: int, saved: int, before: str
 ) -> None:
     last = "0.5" if len(signals) == 1 else "60"
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "5", last]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "5", last, before]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     try:
@@ -81,5 +83,5 @@ def test_the_first_signal_ends_after_the_step_and_the_second_at_once(
     steps = [int(path.stem[5:]) for path in tmp_path.glob("step_*.json")]
     assert max(steps, default=0) == saved
     if saved:
-        again = subprocess.run([*command[:-1], "0"], capture_output=True, text=True, check=True)
+        again = subprocess.run([*command[:-2], "0", before], capture_output=True, text=True, check=True)
         assert again.stdout == "end 5.0\n"

@@ -37,7 +37,11 @@ class Signals:
 
     def _note(self, number: int, frame: Any) -> None:
         self.caught = number
+        before = self._before[number]
         self.stop()  # so that a second signal does what it always did
+        if before is signal.SIG_IGN:  # as a shell starts what is to run in the background
+            ends = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, ends)
         sys.stderr.write(
             f"\n{signal.Signals(number).name}: the step is finished and saved; a second one ends "
             "at once\n"
