@@ -54,8 +54,8 @@ def test_all_problems_come_at_once(file: pathlib.Path) -> None:
         "unexpected: the model has no `dense/kernel` (Param float32[2,3]); did you mean "
         "`dense/kernels`?",
         "shape: `bias` is (4,) in the model and (3,) in the checkpoint",
-        "dtype: `scale` is bfloat16 in the model and float32 in the checkpoint",
         "kind: `mean` is of kind Param in the model and of kind BatchStat in the checkpoint",
+        "dtype: `scale` is bfloat16 in the model and float32 in the checkpoint",
     )
 
 

@@ -543,7 +543,7 @@ def test_of_refuses_what_cannot_be_stacked(blocks: Callable[[], list[Any]], mess
     [
         (lambda: linear(use_bias=False), "use_bias=False"),
         (lambda: Plain(moduli.Rngs(0)), "0 Plain()"),
-        (lambda: linear(dtype=jnp.bfloat16), "dtype=<class 'jax.numpy.bfloat16'>"),
+        (lambda: linear(dtype=jnp.bfloat16), "dtype=bfloat16"),
     ],
     ids=["setting", "class", "dtype"],
 )
