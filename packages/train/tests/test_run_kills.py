@@ -83,5 +83,7 @@ def test_the_first_signal_ends_after_the_step_and_the_second_at_once(
     steps = [int(path.stem[5:]) for path in tmp_path.glob("step_*.json")]
     assert max(steps, default=0) == saved
     if saved:
-        again = subprocess.run([*command[:-2], "0", before], capture_output=True, text=True, check=True)
+        again = subprocess.run(
+            [*command[:-2], "0", before], capture_output=True, text=True, check=True
+        )
         assert again.stdout == "end 5.0\n"
