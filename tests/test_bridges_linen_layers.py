@@ -182,6 +182,49 @@ def test_an_einsum_goes_to_linen_and_back(equation: str | None, use_bias: bool) 
         same(module.apply(back, *inputs), theirs.apply(variables, *inputs))
 
 
+def _wrapped() -> dict[str, Any]:
+    wide: dict[str, Any] = {"param_dtype": jnp.float64}
+    dense, conv = linen.Dense(4, **wide), linen.Conv(4, (2,), **wide)
+    return {
+        "weights": linen.WeightNorm(dense, **wide),
+        "one length": linen.WeightNorm(dense, feature_axes=None, use_scale=True, **wide),
+        "no scale": linen.WeightNorm(conv, use_scale=False, **wide),
+        "two axes": linen.WeightNorm(conv, feature_axes=(0, -1), **wide),
+        "names": linen.WeightNorm(dense, variable_filter={"bias"}, **wide),
+        "all": linen.WeightNorm(dense, variable_filter=None, **wide),
+        "spectral": linen.SpectralNorm(dense, n_steps=2, **wide),
+        "spectral conv": linen.SpectralNorm(conv, **wide),
+    }
+
+
+@pytest.mark.parametrize("name", _wrapped())
+def test_a_normalised_layer_goes_to_linen_and_back(name: str) -> None:
+    with float64():
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
+        theirs = _wrapped()[name]
+        mode = {"update_stats": False} if "spectral" in name else {}
+        variables = theirs.init(jax.random.key(0), x, **mode)
+        variables = jax.tree.map(lambda a: jnp.asarray(a) + 0.1, variables)
+        ours = bridge.from_linen(theirs, variables)
+        ours.eval()
+        expected = theirs.apply(variables, x, **mode)
+        same(ours(x), expected)
+
+        def loss(params: Any) -> Any:
+            return (theirs.apply({**variables, "params": params}, x, **mode) ** 2).sum()
+
+        grads = [moduli.grad(lambda ours: (ours(x) ** 2).sum())(ours)]
+        grads.append(jax.grad(loss)(variables["params"]))
+        norms = [sum(float((g**2).sum()) for g in jax.tree.leaves(t)) for t in grads]
+        np.testing.assert_allclose(*norms, rtol=1e-9)
+        module, back = bridge.as_linen(moduli.Sequential(ours))
+        same(bridge.as_linen(ours)[1], variables, 0)
+        same(module.apply(back, x, **mode), expected)
+        again = bridge.from_linen(module, back)
+        again.eval()
+        same(again(x), expected)
+
+
 def test_what_linen_or_we_have_not_is_refused() -> None:
     rngs = moduli.Rngs(0)
     for match, layer in {
@@ -197,8 +240,10 @@ def test_what_linen_or_we_have_not_is_refused() -> None:
     }.items():
         with pytest.raises(moduli.BridgeError, match=match):
             bridge.as_linen(moduli.Sequential(layer))
-    with pytest.raises(moduli.BridgeError, match=r"WeightNorm.*no layer of moduli.*ToNNX"):
-        bridge.from_linen(linen.WeightNorm(linen.Dense(3)), {})
+    with pytest.raises(moduli.BridgeError, match=r"ConvLocal.*no layer of moduli.*ToNNX"):
+        bridge.from_linen(linen.ConvLocal(3, (2,)), {})
+    with pytest.raises(moduli.BridgeError, match=r"SpectralNorm, around a GRUCell"):
+        bridge.as_linen(moduli.SpectralNorm(moduli.GRUCell(3, 4, rngs=rngs), rngs=rngs))
     x = jnp.ones((2, 3))
     variables = linen.Dense(4).init(jax.random.key(0), x)
     with pytest.raises(moduli.BridgeError, match="have no bias"):

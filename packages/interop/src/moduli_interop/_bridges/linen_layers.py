@@ -22,6 +22,7 @@ from moduli_interop._bridges.bridge import Conversion
 from moduli_interop._bridges.frameworks import import_framework
 from moduli_interop._bridges.linen_networks import from_theirs, to_theirs
 from moduli_interop._bridges.linen_places import at, below, check_once, fold, gather, read, write
+from moduli_interop._bridges.linen_weight_norms import from_weight_norms, to_weight_norms
 
 __all__ = ["as_linen", "from_linen"]
 
@@ -202,7 +203,12 @@ def from_linen(module: Any, variables: Any = None, *, rngs: moduli.Rngs | None =
     makers: dict[type, Any] = {getattr(linen, row.theirs): _maker(row) for row in _layers()}
 
     convert = _conversion(
-        {**makers, **from_theirs(), linen.Sequential: lambda *layers: moduli.Sequential(*layers)},
+        {
+            **makers,
+            **from_theirs(),
+            **from_weight_norms(),
+            linen.Sequential: lambda *layers: moduli.Sequential(*layers),
+        },
         linen.Sequential,
         linen.Module,
         "layer of moduli",
@@ -341,6 +347,7 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
         {
             **makers,
             **to_theirs(variables),
+            **to_weight_norms(variables),
             moduli.Sequential: lambda *layers: linen.Sequential(layers),
         },
         moduli.Sequential,
