@@ -52,6 +52,11 @@ LAYERS: dict[str, tuple[Any, Any]] = {
     "group_norm": (lambda: nn.GroupNorm(2, 4), (4, 3, 5)),
     "group_norm-vector": (lambda: nn.GroupNorm(2, 4, channelwise_affine=False), (4,)),
     "max_pool": (lambda: nn.MaxPool2d(3, 2, padding=((0, 1), (1, 1))), (2, 6, 7)),
+    "max_pool-ceil": (
+        lambda: nn.MaxPool2d((3, 4), (2, 3), padding=((1, 0), (0, 1)), use_ceil=True),
+        (2, 7, 8),
+    ),
+    "max_pool-ceil-long": (lambda: nn.MaxPool1d(5, 2, padding=((1, 3),), use_ceil=True), (2, 6)),
     "avg_pool": (lambda: nn.AvgPool1d(2, 2, padding=1), (2, 6)),
     "mlp": (lambda: nn.MLP(3, 2, 5, 2, activation=jax.nn.tanh, key=KEY), (3,)),
     "network": (
@@ -228,7 +233,7 @@ REFUSED = {
         nn.Linear(2, 2, key=KEY), "weight", key=KEY
     ),
     "AdaptivePool|AdaptiveAvgPool.*has no layer": lambda: nn.AdaptiveAvgPool1d(2),
-    "MaxPool1d, with use_ceil": lambda: nn.MaxPool1d(2, use_ceil=True),
+    "AvgPool1d, with use_ceil.*write the padding": lambda: nn.AvgPool1d(2, use_ceil=True),
     "BatchNorm, which is not of mode": lambda: nn.BatchNorm(2, "batch", mode="ema"),
     "MultiheadAttention, with biases": lambda: nn.MultiheadAttention(
         2, 4, use_query_bias=True, key=KEY
@@ -255,6 +260,9 @@ def test_ours_that_equinox_lacks_and_what_is_shared_are_refused() -> None:
         moduli.to_equinox(moduli.Sequential(linear, linear))
     with pytest.raises(moduli.BridgeError, match=r"SimpleCell.*no layer of equinox.*are pytrees"):
         moduli.to_equinox(moduli.SimpleCell(3, 4, rngs=rngs))
+    pool = moduli.from_equinox(nn.MaxPool1d(2, 3, use_ceil=True))  # raises there, unless it fits
+    with pytest.raises(moduli.BridgeError, match=r"ceil_mode=True, and strides"):
+        moduli.to_equinox(pool)
     with pytest.raises(moduli.BridgeError, match=r"with num_kv_heads"):
         moduli.to_equinox(moduli.MultiHeadAttention(4, 8, num_kv_heads=2, rngs=rngs))
 

@@ -450,13 +450,21 @@ def _to_rope(part: Any, convert: Conversion) -> Any:
 
 
 def _from_pool(part: Any, convert: Conversion, maximum: bool) -> Any:
-    if part.use_ceil:
-        convert.refuse(part, "with use_ceil=True, which counts other windows than our ceil_mode")
+    reached = all(
+        after < width for width, (_, after) in zip(part.kernel_size, part.padding, strict=True)
+    )
+    if part.use_ceil and not (maximum and reached):
+        convert.refuse(
+            part,
+            "with use_ceil=True, which counts other windows than our ceil_mode (write the padding "
+            "that it comes to, without use_ceil)",
+        )
     pool = functools.partial(
         moduli.max_pool if maximum else moduli.avg_pool,
         window_shape=part.kernel_size,
         strides=part.stride,
         padding=tuple((int(a), int(b)) for a, b in part.padding),
+        **({"ceil_mode": True} if part.use_ceil else {}),
     )
     return ChannelsFirst(pool, axis=-1 - part.num_spatial_dims)
 
@@ -468,11 +476,15 @@ def _to_pool(pool: functools.partial[Any], convert: Conversion) -> Any:
     kind = {moduli.max_pool: "Max", moduli.avg_pool: "Avg"}.get(pool.func)
     window = settings.pop("window_shape", ())
     strides, padding = settings.pop("strides", None) or 1, settings.pop("padding", "VALID")
+    ceil = kind == "Max" and settings.pop("ceil_mode", False)
     if padding == "VALID":
         padding = 0
     if kind is None or pool.args or settings or isinstance(padding, str) or not window:
         convert.refuse(pool, f"with settings that equinox has not ({', '.join(settings)})")
-    made = getattr(nn, f"{kind}Pool{len(window)}d")(window, strides, padding)
+    made = getattr(nn, f"{kind}Pool{len(window)}d")(window, strides, padding, use_ceil=ceil)
+    sides = zip(made.kernel_size, made.stride, made.padding, strict=True)
+    if ceil and any(step + after > width for width, step, (_, after) in sides):
+        convert.refuse(pool, "with ceil_mode=True, and strides for which equinox has no use_ceil")
     if kind == "Max" and math.isfinite(made.init):
         convert.refuse(pool, "for which equinox begins with another value")
     return made
