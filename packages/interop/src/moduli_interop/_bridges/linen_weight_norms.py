@@ -124,11 +124,9 @@ def _from_spectral_norm(part: Any, convert: Conversion) -> Any:
 def _layer(part: Any, convert: Conversion) -> Any:
     """Converts the wrapped layer."""
     made = below(part.layer_instance, convert, _LAYER)
-    ours = part.layer_instance if isinstance(part, moduli.Module) else made
-    if not isinstance(ours, _WRAPPED):
-        convert.refuse(
-            part, f"around a {type(ours).__name__}, whose weights have other names there"
-        )
+    if not any(isinstance(layer, _WRAPPED) for layer in (part.layer_instance, made)):
+        name = type(part.layer_instance).__name__
+        convert.refuse(part, f"around a {name}, whose weights have other names there")
     return made
 
 
