@@ -187,8 +187,10 @@ def _weak(array: Any) -> Any:
     How wide it makes those depends on ``jax_enable_x64``. Where the array comes from a program that
     had it otherwise, it is made as there.
     """
-    for x64 in (True, False):
-        with jax.enable_x64(x64):
-            if jnp.result_type(_KINDS.get(array.dtype.kind, array)) == array.dtype:
-                return _made_weak(array)
+    kind = _KINDS.get(array.dtype.kind, array)
+    if jnp.result_type(kind) == array.dtype:
+        return _made_weak(array)
+    with jax.enable_x64(not jax.config.read("jax_enable_x64")):
+        if jnp.result_type(kind) == array.dtype:
+            return _made_weak(array)
     return array
