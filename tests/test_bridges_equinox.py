@@ -57,6 +57,17 @@ LAYERS: dict[str, tuple[Any, Any]] = {
         (2, 7, 8),
     ),
     "max_pool-ceil-long": (lambda: nn.MaxPool1d(5, 2, padding=((1, 3),), use_ceil=True), (2, 6)),
+    "weight_norm": (lambda: nn.WeightNorm(nn.Linear(3, 4, key=KEY)), (3,)),
+    "weight_norm-inputs": (lambda: nn.WeightNorm(nn.Linear(3, 4, key=KEY), axis=1), (3,)),
+    "weight_norm-one": (lambda: nn.WeightNorm(nn.Linear(3, 4, key=KEY), axis=None), (3,)),
+    "weight_norm-conv": (
+        lambda: nn.WeightNorm(nn.Conv2d(2, 3, (3, 2), key=KEY), axis=-1),
+        (2, 5, 6),
+    ),
+    "weight_norm-conv_transpose": (
+        lambda: nn.WeightNorm(nn.ConvTranspose1d(2, 3, 3, stride=2, key=KEY)),
+        (2, 5),
+    ),
     "avg_pool": (lambda: nn.AvgPool1d(2, 2, padding=1), (2, 6)),
     "mlp": (lambda: nn.MLP(3, 2, 5, 2, activation=jax.nn.tanh, key=KEY), (3,)),
     "network": (

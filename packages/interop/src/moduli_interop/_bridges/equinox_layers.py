@@ -12,7 +12,8 @@ import moduli
 from moduli_interop._bridges.arguments import build, fill
 from moduli_interop._bridges.bridge import Conversion, LayerRule
 from moduli_interop._bridges.conventions import ChannelsFirst, OneExample, TorchCell, check_plain
-from moduli_interop._bridges.equinox_values import key, replaced, value
+from moduli_interop._bridges.equinox_values import inside, key, replaced, value
+from moduli_interop._bridges.equinox_weight_norms import from_weight_norm, to_weight_norm
 from moduli_interop._bridges.frameworks import import_framework
 from moduli_interop._bridges.windows import transposed_pairs
 
@@ -27,6 +28,7 @@ def more_rules() -> list[LayerRule]:
         return LayerRule(moduli.Module, theirs, maker)
 
     found = [
+        LayerRule(moduli.WeightNorm, nn.WeightNorm, from_weight_norm, _to_weight_norm),
         rule(nn.GroupNorm, _from_group_norm),
         rule(nn.BatchNorm, _from_batch_norm),
         LayerRule(moduli.MultiHeadAttention, nn.MultiheadAttention, _from_attention, _to_attention),
@@ -34,7 +36,7 @@ def more_rules() -> list[LayerRule]:
         rule(nn.GRUCell, _from_cell),
         LayerRule(TorchCell, nn.LSTMCell, None, _to_cell),
         LayerRule(moduli.RoPE, nn.RotaryPositionalEmbedding, _from_rope, _to_rope),
-        rule(_channels_last(), lambda part, convert: _inside(convert(part.layer, "layer"))),
+        rule(_channels_last(), lambda part, convert: inside(convert(part.layer, "layer"))),
     ]
     for name in ("", "1d", "2d", "3d"):
         found.append(rule(getattr(nn, f"Conv{name}"), _from_conv))
@@ -73,15 +75,15 @@ def _channels_last() -> Any:
     return ChannelsLast
 
 
-def _inside(made: Any) -> Any:
-    """Returns our layer without what keeps equinox's order of axes."""
-    while isinstance(made, (ChannelsFirst, OneExample)):
-        made = made.layer
-    return made
-
-
 def _to_channels_last(part: Any, convert: Conversion) -> Any:
     return _channels_last()(channels_first_to_theirs(part, convert))
+
+
+def _to_weight_norm(part: Any, convert: Conversion) -> Any:
+    made = convert(part.layer_instance, "layer_instance")
+    last = isinstance(made, _channels_last())
+    made = to_weight_norm(part, made.layer if last else made, convert)
+    return _channels_last()(made) if last else made
 
 
 def channels_first_to_theirs(layer: Any, convert: Conversion) -> Any:
@@ -91,7 +93,7 @@ def channels_first_to_theirs(layer: Any, convert: Conversion) -> Any:
       layer: our layer, or a function that pools.
       convert: the conversion.
     """
-    layer = _inside(layer)
+    layer = inside(layer)
     makers = {
         moduli.Conv: _to_conv,
         moduli.ConvTranspose: _to_conv_transpose,
@@ -99,6 +101,10 @@ def channels_first_to_theirs(layer: Any, convert: Conversion) -> Any:
         moduli.InstanceNorm: _to_group_norm,
         moduli.BatchNorm: _to_batch_norm,
     }
+    if type(layer) is moduli.WeightNorm:
+        return to_weight_norm(
+            layer, channels_first_to_theirs(layer.layer_instance, convert), convert
+        )
     if isinstance(layer, functools.partial):
         return _to_pool(layer, convert)
     if type(layer) not in makers:

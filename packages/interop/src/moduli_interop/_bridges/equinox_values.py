@@ -8,8 +8,9 @@ import jax
 
 import moduli
 from moduli_interop._bridges.bridge import Conversion
+from moduli_interop._bridges.conventions import ChannelsFirst, OneExample
 
-__all__ = ["key", "replaced", "value"]
+__all__ = ["inside", "key", "replaced", "value"]
 
 
 def key() -> jax.Array:
@@ -52,3 +53,10 @@ def replaced(module: Any, **arrays: Any) -> Any:
         module,
         [arrays[name] for name in names],
     )
+
+
+def inside(made: Any) -> Any:
+    """Returns our layer without what keeps equinox's order of axes."""
+    while isinstance(made, (ChannelsFirst, OneExample)):
+        made = made.layer
+    return made

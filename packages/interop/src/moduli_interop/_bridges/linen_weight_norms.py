@@ -96,6 +96,7 @@ def _from_weight_norm(part: Any, convert: Conversion) -> Any:
         variable_filter=lambda path, _: not names or _selects(names, path),
         rngs=moduli.Rngs(0),
     )
+    made.use_running_average = True  # a call writes nothing, as there, in training neither
     for path, scale in (made.scales or {}).items():
         _take(part, scale, "params", (*path, "scale"), convert)
     return made
