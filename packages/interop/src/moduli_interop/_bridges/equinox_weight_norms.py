@@ -13,7 +13,6 @@ from moduli_interop._bridges.equinox_values import replaced, value
 
 __all__ = ["from_weight_norm", "to_weight_norm"]
 
-_AROUND = (moduli.Linear, moduli.Conv, moduli.ConvTranspose)
 _LARGEST = 1e-9  # what ours adds to squared lengths, where equinox adds nothing
 
 
@@ -26,7 +25,7 @@ def from_weight_norm(part: Any, convert: Conversion) -> Any:
     """
     made = convert(part.layer, "layer")
     layer = made.layer if isinstance(made, ChannelsFirst) else made
-    if type(layer) not in _AROUND or part.weight_name != "weight":
+    if type(layer) not in _around() or part.weight_name != "weight":
         convert.refuse(part, f"around `{part.weight_name}` of a {type(part.layer).__name__}")
     axis = part.axis
     wrapped = moduli.WeightNorm(
@@ -52,7 +51,7 @@ def to_weight_norm(part: Any, inner: Any, convert: Conversion) -> Any:
     """
     import equinox.nn as nn
 
-    if type(part.layer_instance) not in _AROUND:
+    if type(part.layer_instance) not in _around():
         convert.refuse(part, f"around a {type(part.layer_instance).__name__}")
     check_plain(part, convert, but=("variable_filter",))
     scales, axes = part.scales or {}, part.feature_axes
@@ -69,6 +68,11 @@ def to_weight_norm(part: Any, inner: Any, convert: Conversion) -> Any:
     rank = inner.weight.ndim
     made = nn.WeightNorm(inner, axis=_axis(axes[0] % rank, rank, back=True) if axes else None)
     return replaced(made, g=value(scales["kernel",], convert).reshape(made.g.shape))
+
+
+def _around() -> tuple[type, ...]:
+    """Returns what both can stand around; asked for late, as moduli-layers may be missing."""
+    return moduli.Linear, moduli.Conv, moduli.ConvTranspose
 
 
 def _axis(axis: int, rank: int, *, back: bool) -> int:

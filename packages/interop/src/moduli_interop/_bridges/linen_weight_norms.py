@@ -16,18 +16,6 @@ from moduli_interop._bridges.linen_places import below, check_once, read, write
 __all__ = ["from_weight_norms", "to_weight_norms"]
 
 _LAYER = "layer_instance"
-# those whose parameters have the same paths and shapes in linen
-_WRAPPED = (
-    moduli.Linear,
-    moduli.LinearGeneral,
-    moduli.Conv,
-    moduli.ConvTranspose,
-    moduli.Einsum,
-    moduli.Embed,
-    moduli.MultiHeadAttention,
-    moduli.LSTMCell,
-    moduli.SimpleCell,
-)
 
 
 def from_weight_norms() -> dict[type, Any]:
@@ -125,7 +113,7 @@ def _from_spectral_norm(part: Any, convert: Conversion) -> Any:
 def _layer(part: Any, convert: Conversion) -> Any:
     """Converts the wrapped layer."""
     made = below(part.layer_instance, convert, _LAYER)
-    if not any(isinstance(layer, _WRAPPED) for layer in (part.layer_instance, made)):
+    if not any(isinstance(layer, _wrapped()) for layer in (part.layer_instance, made)):
         name = type(part.layer_instance).__name__
         convert.refuse(part, f"around a {name}, whose weights have other names there")
     return made
@@ -163,3 +151,21 @@ def _put(
     check_once(variable, convert)
     place = (collection, *convert.kept["place"], _name(path))
     write(variables, place, variable.get_raw_value())
+
+
+def _wrapped() -> tuple[type, ...]:
+    """Returns those whose parameters have the same paths and shapes in linen.
+
+    They are asked for late, as moduli-layers may be missing.
+    """
+    return (
+        moduli.Linear,
+        moduli.LinearGeneral,
+        moduli.Conv,
+        moduli.ConvTranspose,
+        moduli.Einsum,
+        moduli.Embed,
+        moduli.MultiHeadAttention,
+        moduli.LSTMCell,
+        moduli.SimpleCell,
+    )
