@@ -1,4 +1,4 @@
-"""Modules that keep another framework's order of axes around a layer of ours."""
+"""What several bridges need: modules with another framework's order of axes, checks, parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import moduli
-from moduli.errors import ShapeError
+from moduli.errors import ShapeError, format_path
 from moduli_interop._bridges.arguments import parameters
 from moduli_interop._bridges.bridge import Conversion
 
@@ -21,7 +21,9 @@ __all__ = [
     "OneExample",
     "PaddingEmbed",
     "TorchCell",
+    "check_once",
     "check_plain",
+    "mlp_parts",
     "transposed_tensors",
 ]
 
@@ -380,6 +382,42 @@ def check_plain(layer: Any, convert: Conversion, but: Sequence[str] = ()) -> Non
             value = getattr(part, name)
             if value is not known[name].default and value != known[name].default:
                 convert.refuse(part, f"whose `{name}` the other framework's layer has not")
+
+
+def check_once(variable: Any, convert: Conversion, hint: str = "") -> None:
+    """Raises if a Variable was met before in a walk: the other framework would make two of it.
+
+    Args:
+      variable: the Variable.
+      convert: the conversion.
+      hint: what the message says at its end.
+    """
+    met = convert.kept.setdefault("met", {})
+    if id(variable) in met:
+        convert.refuse(
+            variable,
+            f"which also stands at `{format_path(met[id(variable)][1])}`; what stands in two "
+            f"places would be two arrays in {convert.framework}{hint}",
+        )
+    met[id(variable)] = (variable, convert.path)  # it is kept, so that its id stays its own
+
+
+def mlp_parts(part: Any, convert: Conversion) -> list[Any]:
+    """Converts what an MLP of ours calls, in the order in which it does.
+
+    Args:
+      part: the MLP.
+      convert: the conversion.
+    """
+    made: list[Any] = []
+    norms, dropouts = list(part.norms or ()), list(part.dropouts or ())
+    for n, layer in enumerate(part.layers):
+        made.append(convert(layer, "layers", n))
+        if n < len(part.layers) - 1 or part.activate_final:
+            made += [convert(norms[n], "norms", n)] if n < len(norms) else []
+            made.append(convert(part.activation, "activation"))
+            made += [convert(dropouts[n], "dropouts", n)] if n < len(dropouts) else []
+    return made
 
 
 def _check_dtype(layer: Any, convert: Conversion) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import moduli
 from moduli_interop._bridges.arguments import build, fill
 from moduli_interop._bridges.bridge import Conversion, LayerRule
-from moduli_interop._bridges.conventions import ChannelsFirst, check_plain
+from moduli_interop._bridges.conventions import ChannelsFirst, check_plain, mlp_parts
 from moduli_interop._bridges.equinox_layers import channels_first_to_theirs, more_rules
 from moduli_interop._bridges.equinox_values import replaced, value
 from moduli_interop._bridges.frameworks import import_framework, makers
@@ -334,12 +334,4 @@ def _to_dropout(part: Any, convert: Conversion) -> Any:
 def _to_mlp(part: Any, convert: Conversion) -> Any:
     import equinox.nn as nn
 
-    layers: list[Any] = []
-    norms, dropouts = list(part.norms or ()), list(part.dropouts or ())
-    for n, layer in enumerate(part.layers):
-        layers.append(convert(layer, "layers", n))
-        if n < len(part.layers) - 1 or part.activate_final:
-            layers += [convert(norms[n], "norms", n)] if n < len(norms) else []
-            layers.append(convert(part.activation, "activation"))
-            layers += [convert(dropouts[n], "dropouts", n)] if n < len(dropouts) else []
-    return nn.Sequential(layers)
+    return nn.Sequential(mlp_parts(part, convert))

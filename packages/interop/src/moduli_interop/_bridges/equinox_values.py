@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 
-import moduli
 from moduli_interop._bridges.bridge import Conversion
-from moduli_interop._bridges.conventions import ChannelsFirst, OneExample
+from moduli_interop._bridges.conventions import ChannelsFirst, OneExample, check_once
 
 __all__ = ["inside", "key", "replaced", "value"]
 
@@ -27,14 +26,7 @@ def value(variable: Any, convert: Conversion) -> Any:
     """
     if variable is None:
         return None
-    met = convert.kept.setdefault("met", {})
-    if id(variable) in met:
-        convert.refuse(
-            variable,
-            f"which also stands at `{moduli.errors.format_path(met[id(variable)][1])}`, and which "
-            "equinox would train as two arrays (see equinox.nn.Shared)",
-        )
-    met[id(variable)] = (variable, convert.path)
+    check_once(variable, convert, " (see equinox.nn.Shared)")
     return variable.value
 
 

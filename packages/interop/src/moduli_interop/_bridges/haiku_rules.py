@@ -12,7 +12,7 @@ import numpy as np
 import moduli
 from moduli_interop._bridges.arguments import build, fill
 from moduli_interop._bridges.bridge import Conversion, LayerRule
-from moduli_interop._bridges.conventions import ChannelsFirst, check_plain
+from moduli_interop._bridges.conventions import ChannelsFirst, check_plain, mlp_parts
 from moduli_interop._bridges.haiku_convolutions import (
     conv_rules,
     conv_to_theirs,
@@ -315,15 +315,7 @@ def _to_mlp(part: Any, convert: Conversion) -> Any:
     import haiku as hk
 
     if part.norms or part.dropouts or isinstance(part.activation, moduli.Module):
-        layers: list[Any] = []
-        norms, dropouts = list(part.norms or ()), list(part.dropouts or ())
-        for n, layer in enumerate(part.layers):
-            layers.append(convert(layer, "layers", n))
-            if n < len(part.layers) - 1 or part.activate_final:
-                layers += [convert(norms[n], "norms", n)] if n < len(norms) else []
-                layers.append(convert(part.activation, "activation"))
-                layers += [convert(dropouts[n], "dropouts", n)] if n < len(dropouts) else []
-        return hk.Sequential(layers)
+        return hk.Sequential(mlp_parts(part, convert))
     check_plain(part, convert)
     made = hk.nets.MLP(
         [layer.out_features for layer in part.layers],

@@ -13,12 +13,12 @@ from typing import Any
 
 import moduli
 from moduli_interop._bridges.bridge import Conversion
+from moduli_interop._bridges.conventions import check_once
 
 __all__ = [
     "Reading",
     "Values",
     "Writing",
-    "check_once",
     "read",
     "read_state",
     "reading",
@@ -57,14 +57,12 @@ class Writing:
       initializes: whether layers with statistics are made for a training step, in which alone they
         make their state.
       depend: the layers whose arrays have a shape that depends on the rank of the inputs.
-      held: the Variables that have a place already.
     """
 
     params: dict[str, dict[str, Any]] | None = None
     state: dict[str, dict[str, Any]] | None = None
     initializes: bool = False
     depend: list[tuple[tuple[str | int, ...], str]] = dataclasses.field(default_factory=list)
-    held: dict[int, Any] = dataclasses.field(default_factory=dict)
 
 
 def reading(convert: Conversion) -> Reading:
@@ -143,15 +141,3 @@ def write_state(module: Any, convert: Conversion, arrays: Mapping[str, Any]) -> 
     held = writing(convert)
     if held.state is not None:
         held.state[module.module_name] = dict(arrays)
-
-
-def check_once(variable: Any, convert: Conversion) -> None:
-    """Raises if a Variable has a place in haiku's parameters already."""
-    held = writing(convert).held
-    if id(variable) in held:
-        convert.refuse(
-            variable,
-            f"which also stands at `{moduli.errors.format_path(held[id(variable)][1])}`, and which "
-            "would be two arrays in haiku",
-        )
-    held[id(variable)] = (variable, convert.path)

@@ -19,9 +19,10 @@ import numpy as np
 import moduli
 from moduli_interop._bridges.arguments import build, fill, parameters
 from moduli_interop._bridges.bridge import Conversion
+from moduli_interop._bridges.conventions import check_once
 from moduli_interop._bridges.frameworks import import_framework
 from moduli_interop._bridges.linen_networks import from_theirs, to_theirs
-from moduli_interop._bridges.linen_places import at, below, check_once, fold, gather, read, write
+from moduli_interop._bridges.linen_places import at, below, fold, gather, read, write
 from moduli_interop._bridges.linen_weight_norms import from_weight_norms, to_weight_norms
 
 __all__ = ["as_linen", "from_linen"]
@@ -346,7 +347,7 @@ def as_linen(model: Any) -> tuple[Any, dict[str, Any]]:
     convert = _conversion(
         {
             **makers,
-            **to_theirs(variables),
+            **to_theirs(),
             **to_weight_norms(variables),
             moduli.Sequential: lambda *layers: linen.Sequential(layers),
         },

@@ -24,12 +24,8 @@ def from_theirs() -> dict[type, Any]:
     return {linen.RNN: _from_rnn, linen.Bidirectional: _from_bidirectional}
 
 
-def to_theirs(variables: dict[str, Any]) -> dict[type, Any]:
-    """Returns what makes linen's networks of ours, by our class.
-
-    Args:
-      variables: where the values go.
-    """
+def to_theirs() -> dict[type, Any]:
+    """Returns what makes linen's networks of ours, by our class."""
     return {moduli.RNN: _to_rnn, moduli.Bidirectional: _to_bidirectional}
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from moduli_interop._bridges.bridge import Conversion
 
-__all__ = ["at", "below", "check_once", "fold", "gather", "read", "write"]
+__all__ = ["at", "below", "fold", "gather", "read", "write"]
 
 _Where = tuple[str, ...]
 _Joined = Mapping[str, tuple[_Where | None, ...]]
@@ -91,14 +91,6 @@ def fold(part: Any, joined: _Joined) -> dict[_Where, Any]:
             elif (other := joined["dense_i.bias"][number]) is not None:
                 arrays[other] = arrays[other] + piece
     return arrays
-
-
-def check_once(variable: Any, convert: Conversion) -> None:
-    """Refuses a Variable that was met before, which would be two arrays in linen."""
-    met = convert.kept.setdefault("met", {})
-    if id(variable) in met:
-        convert.refuse(variable, "which stands in two places, and would be two arrays in linen")
-    met[id(variable)] = variable
 
 
 def write(variables: dict[str, Any], where: tuple[str, ...], value: Any) -> None:

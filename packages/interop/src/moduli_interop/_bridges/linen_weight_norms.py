@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import moduli
 from moduli_interop._bridges.arguments import parameters
 from moduli_interop._bridges.bridge import Conversion
+from moduli_interop._bridges.conventions import check_once
 from moduli_interop._bridges.frameworks import import_framework
-from moduli_interop._bridges.linen_places import below, check_once, read, write
+from moduli_interop._bridges.linen_places import below, read, write
 
 __all__ = ["from_weight_norms", "to_weight_norms"]
 
