@@ -261,15 +261,28 @@ def _object(graphdef: Any, index: int) -> str:
     if entry[0] == VARIABLE:
         return name
     defaults = {} if issubclass(entry[1], (list, dict)) else defaults_of(entry[1])
+    static = [
+        f"{key}={summarize(value)}"
+        for key, value in _static(entry)
+        if not says_nothing_new(key, value, defaults)
+    ]
+    shared = [f"{key}=#{number}" for key, number in _shared(graphdef, index)]
+    return f"{name}({', '.join(static + shared)})"
+
+
+def _static(entry: Any) -> list[tuple[Any, Any]]:
+    """The static attributes of a node, by name."""
+    return [(key, static_value(code[1])) for key, code in entry[2] if code[0] <= STATIC]
+
+
+def _shared(graphdef: Any, index: int) -> list[tuple[Any, int]]:
+    """The attributes of a node that hold an object which has its place elsewhere, and which."""
     paths = graphdef.object_paths
-    shown = [(key, static_value(code[1])) for key, code in entry[2] if code[0] <= STATIC]
-    static = [f"{k}={summarize(v)}" for k, v in shown if not says_nothing_new(k, v, defaults)]
-    shared = [
-        f"{key}=#{code[1]}"
-        for key, code in entry[2]
+    return [
+        (key, code[1])
+        for key, code in graphdef.objects[index][2]
         if code[0] == OBJECT and paths[code[1]] != (*paths[index], key)
     ]
-    return f"{name}({', '.join(static + shared)})"
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -289,12 +302,9 @@ def structure_entries(graphdef: Any) -> dict[str, tuple[str, dict[str, str]]]:
         if entry[0] == VARIABLE:
             shown = {key: repr(value) for key, value in graphdef.metadatas.get(index, {}).items()}
         else:
-            shown = {
-                str(key): repr(static_value(code[1])) for key, code in entry[2] if code[0] <= STATIC
-            }
-            for key, code in entry[2]:
-                if code[0] == OBJECT and paths[code[1]] != (*paths[index], key):
-                    shown[str(key)] = f"shared with `{format_path(paths[code[1]])}`"
+            shown = {str(key): repr(value) for key, value in _static(entry)}
+            for key, number in _shared(graphdef, index):
+                shown[str(key)] = f"shared with `{format_path(paths[number])}`"
         where = f"`{format_path(paths[index])}`" if paths[index] else "the root"
         found[where] = entry[1].__name__, shown
     return found

@@ -254,9 +254,7 @@ def add_hookspecs(module: Any) -> None:
     """
     if specs.declare(module):
         with _lock:  # sets from before `rediscover` know hooks that are to be declared anew
-            hooks = {
-                hook for known in _sets for plugin in known.plugins for hook in plugin.record.hooks
-            }
+            hooks = {hook for record in _records() for hook in record.hooks}
         report(specs.declare_for(hooks))
         running = [record for record in _records() if record.state == "active"]
         _rebuild_where(lambda plugins: True)
