@@ -9,6 +9,7 @@ from typing import Any
 
 from moduli.errors import format_path
 from moduli_interop._choose import recognize_format
+from moduli_interop._path_of import path_of
 from moduli_interop._quick import no_collection
 from moduli_interop._stored import Leaf, Path, arrays_in, describe
 
@@ -92,7 +93,7 @@ def inspect_checkpoint(
       >>> info.metadata, info.leaves[0].path, info.leaves[0].kind, info.leaves[0].type
       ({'epoch': 3}, ('scale',), 'Param', 'float')
     """
-    file = os.fsdecode(path)
+    file = path_of(path, "inspect_checkpoint", "path")
     chosen = recognize_format(file, format)
     checkpoint = (chosen.open or chosen.load)(file)
     if verify:
@@ -119,7 +120,7 @@ def verify_checkpoint(path: str | os.PathLike[str], *, format: str | None = None
       >>> save(path, nnx.Dict({"scale": nnx.Param(2.5)}))
       >>> verify_checkpoint(path)
     """
-    file = os.fsdecode(path)
+    file = path_of(path, "verify_checkpoint", "path")
     chosen = recognize_format(file, format)
     with no_collection():
         if chosen.verify is not None:

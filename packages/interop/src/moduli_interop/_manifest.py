@@ -131,9 +131,8 @@ def _number(value: Any) -> Any:
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
-_quoted = (
-    json.encoder.encode_basestring_ascii
-)  # what encode comes to for a text, without its detour
+# what encode comes to for a text, without its detour
+_quoted = json.encoder.encode_basestring_ascii
 
 
 class _Encoder:

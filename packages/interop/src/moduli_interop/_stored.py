@@ -78,9 +78,8 @@ class StoredArray:
         owned: bool = False,
         live: Any = None,
     ):
-        fields = (
-            self.__dict__
-        )  # what dataclasses write for a frozen class takes three times as long
+        # what dataclasses write for a frozen class takes three times as long
+        fields = self.__dict__
         fields["dtype"] = dtype
         fields["shape"] = shape
         fields["container"] = container

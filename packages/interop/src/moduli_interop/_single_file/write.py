@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
-from zlib import crc32
 
 import numpy as np
 
@@ -109,7 +108,7 @@ class _Writer:
                     later[name] = self._large(bits, name, array, pool)
                     continue
                 copied = bits.tobytes()
-                sums[name] = (crc32(copied, start_of(name, array)),) if nbytes else ()
+                sums[name] = (block_digest(copied, start_of(name, array), 0),) if nbytes else ()
                 self._small.append(copied)
                 self._together += nbytes
                 if self._together > _TOGETHER:

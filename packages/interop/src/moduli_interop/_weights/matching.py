@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Pairing", "Part", "is_like", "match", "parts_of"]
 
@@ -100,27 +100,24 @@ class Pairing:
     theirs: list[Part]
 
 
-def is_like(names: Iterable[str]) -> _Likeness:
+def is_like(names: Iterable[str]) -> Callable[[str], bool]:
     """Makes a function that returns whether some name is like one that is given.
 
     Args:
       names: the names of a source.
     """
-    return _Likeness(names)
-
-
-class _Likeness:
-    def __init__(self, names: Iterable[str]) -> None:
-        self._owners: dict[str, set[str]] = defaultdict(set)
-        for name in names:
-            *path, leaf = name.split(".")
-            self._owners[leaf] |= set(_own(path))
-
-    def __call__(self, name: str) -> bool:
+    owners: dict[str, set[str]] = defaultdict(set)
+    for name in names:
         *path, leaf = name.split(".")
-        if leaf not in self._owners:
+        owners[leaf] |= set(_own(path))
+
+    def like(name: str) -> bool:
+        *path, leaf = name.split(".")
+        if leaf not in owners:
             return False
-        return leaf not in ("weight", "bias") or not self._owners[leaf].isdisjoint(_own(path))
+        return leaf not in ("weight", "bias") or not owners[leaf].isdisjoint(_own(path))
+
+    return like
 
 
 def parts_of(tensors: Mapping[str, Shape], shared: Iterable[str]) -> list[Part]:
