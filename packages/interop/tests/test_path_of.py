@@ -7,7 +7,17 @@ import pathlib
 import pytest
 
 import moduli as nnx
-from moduli_interop import load, load_state, load_weights, save, save_weights
+from moduli_interop import (
+    inspect_checkpoint,
+    load,
+    load_state,
+    load_weights,
+    save,
+    save_weights,
+    verify_checkpoint,
+)
+
+ALONE = (load_state, inspect_checkpoint, verify_checkpoint)
 
 
 def model():
@@ -22,8 +32,8 @@ def test_swapped_arguments_say_how_to_write_it(function, path, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("function", [save, load, load_state, save_weights])
+@pytest.mark.parametrize("function", [save, load, save_weights, *ALONE])
 def test_what_is_no_path_is_named(function):
-    arguments = () if function is load_state else (model(),)
+    arguments = () if function in ALONE else (model(),)
     with pytest.raises(nnx.errors.ModuliError, match=f"{function.__name__} got a int as the path"):
         function(3, *arguments)
